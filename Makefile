@@ -1,0 +1,62 @@
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PRESET ?= tiny
+CHECKPOINT ?=
+PRECISION ?= fp32
+TARGET ?= tensorrt
+REPOSITORY ?= model_repository
+OUT ?= build/$(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),$(PRESET))-$(PRECISION)
+WEIGHTS = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(or $(filter-out file,$(origin PRESET)),$(if $(CHECKPOINT),,x)),--preset $(PRESET))
+.DEFAULT_GOAL := help
+
+.PHONY: help  ## show this list
+help:
+	@awk -F '## ' '/^\.PHONY: .*##/ {sub(/\.PHONY: /, "", $$1); printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "variables: PRESET= CHECKPOINT= PRECISION=fp32|fp16|bf16 TARGET=tensorrt|tensorrt-rtx OUT= REPOSITORY="
+
+.PHONY: setup  ## make .venv with everything the other targets need
+setup: $(STAMP)
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps hy3dgen==2.0.2
+	touch $@
+
+.PHONY: demo  ## from nothing to a checked result: export, verify, deploy, serve, sample
+demo: $(STAMP)
+	$(BIN)/python -m hunyuan3d_export.demo $(WEIGHTS) --precision $(PRECISION)
+
+.PHONY: test  ## the fast tests (what CI runs)
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+.PHONY: test-slow  ## full-size presets
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: lint  ## ruff and strict mypy (what CI runs)
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+.PHONY: export-onnx  ## weights -> ONNX graphs in OUT
+export-onnx: $(STAMP)
+	$(BIN)/hunyuan3d-export onnx $(WEIGHTS) --precision $(PRECISION) --graph all --out $(OUT)
+
+.PHONY: verify  ## parity receipt: torch against ONNX Runtime
+verify: export-onnx
+	$(BIN)/hunyuan3d-export verify --artifacts $(OUT)
+
+.PHONY: deploy  ## place the artifacts into REPOSITORY, exporting what is missing or stale
+deploy: export-onnx
+	$(BIN)/hunyuan3d-export deploy --artifacts $(OUT) --repository $(REPOSITORY)
+
+.PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact
+serve: $(STAMP)
+	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model.plan' 2>/dev/null)" || $(MAKE) deploy
+	$(BIN)/hunyuan3d-export serve --repository $(REPOSITORY)
+
+.PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
+clean:
+	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model.plan* $(REPOSITORY)/*/1/*.json

@@ -1,0 +1,144 @@
+"""THE table: every tensor's name, dtype, dims and meaning, and every free axis's range.
+
+config.pbtxt files, optimization profiles, ONNX axes, example inputs and the client's validation derive from it or are
+tested against it. Axes: B batch, L latent tokens, T context tokens. A tensor keeps its name from the torch forward
+through ONNX, plan and config.pbtxt to the client.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+LATENT_CHANNELS = 64
+CONTEXT_WIDTH = 1536
+
+DIT = "hunyuan3d_dit"
+DIT_GUIDED = "hunyuan3d_dit_guided"
+SAMPLER = "hunyuan3d_sampler"
+SAMPLER_UNARY = "hunyuan3d_sampler_unary"
+
+# Triton's name of a dtype -> numpy's. FP16 and FP32 only for big tensors: tritonclient encodes BF16 in a Python loop.
+NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BYTES": np.object_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisRange:
+    """Smallest, usual and largest size of a free axis: an optimization profile's (min, opt, max)."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ValueError(f"axis range must be 1 <= min <= opt <= max, got {self.min}..{self.opt}..{self.max}")
+
+
+# T reaches four views of 1370 tokens and one 1022-pixel image of 5330; L one and a third times v2-0's.
+AXES: Mapping[str, AxisRange] = {
+    "B": AxisRange(1, 2, 8),
+    "L": AxisRange(1, 3072, 4096),
+    "T": AxisRange(1, 1370, 5480),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a model: dims are axis names (free), or sizes (fixed)."""
+
+    name: str
+    dtype: str
+    dims: tuple[str | int, ...]
+    meaning: str
+    optional: bool = False
+
+    @property
+    def numpy_dtype(self) -> type[np.generic]:
+        return NUMPY_DTYPES[self.dtype]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape for given axis sizes."""
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """One Triton model's inputs and outputs, in the order of the torch call."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.inputs if spec.name == name)
+
+
+LATENTS = TensorSpec("latents", "FP32", ("B", "L", LATENT_CHANNELS), "the ODE state")
+T_FLOW = TensorSpec("t", "FP32", ("B",), "flow time in [0, 1]; 0 is noise, 1 is data")
+CONTEXT = TensorSpec("context", "FP16", ("B", "T", CONTEXT_WIDTH), "condition tokens")
+GUIDANCE = TensorSpec("guidance", "FP32", ("B",), "raw guidance scale of guidance-distilled weights")
+GUIDANCE_SCALE = TensorSpec("guidance_scale", "FP32", ("B",), "classifier-free guidance scale")
+VELOCITY = TensorSpec("velocity", "FP32", ("B", "L", LATENT_CHANNELS), "points from noise to data")
+
+
+def denoiser(*, guided: bool = False, guidance_embed: bool = False) -> ModelSpec:
+    """The spec of hunyuan3d_dit (with `guidance` for guidance-distilled weights) or of hunyuan3d_dit_guided.
+
+    Raises ValueError for a guided graph of guidance-distilled weights: there is none.
+    """
+    if guided and guidance_embed:
+        raise ValueError("guided must be False for guidance-distilled weights, got True")
+    extra = (GUIDANCE_SCALE,) if guided else (GUIDANCE,) if guidance_embed else ()
+    return ModelSpec(DIT_GUIDED if guided else DIT, (LATENTS, T_FLOW, CONTEXT, *extra), (VELOCITY,))
+
+
+def _optional(spec: TensorSpec) -> TensorSpec:
+    return dataclasses.replace(spec, optional=True)
+
+
+def _scalar(name: str, dtype: str, meaning: str) -> TensorSpec:
+    return TensorSpec(name, dtype, (1,), meaning, optional=True)
+
+
+SAMPLER_INPUTS = (
+    CONTEXT,
+    TensorSpec(
+        "negative_context",
+        "FP16",
+        ("B", "T", CONTEXT_WIDTH),
+        "condition of the unconditional branch; default zeros",
+        optional=True,
+    ),
+    dataclasses.replace(_optional(LATENTS), meaning="initial noise; default drawn from seed"),
+    _scalar("num_latents", "INT32", "L of the drawn noise"),
+    _scalar("steps", "INT32", "number of steps of the schedule"),
+    _scalar("guidance_scale", "FP32", "classifier-free guidance scale, or the raw guidance of distilled weights"),
+    TensorSpec("seed", "INT64", ("S",), "one seed (sample i uses seed + i) or one for each sample", optional=True),
+    _scalar("schedule", "BYTES", "flow_match or consistency"),
+    _scalar("preview_every", "INT32", "latents in every k-th step's response; 0: in the final one only"),
+)
+SAMPLER_OUTPUTS = (
+    dataclasses.replace(LATENTS, meaning="the state after this step; in previews and the final response", optional=True),
+    TensorSpec("step", "INT32", (1,), "steps done, from 1"),
+    TensorSpec("total", "INT32", (1,), "steps in all"),
+    TensorSpec("t", "FP32", (1,), "flow time reached"),
+    TensorSpec("path", "BYTES", (1,), "how each velocity is evaluated: plain, guided, two-batch or distilled"),
+)
+
+MODELS: Mapping[str, ModelSpec] = {
+    DIT: denoiser(),
+    DIT_GUIDED: denoiser(guided=True),
+    SAMPLER: ModelSpec(SAMPLER, SAMPLER_INPUTS, SAMPLER_OUTPUTS),
+    SAMPLER_UNARY: ModelSpec(
+        SAMPLER_UNARY, tuple(spec for spec in SAMPLER_INPUTS if spec.name != "preview_every"), SAMPLER_OUTPUTS
+    ),
+}

@@ -1,0 +1,176 @@
+"""Checkpoint files in upstream's format: reading (config derived from keys and shapes) and writing."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import atomic_path
+from .config import DiTConfig
+from .model import Hunyuan3DDiT
+
+PREFIX = "model."  # the DiT's part of a file; its neighbours are `vae.` and `conditioner.`
+_PROBE = "latent_in.weight"
+_NAMED_KEYS = 10
+
+
+class CheckpointError(ValueError):
+    """The file is not a readable checkpoint of a Hunyuan3DDiT."""
+
+
+def load_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None, attention_backend: str = "sdpa") -> Hunyuan3DDiT:
+    """The DiT in a .safetensors or .ckpt file, in eval mode, on the CPU.
+
+    The kind of file is read from its content, the config from keys and shapes. Weights stay memory-mapped where the
+    format and `dtype` (None keeps the file's) allow it.
+
+    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DiT or keys do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint must be a file, found nothing at {path}")
+    state = _read(path)
+    config = derive_config({key: tuple(value.shape) for key, value in state.items()}, path)
+    with torch.device("meta"):
+        model = Hunyuan3DDiT(config, attention_backend=attention_backend)
+    _check_state(state, model.state_dict(), path)
+    if dtype is not None:
+        state = {key: value.to(dtype) for key, value in state.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def save_checkpoint(model: Hunyuan3DDiT, path: str | Path, *, dtype: torch.dtype | None = torch.float16) -> None:
+    """Writes upstream's format: keys under `model.`, safetensors or (by the suffix .ckpt) a pickled dict of parts.
+
+    dtype is the stored one (None keeps the model's). The file appears whole or not at all.
+
+    Raises ValueError for another suffix.
+    """
+    path = Path(path)
+    state = {key: value.detach().to("cpu", dtype or value.dtype).contiguous() for key, value in model.state_dict().items()}
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise ValueError(f"checkpoint name must end in .safetensors or .ckpt, got {path.name}")
+    with atomic_path(path) as temporary:
+        if path.suffix == ".ckpt":
+            torch.save({PREFIX.rstrip("."): state}, temporary)
+        else:
+            save_file({PREFIX + key: value for key, value in state.items()}, temporary)
+
+
+def random_model(
+    config: DiTConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, attention_backend: str = "sdpa"
+) -> Hunyuan3DDiT:
+    """A model with every parameter drawn from `seed`, norm scales and biases too, in eval mode.
+
+    Random zero-free weights make parity checks mean something: a zero gate would hide every error behind it.
+    """
+    with torch.device("meta"):
+        model = Hunyuan3DDiT(config, attention_backend=attention_backend)
+    generator = torch.Generator().manual_seed(seed)
+    model.load_state_dict(
+        {key: _draw(key, value.shape, generator).to(dtype) for key, value in model.state_dict().items()}, assign=True
+    )
+    return model.requires_grad_(False).eval()
+
+
+def _draw(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(shape, generator=generator)
+    if key.endswith(".scale"):
+        return 1 + 0.2 * noise
+    return 0.1 * noise if len(shape) == 1 else noise / shape[1] ** 0.5
+
+
+def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> DiTConfig:
+    """The config that a state dict with these keys and shapes belongs to.
+
+    Raises CheckpointError when the keys it is read from are missing.
+    """
+    try:
+        hidden_size, in_channels = shapes[_PROBE]
+        (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
+        return DiTConfig(
+            in_channels=in_channels,
+            context_in_dim=shapes["cond_in.weight"][1],
+            hidden_size=hidden_size,
+            mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden_size,
+            num_heads=hidden_size // head_dim,
+            depth=_depth(shapes, "double_blocks."),
+            depth_single_blocks=_depth(shapes, "single_blocks."),
+            guidance_embed=any(key.startswith("guidance_in.") for key in shapes),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path} must hold all keys of a Hunyuan3DDiT, missing {error.args[0]}") from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path} must have the shapes of a Hunyuan3DDiT: {error}") from error
+
+
+def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    return 1 + max((int(key.split(".")[1]) for key in shapes if key.startswith(prefix)), default=-1)
+
+
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} must be {list(expected[key].shape)}, got {list(value.shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if problems:
+        more = [f"... and {len(problems) - _NAMED_KEYS} more"] if len(problems) > _NAMED_KEYS else []
+        raise CheckpointError(f"{path} must fit a Hunyuan3DDiT exactly:\n  " + "\n  ".join(problems[:_NAMED_KEYS] + more))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        magic = file.read(2)
+    if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
+        return _read_pickle(path)
+    return _read_safetensors(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _select(list(file.keys()), file.get_tensor, path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} must be a whole .safetensors or .ckpt file, got: {error}\nhint: compare its size with the source's; a download may have stopped early"
+        ) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} must be a whole checkpoint of plain tensors, got: {first_line}") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} must hold a dict, got {type(loaded).__name__}")
+    flat: dict[str, Tensor] = {}
+    for key, value in loaded.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{inner}": tensor for inner, tensor in value.items() if isinstance(tensor, Tensor)})
+        elif isinstance(value, Tensor):
+            flat[key] = value
+    return _select(list(flat), flat.__getitem__, path)
+
+
+def _select(keys: list[str], get: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:
+    """The DiT's tensors with bare keys: those behind `model.`, or all of them when the file has no parts."""
+    for prefix in (PREFIX, ""):
+        if prefix + _PROBE in keys:
+            return {key[len(prefix) :]: get(key) for key in keys if key.startswith(prefix)}
+    parts = sorted({key.split(".")[0] for key in keys})
+    raise CheckpointError(
+        f"{path} must hold a DiT (key {PREFIX}{_PROBE} or {_PROBE}), found the parts {', '.join(parts[:_NAMED_KEYS]) or 'none'}\n"
+        "hint: pass the model file of the shape pipeline (hunyuan3d-dit-*/model*.safetensors), not the VAE's"
+    )

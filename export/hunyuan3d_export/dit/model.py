@@ -1,0 +1,108 @@
+"""Hunyuan3DDiT: the wiring. Parts are in layers.py, the attention itself in attention.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import DiTConfig
+from .layers import Branch, DoubleStreamBlock, LastLayer, Layout, MLPEmbedder, SingleStreamBlock
+
+# Copies of the unconditional context token, and the part of the weight each later copy carries: chosen so that the
+# rounded biases' exponentials sum to T within 1e-5 although one rounded ln(T) would be off by 0.3 % (fp16) or 1.6 % (bf16).
+_NULL_TOKENS = {torch.float16: (2, 2.0**-8), torch.bfloat16: (3, 2.0**-5)}
+
+
+def null_token_bias(context_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Attention biases b of the copies that stand for `context_tokens` equal tokens: sum(exp(b)) = T, b in dtype, [copies].
+
+    T equal keys with equal values weigh T exp(score) = exp(score + ln T): one key with the bias ln T replaces them exactly.
+    """
+    copies, remainder = _NULL_TOKENS.get(dtype, (1, 0.0))
+    rest = torch.full((), context_tokens, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    biases = []
+    for _ in range(copies - 1):
+        biases.append(torch.log(rest * (1 - remainder)).to(dtype))
+        rest = rest - torch.exp(biases[-1].to(rest.dtype))
+    biases.append(torch.log(rest).to(dtype))
+    return torch.stack(biases)
+
+
+class Hunyuan3DDiT(nn.Module):
+    """The velocity field of Hunyuan3D-2's shape latents.
+
+    State-dict keys are upstream's. The dtype of the weights is the dtype of the arithmetic; inputs keep their own
+    and the velocity comes back in the dtype of the latents, so a half-precision model still integrates in float32.
+    """
+
+    def __init__(self, config: DiTConfig, *, attention_backend: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.attention_backend = attention_backend
+        self.latent_in = nn.Linear(config.in_channels, config.hidden_size)
+        self.time_in = MLPEmbedder(config.hidden_size)
+        self.cond_in = nn.Linear(config.context_in_dim, config.hidden_size)
+        if config.guidance_embed:
+            self.guidance_in = MLPEmbedder(config.hidden_size)
+        self.double_blocks = nn.ModuleList(DoubleStreamBlock(config) for _ in range(config.depth))
+        self.single_blocks = nn.ModuleList(SingleStreamBlock(config) for _ in range(config.depth_single_blocks))
+        self.final_layer = LastLayer(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.latent_in.weight.dtype
+
+    def forward(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """One velocity evaluation.
+
+        latents [B, L, C], t [B] in [0, 1] (0 noise, 1 data), context [B, T, context width], guidance [B] (the raw scale,
+        guidance-distilled weights only) -> velocity [B, L, C] in the dtype of latents.
+
+        Raises ValueError when guidance is given to a model without the embedding, or missing for one with it.
+        """
+        if (guidance is not None) != self.config.guidance_embed:
+            wanted = "given to a guidance-distilled model" if self.config.guidance_embed else "None for a base model"
+            raise ValueError(f"guidance must be {wanted}, got {'None' if guidance is None else 'a tensor'}")
+        vec = self.time_in(t)  #                                             [B, D]
+        if guidance is not None:
+            vec = vec + self.guidance_in(guidance)
+        layout = Layout((Branch(context.shape[1], latents.shape[1]),), self.attention_backend)
+        return self._velocity(latents, context, vec, layout)
+
+    def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
+        """One classifier-free-guided velocity v_u + s (v_c - v_u), exact, in one pass over a sequence.
+
+        Shapes as in forward; guidance_scale [B]. The unconditional branch sees an all-zero context, whose T tokens are
+        equal and stay equal through every block (there is no positional encoding): one token with the attention bias ln(T)
+        takes their place. The sequence is [context T | latents L | null token | latents L].
+
+        Raises ValueError for a guidance-distilled model.
+        """
+        if self.config.guidance_embed:
+            raise ValueError(
+                "guided must be called on a base model, got guidance-distilled weights\nhint: call forward with guidance=scale"
+            )
+        bias = null_token_bias(context.shape[1], self.dtype, context.device)  # [copies]
+        copies, latent_tokens = bias.shape[0], latents.shape[1]
+        key_bias = torch.cat([bias, bias.new_zeros(latent_tokens)])  #       [copies + L]
+        null = context.new_zeros(context.shape[0], copies, context.shape[2])
+        layout = Layout(
+            (Branch(context.shape[1], latent_tokens), Branch(copies, latent_tokens, key_bias)), self.attention_backend
+        )
+        both = self._velocity(
+            torch.cat([latents, latents], dim=1), torch.cat([context, null], dim=1), self.time_in(t), layout
+        )  #                                                                 [B, 2*L, C]
+        conditional, unconditional = torch.split(both, [latent_tokens, latent_tokens], dim=1)
+        scale = guidance_scale.to(both.dtype)[:, None, None]
+        return unconditional + scale * (conditional - unconditional)
+
+    def _velocity(self, latents: Tensor, context: Tensor, vec: Tensor, layout: Layout) -> Tensor:
+        img = self.latent_in(latents.to(self.dtype))  #                      [B, L, D]
+        txt = self.cond_in(context.to(self.dtype))  #                        [B, T, D]
+        for block in self.double_blocks:
+            img, txt = block(img, txt, vec, layout)
+        x = layout.join(txt, img)  #                                         [B, N, D]
+        for block in self.single_blocks:
+            x = block(x, vec, layout)
+        _, img = layout.split(x)
+        return self.final_layer(img, vec).to(latents.dtype)  #               [B, L, C]
