@@ -19,7 +19,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,8 +35,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
         if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
+            path.replace(retired)
+        temporary.replace(path)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
