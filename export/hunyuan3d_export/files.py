@@ -36,7 +36,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
         if path.exists():
             path.replace(retired)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            if retired.exists():
+                retired.replace(path)
+            raise
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

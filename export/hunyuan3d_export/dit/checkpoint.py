@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from .model import Hunyuan3DDiT
 PREFIX = "model."  # the DiT's part of a file; its neighbours are `vae.` and `conditioner.`
 _PROBE = "latent_in.weight"
 _NAMED_KEYS = 10
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class CheckpointError(ValueError):
@@ -35,7 +37,8 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None, atten
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint must be a file, found nothing at {path}")
+        found = "a folder" if path.is_dir() else "nothing"
+        raise FileNotFoundError(f"checkpoint must be a .safetensors or .ckpt file, found {found} at {path}")
     state = _read(path)
     config = derive_config({key: tuple(value.shape) for key, value in state.items()}, path)
     with torch.device("meta"):
@@ -43,6 +46,7 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None, atten
     _check_state(state, model.state_dict(), path)
     if dtype is not None:
         state = {key: value.to(dtype) for key, value in state.items()}
+    _check_dtypes(state, path)
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -55,9 +59,9 @@ def save_checkpoint(model: Hunyuan3DDiT, path: str | Path, *, dtype: torch.dtype
     Raises ValueError for another suffix.
     """
     path = Path(path)
-    state = {key: value.detach().to("cpu", dtype or value.dtype).contiguous() for key, value in model.state_dict().items()}
     if path.suffix not in (".safetensors", ".ckpt"):
         raise ValueError(f"checkpoint name must end in .safetensors or .ckpt, got {path.name}")
+    state = {key: value.detach().to("cpu", dtype or value.dtype).contiguous() for key, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
         if path.suffix == ".ckpt":
             torch.save({PREFIX.rstrip("."): state}, temporary)
@@ -100,7 +104,7 @@ def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> DiTConfi
             in_channels=in_channels,
             context_in_dim=shapes["cond_in.weight"][1],
             hidden_size=hidden_size,
-            mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden_size,
+            mlp_ratio=_ratio(shapes["double_blocks.0.img_mlp.0.weight"][0], hidden_size),
             num_heads=hidden_size // head_dim,
             depth=_depth(shapes, "double_blocks."),
             depth_single_blocks=_depth(shapes, "single_blocks."),
@@ -112,8 +116,17 @@ def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> DiTConfi
         raise CheckpointError(f"{path} must have the shapes of a Hunyuan3DDiT: {error}") from error
 
 
+def _ratio(mlp_hidden_size: int, hidden_size: int) -> float:
+    """The quotient, such that int(hidden_size * ratio) gives mlp_hidden_size back: (1 / 49) * 49 is less than 1."""
+    ratio = mlp_hidden_size / hidden_size
+    return ratio if int(hidden_size * ratio) == mlp_hidden_size else math.nextafter(ratio, math.inf)
+
+
 def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    return 1 + max((int(key.split(".")[1]) for key in shapes if key.startswith(prefix)), default=-1)
+    depth = 1 + max((int(key.split(".")[1]) for key in shapes if key.startswith(prefix)), default=-1)
+    if depth > len(shapes):  # a stray key must not make us build a million blocks
+        raise ValueError(f"{prefix}N must be numbered without gaps, got {prefix}{depth - 1} among {len(shapes)} keys")
+    return depth
 
 
 def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
@@ -129,10 +142,21 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
         raise CheckpointError(f"{path} must fit a Hunyuan3DDiT exactly:\n  " + "\n  ".join(problems[:_NAMED_KEYS] + more))
 
 
+def _check_dtypes(state: Mapping[str, Tensor], path: Path) -> None:
+    found = {value.dtype for value in state.values()}
+    if len(found) > 1 or not found <= set(_DTYPES):
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+        raise CheckpointError(
+            f"{path} must hold weights of one floating-point type, got {names}\nhint: pass dtype=torch.float32 to convert them"
+        )
+
+
 def _read(path: Path) -> dict[str, Tensor]:
+    # By content, not by name: files named wrongly are common. A safetensors file starts with the length of its JSON header
+    # (whose low byte may well look like a pickle's \x80), a torch file is a zip archive or, from old versions, a bare pickle.
     with path.open("rb") as file:
-        magic = file.read(2)
-    if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
+        start = file.read(9)
+    if start[8:] != b"{" and start[:2] in (b"PK", b"\x80\x02"):
         return _read_pickle(path)
     return _read_safetensors(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,14 @@ SCHEDULES = ("flow_match", "consistency")
 TIME_FACTOR = 1000.0
 MAX_PERIOD = 1000.0
 
+_KINDS: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiTConfig:
     """Widths and depths of one Hunyuan3DDiT; field names are those of upstream's config.yaml.
 
-    Raises ValueError when a field is not positive or hidden_size is not a multiple of num_heads.
+    Raises ValueError when a field is of the wrong type, not positive, or hidden_size is not a multiple of num_heads.
     """
 
     in_channels: int
@@ -32,8 +35,11 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "guidance_embed" and not value > 0:
+            value, kind = getattr(self, field.name), _KINDS[str(field.type)]
+            # A YAML "false" is a true string and a bool is an int: neither may pass for the other.
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+                raise ValueError(f"{field.name} must be of type {field.type}, got {value!r}")
+            if kind is not bool and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{field.name} must be positive, got {value}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size must be a multiple of num_heads={self.num_heads}, got {self.hidden_size}")
@@ -73,8 +79,8 @@ class DiTConfig:
 
     def _check_upstream_constants(self, params: Mapping[str, Any]) -> None:
         axes_dim = params.get("axes_dim", [self.head_dim])
-        if sum(axes_dim) != self.head_dim:
-            raise ValueError(f"axes_dim must sum to the head size {self.head_dim}, got {list(axes_dim)}")
+        if not isinstance(axes_dim, (list, tuple)) or sum(axes_dim) != self.head_dim:
+            raise ValueError(f"axes_dim must be a list that sums to the head size {self.head_dim}, got {axes_dim!r}")
         theta = params.get("theta", 10_000)
         if not isinstance(theta, (int, float)) or theta <= 0:
             raise ValueError(f"theta must be a positive number, got {theta!r}")
@@ -130,6 +136,17 @@ _TINY = DiTConfig(
     depth_single_blocks=2,
     guidance_embed=False,
 )
+# Point clouds named by a few words, small enough to train on a CPU and to ship: see hunyuan3d_export.shapes.
+_SHAPES = DiTConfig(
+    in_channels=64,
+    context_in_dim=1536,
+    hidden_size=128,
+    mlp_ratio=4.0,
+    num_heads=2,
+    depth=1,
+    depth_single_blocks=5,
+    guidance_embed=False,
+)
 
 _FULL_SCALE = 0.9990943042622529
 _MINI_SCALE = 1.0188137142395404
@@ -137,6 +154,7 @@ _MINI_SCALE = 1.0188137142395404
 # name, network, L, T, schedule, steps, guidance scale, scale factor
 _TABLE: tuple[tuple[str, DiTConfig, int, int, str, int, float, float], ...] = (
     ("tiny", _TINY, 128, 1370, "flow_match", 50, 5.0, 1.0),
+    ("shapes", _SHAPES, 256, 3, "flow_match", 50, 1.5, 1.0),
     ("v2-0", _FULL, 3072, 1370, "flow_match", 50, 5.0, _FULL_SCALE),
     ("v2-0-fast", _FULL_DISTILLED, 3072, 1370, "flow_match", 50, 5.0, _FULL_SCALE),
     ("v2-0-turbo", _FULL_DISTILLED, 3072, 1370, "consistency", 5, 5.0, _FULL_SCALE),
