@@ -173,7 +173,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with path.open("rb") as file:
+            # Only a path can be mapped, and a path of this suffix torch.load would hand to safetensors.
+            mapped = path.suffix != ".safetensors" and zipfile.is_zipfile(path)
+            loaded = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} must be a whole checkpoint of plain tensors, got: {first_line}") from error
