@@ -1,0 +1,187 @@
+"""AsyncClient: validation, deadlines, slots, retries and typed errors around a transport.
+
+Axes: B batch, L latent tokens, T context tokens. Arrays may be NumPy's, torch's, cupy's or nested lists; context and
+latents without the batch axis mean B = 1. `t`, `guidance` and a denoiser's `guidance_scale` are one number or B numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from . import contract, requests
+from .errors import BY_STATUS, Cancelled, DeadlineExceeded, Hunyuan3DError, InvalidInput, ModelFailed, ModelNotReady
+from .errors import Overloaded, ServerUnavailable, invalid
+from .requests import Scalars, Step
+from .transport import GrpcTransport, Health, ModelInfo, Request, StatusError, Tensors, Transport
+
+R = TypeVar("R")
+Latents = npt.NDArray[np.float32]
+PROBE_S = 2.0
+
+
+class AsyncClient:
+    """A client for asyncio. One channel; at most `max_in_flight` requests on it, others wait within their timeout.
+
+    `timeout_s` is the default of every call. A request that was refused or not delivered is sent again up to `retries`
+    times, with exponential backoff and jitter; one that was answered in part never is. `transport` replaces the plain
+    gRPC channel to `url`: GrpcTransport with TLS or headers, or MockTransport.
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        transport: Transport | None = None,
+        timeout_s: float = 300.0,
+        max_in_flight: int = 64,
+        retries: int = 2,
+    ) -> None:
+        if max_in_flight < 1 or retries < 0:
+            raise invalid("max_in_flight and retries", "at least 1 and 0", (max_in_flight, retries), "leave them out")
+        self._transport: Transport = transport or GrpcTransport(url)
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._retries = retries
+        self._models: dict[str, ModelInfo] = {}
+        self._closed = False
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight raise Cancelled."""
+        self._closed = True
+        await self._transport.close()
+
+    async def denoise(
+        self,
+        latents: Any,
+        t: Scalars,
+        context: Any,
+        *,
+        guidance: Scalars | None = None,
+        guidance_scale: Scalars | None = None,
+        timeout_s: float | None = None,
+    ) -> Latents:
+        """The velocity [B, L, 64] float32 at latents [B, L, 64] float32, t in [0, 1] and context [B, T, 1536] float16.
+
+        `guidance` is for guidance-distilled weights; `guidance_scale` asks for the guided model. Wider floats are cast.
+        A batch larger than the server's limit is split, sent side by side and joined.
+        Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
+        """
+        name, inputs = requests.denoise(latents, t, context, guidance=guidance, guidance_scale=guidance_scale)
+        deadline = self._deadline(timeout_s)
+        model = await self._model(name, deadline)
+        inputs = requests.conform(inputs, model)
+        most = min(model.max_batch_size or contract.AXES["B"].max, contract.AXES["B"].max)
+        starts = range(0, len(inputs["latents"]), most)
+        parts = [{key: array[start : start + most] for key, array in inputs.items()} for start in starts]
+        tasks = [asyncio.ensure_future(self._velocity(name, part, deadline)) for part in parts]
+        try:
+            velocities = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        return velocities[0] if len(velocities) == 1 else np.concatenate(velocities)
+
+    async def sample(
+        self,
+        context: Any,
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] = 0,
+        num_latents: int | None = None,
+        latents: Any = None,
+        negative_context: Any = None,
+        schedule: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Latents:
+        """The latents [B, L, 64] float32 at the end of a trajectory under context [B, T, 1536]. B is at most 8.
+
+        None leaves an option to the deployed preset. Sample i draws its noise [num_latents, 64] from seed + i, or from
+        seed[i]; `latents` gives the noise instead. `guidance_scale` is the classifier-free scale, or the raw guidance
+        of distilled weights; `negative_context` replaces the zeros of the unconditional branch.
+        Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
+        """
+        trajectory = self.stream(
+            context,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            num_latents=num_latents,
+            latents=latents,
+            negative_context=negative_context,
+            schedule=schedule,
+            preview_every=0,
+            timeout_s=timeout_s,
+        )
+        async for step in trajectory:
+            last = step.latents
+        assert last is not None  # the trajectory's own check
+        return last
+
+    def stream(
+        self,
+        context: Any,
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] = 0,
+        num_latents: int | None = None,
+        latents: Any = None,
+        negative_context: Any = None,
+        schedule: str | None = None,
+        preview_every: int = 1,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Step, None]:
+        """The Steps of a trajectory as they are made: sample() with latents in every `preview_every`-th (0: the last only).
+
+        Leaving the loop early, by break or exception, cancels the trajectory on the server.
+        Raises InvalidInput at once, and what sample() raises while iterating.
+        """
+        inputs = requests.sample(
+            context,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            num_latents=num_latents,
+            latents=latents,
+            negative_context=negative_context,
+            schedule=schedule,
+            preview_every=preview_every,
+        )
+        return self._trajectory(inputs, self._deadline(timeout_s))
+
+    async def health(self, *, timeout_s: float | None = None) -> Health:
+        """Whether the server is live and ready, its version and its models. Raises ServerUnavailable, DeadlineExceeded."""
+        return await self._ask(self._transport.health, None, self._deadline(timeout_s))
+
+    async def model_info(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
+        """What the server says of one model: inputs, batch limit, parameters. Raises ModelNotReady, ServerUnavailable."""
+        return await self._model(name, self._deadline(timeout_s))
+
+    async def _model(self, name: str, deadline: float) -> ModelInfo:
+        if name not in self._models:
+
+            def fetch(*, timeout_s: float) -> Any:
+                return self._transport.model_info(name, timeout_s=timeout_s)
+
+            self._models[name] = await self._ask(fetch, name, deadline)
+        return self._models[name]

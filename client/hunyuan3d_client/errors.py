@@ -1,0 +1,94 @@
+"""Everything the client raises.
+
+    Hunyuan3DError
+    ├── InvalidInput       also a ValueError        the request is wrong; sending it again cannot help
+    ├── Overloaded         retry_after_s            the server is up and refused the request before running it
+    ├── DeadlineExceeded   also a TimeoutError      timeout_s passed
+    ├── Cancelled                                   stopped by the caller, or the client was closed
+    ├── ServerUnavailable  also a ConnectionError   nobody answers, the connection broke or the server refuses this caller
+    ├── ModelNotReady                               the server is up, the model is missing, loading or of another contract
+    └── ModelFailed                                 the model ran and failed, or its answer breaks the contract
+
+A class is chosen by gRPC status (BY_STATUS) and by facts the client knows or asks for (the deadline, whether the model
+is ready); never by the text of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+
+
+class Hunyuan3DError(Exception):
+    """Base of all. `status` is the gRPC status behind it, None if the client found the fault by itself."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: grpc.StatusCode | None = None,
+        request_id: str | None = None,
+        model: str | None = None,
+        attempt: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.request_id = request_id
+        self.model = model
+        self.attempt = attempt  # 1 for the first sending; 0: never sent
+
+
+class InvalidInput(Hunyuan3DError, ValueError):
+    """The request is wrong; sending it again cannot help."""
+
+
+class Overloaded(Hunyuan3DError):
+    """The server is up and refused the request before running it; try again after `retry_after_s` seconds."""
+
+    retry_after_s: float = 1.0
+
+
+class DeadlineExceeded(Hunyuan3DError, TimeoutError):
+    """timeout_s passed before the answer was complete."""
+
+
+class Cancelled(Hunyuan3DError):
+    """The call was stopped: by the caller, or because the client was closed."""
+
+
+class ServerUnavailable(Hunyuan3DError, ConnectionError):
+    """Nobody answers, the connection broke, or the server refuses this caller."""
+
+
+class ModelNotReady(Hunyuan3DError):
+    """The server is up, but the model is missing, still loading, or speaks another contract."""
+
+
+class ModelFailed(Hunyuan3DError):
+    """The model ran and failed, or its answer breaks the contract."""
+
+
+BY_STATUS: Mapping[grpc.StatusCode, type[Hunyuan3DError]] = {
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.UNKNOWN: ModelFailed,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.NOT_FOUND: ModelNotReady,
+    grpc.StatusCode.ALREADY_EXISTS: ModelFailed,
+    grpc.StatusCode.PERMISSION_DENIED: ServerUnavailable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.FAILED_PRECONDITION: ModelNotReady,
+    grpc.StatusCode.ABORTED: ModelFailed,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidInput,
+    grpc.StatusCode.UNIMPLEMENTED: ModelNotReady,
+    grpc.StatusCode.INTERNAL: ModelFailed,
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,  # refined by the client: Triton also says it when a queue is full
+    grpc.StatusCode.DATA_LOSS: ModelFailed,
+    grpc.StatusCode.UNAUTHENTICATED: ServerUnavailable,
+}
+
+
+def invalid(what: str, expected: str, found: object, hint: str) -> InvalidInput:
+    """The one form of an input error: what must be what, what was found, how to fix it."""
+    return InvalidInput(f"{what} must be {expected}, got {found}\nhint: {hint}")

@@ -1,0 +1,224 @@
+"""From a caller's arguments to a request's tensors, and from an answer's tensors to a Step. Pure: no network, no state.
+
+Every name, dtype and range comes from contract.py. Axes: B batch, L latent tokens, T context tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import contract
+from .errors import ModelFailed, ModelNotReady, invalid
+from .transport import ModelInfo, Tensors
+
+Array = npt.NDArray[Any]
+Scalars = float | Sequence[float] | Array
+MOST_STEPS: Mapping[str, int] = {"flow_match": 1000, "consistency": 100}  # by schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a trajectory: `index` of `total` done, flow time `t` reached, latents [B, L, 64] where asked for.
+
+    `path` says how each velocity is evaluated: plain, guided, two-batch or distilled.
+    """
+
+    index: int
+    total: int
+    t: float
+    latents: npt.NDArray[np.float32] | None
+    path: str
+
+
+def denoise(
+    latents: Any, t: Scalars, context: Any, *, guidance: Scalars | None, guidance_scale: Scalars | None
+) -> tuple[str, dict[str, Array]]:
+    """The model to ask and its inputs, for any B."""
+    if guidance is not None and guidance_scale is not None:
+        raise invalid("guidance_scale", "None beside guidance", guidance_scale, "a model takes one of the two")
+    axes: dict[str, int] = {}
+    inputs = {
+        "latents": _tensor(contract.LATENTS, latents, axes, largest_batch=None),
+        "context": _tensor(contract.CONTEXT, context, axes, largest_batch=None),
+        "t": _per_sample("t", t, axes["B"]),
+    }
+    if not ((inputs["t"] >= 0) & (inputs["t"] <= 1)).all():
+        raise invalid("t", "in [0, 1]", t, "0 is noise, 1 is data; divide a 0..1000 timestep by 1000")
+    if guidance is not None:
+        inputs["guidance"] = _per_sample("guidance", guidance, axes["B"])
+    if guidance_scale is not None:
+        inputs["guidance_scale"] = _per_sample("guidance_scale", guidance_scale, axes["B"])
+    return contract.DIT if guidance_scale is None else contract.DIT_GUIDED, inputs
+
+
+def sample(
+    context: Any,
+    *,
+    steps: int | None,
+    guidance_scale: float | None,
+    seed: int | Sequence[int],
+    num_latents: int | None,
+    latents: Any,
+    negative_context: Any,
+    schedule: str | None,
+    preview_every: int,
+) -> dict[str, Array]:
+    """The sampler's inputs; what is None is left out, so the deployed preset's default holds."""
+    axes: dict[str, int] = {}
+    largest = contract.AXES["B"].max
+    spec = {tensor.name: tensor for tensor in contract.SAMPLER_INPUTS}
+    inputs = {"context": _tensor(spec["context"], context, axes, largest_batch=largest)}
+    if negative_context is not None:
+        inputs["negative_context"] = _tensor(spec["negative_context"], negative_context, axes, largest_batch=largest)
+    if schedule is not None and schedule not in MOST_STEPS:
+        raise invalid("schedule", " or ".join(MOST_STEPS), repr(schedule), "leave it out for the deployed preset's own")
+    most_steps = MOST_STEPS[schedule] if schedule else max(MOST_STEPS.values())
+    if latents is None:
+        inputs["seed"] = _seeds(seed, axes["B"])
+    else:
+        if num_latents is not None or not np.array_equal(seed, 0):
+            raise invalid("num_latents and seed", "left out beside latents", (num_latents, seed), "they describe drawn noise")
+        inputs["latents"] = _tensor(spec["latents"], latents, axes, largest_batch=largest)
+    integers = {
+        "num_latents": (num_latents, contract.AXES["L"].min, contract.AXES["L"].max),
+        "steps": (steps, 1, most_steps),
+        "preview_every": (preview_every, 0, max(MOST_STEPS.values())),
+    }
+    for name, (value, low, high) in integers.items():
+        if value is not None:
+            inputs[name] = np.array([_integer(name, value, low, high)], spec[name].numpy_dtype)
+    if guidance_scale is not None:
+        inputs["guidance_scale"] = _per_sample("guidance_scale", guidance_scale, 1)
+    if schedule is not None:
+        inputs["schedule"] = np.array([schedule.encode()], np.object_)
+    return inputs
+
+
+def conform(inputs: Tensors, model: ModelInfo) -> dict[str, Array]:
+    """The inputs in the server's shapes ([B] travels as [B, 1] where it says so), checked against its own declaration."""
+    for name in inputs.keys() - model.inputs.keys():
+        takes = ", ".join(model.inputs)
+        raise invalid(name, f"left out for {model.name} on this server", "a value", f"its inputs are {takes}")
+    conformed = {}
+    for name, declared in model.inputs.items():
+        if name not in inputs:
+            if declared.optional:
+                continue
+            raise invalid(
+                name, f"given for {model.name} on this server", "None", f"pass {name}= (distilled weights want guidance)"
+            )
+        array = inputs[name]
+        array = array.reshape(array.shape + (1,) * (len(declared.shape) - array.ndim))
+        fits = len(declared.shape) == array.ndim and all(d in (-1, s) for d, s in zip(declared.shape, array.shape, strict=True))
+        if not fits or contract.NUMPY_DTYPES.get(declared.dtype) is not array.dtype.type:
+            wanted = f"{declared.dtype} {list(declared.shape)}"
+            raise ModelNotReady(
+                f"{name} of {model.name} must be {_found(array)} on the server, got {wanted}\n"
+                "hint: the deployed model is of another contract; redeploy it with this version's hunyuan3d-export deploy",
+                model=model.name,
+            )
+        conformed[name] = array
+    return conformed
+
+
+def velocity(answer: Tensors, like: Array) -> Array:
+    """The velocity of a denoiser's answer, writable. Raises ModelFailed if it isn't float32 in the latents' shape."""
+    found = answer.get("velocity")
+    if found is None or found.dtype != np.float32 or found.shape != like.shape:
+        got = "nothing" if found is None else _found(found)
+        raise ModelFailed(f"velocity must be {_found(like)}, got {got}\nhint: redeploy the model")
+    return found.copy()
+
+
+def step(answer: Tensors) -> Step:
+    """One response of the sampler. Raises ModelFailed if an output is missing."""
+    missing = [spec.name for spec in contract.SAMPLER_OUTPUTS if not spec.optional and spec.name not in answer]
+    if missing:
+        raise ModelFailed(f"each response of {contract.SAMPLER} must carry {missing}, got {sorted(answer)}\nhint: redeploy it")
+    latents = answer["latents"].copy() if "latents" in answer else None
+    index, total, t = (answer[name][0] for name in ("step", "total", "t"))
+    return Step(int(index), int(total), float(t), latents, answer["path"][0].decode())
+
+
+def _found(array: Array) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _array(name: str, value: Any) -> Array:
+    """Anything NumPy can read; torch and cupy arrays are brought to the host first, without importing either library."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+        elif hasattr(value, "__cuda_array_interface__"):
+            value = value.get()
+        return np.asarray(value)
+    except Exception as error:
+        hint = "pass float16 or float32; tensors of other types (bfloat16) need .float() first"
+        raise invalid(name, "an array", f"{type(value).__name__} ({error})", hint) from error
+
+
+def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int], *, largest_batch: int | None) -> Array:
+    """`value` as the contract's dtype, [B, ...]; one dim short means B = 1. Records axis sizes and holds later ones to them."""
+    array = _array(spec.name, value)
+    if array.ndim == len(spec.dims) - 1:
+        array = array[np.newaxis]
+    expected = "float [" + ", ".join(map(str, spec.dims)) + "]"
+    if array.dtype.kind != "f" or array.ndim != len(spec.dims):
+        raise invalid(spec.name, expected, _found(array), f"{spec.meaning}; cast with .astype({spec.numpy_dtype.__name__!r})")
+    for dim, size in zip(spec.dims, array.shape, strict=True):
+        if isinstance(dim, int):
+            if size != dim:
+                raise invalid(spec.name, expected, _found(array), f"the last axis is always {dim} wide")
+            continue
+        low, high = contract.AXES[dim].min, contract.AXES[dim].max
+        if dim == "B":
+            high = largest_batch or max(size, 1)
+        if not low <= size <= high:
+            raise invalid(
+                spec.name, f"{expected} with {dim} from {low} to {high}", _found(array), "the ranges are contract.AXES"
+            )
+        if axes.setdefault(dim, size) != size:
+            raise invalid(spec.name, f"{expected} with {dim} = {axes[dim]}", _found(array), f"all inputs share {dim}")
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(array, dtype=spec.numpy_dtype)
+    if not np.isfinite(cast).all():
+        if np.isfinite(array).all():
+            limit, name = np.finfo(cast.dtype).max, spec.numpy_dtype.__name__
+            worst = f"magnitude {np.abs(array).max():.6g}"
+            raise invalid(spec.name, f"within {name}'s range of {limit:.6g}", worst, "scale it down; it travels as " + name)
+        raise invalid(spec.name, "finite", "NaN or infinity", "check what made it")
+    return cast
+
+
+def _per_sample(name: str, value: Any, batch: int) -> Array:
+    array = _array(name, value)
+    if array.dtype.kind not in "fiu" or array.shape not in ((), (1,), (batch,)):
+        raise invalid(name, f"a number or [{batch}] numbers", _found(array), "one for all samples, or one for each")
+    with np.errstate(over="ignore"):
+        cast = np.broadcast_to(array, (batch,)).astype(np.float32)
+    if not np.isfinite(cast).all():
+        raise invalid(name, "finite in float32", value, "check what made it")
+    return cast
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise invalid(name, f"an integer from {low} to {high}", repr(value), "leave it out for the deployed preset's default")
+    return number
+
+
+def _seeds(seed: Any, batch: int) -> Array:
+    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) and np.ndim(seed) else [seed]
+    if len(seeds) not in (1, batch):
+        raise invalid("seed", f"one integer or {batch}", f"{len(seeds)} of them", "with one seed, sample i uses seed + i")
+    return np.array([_integer("seed", each, 0, np.iinfo(np.int64).max - batch) for each in seeds], np.int64)

@@ -1,0 +1,188 @@
+"""Every config.pbtxt, rendered from the contract and a preset's sampling defaults.
+
+The files in git are those of `v2-0`; `python -m hunyuan3d_export.configs` writes them again after a change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from hunyuan3d_client import contract
+
+from .dit import PRESETS, Preset
+
+PLAN_FILE = "model.plan"
+ONNX_FILE = "model.onnx"
+_HEADER = "# Rendered by hunyuan3d_export/configs.py from the contract table; a test holds this file against it.\n"
+_MAX_BATCH = contract.AXES["B"].max
+# Long enough for a second request of the same step to arrive, short against one evaluation.
+_QUEUE_DELAY_US = 2_000
+_QUEUE_TIMEOUT_US = 60_000_000
+_MAX_QUEUE = 64
+# A CPU's warm-up only pages the weights in; a GPU's runs at the profile's opt sizes, where the first real call will be.
+_CPU_WARMUP = {"L": 64, "T": 64}
+_GPU_WARMUP = {name: contract.AXES[name].opt for name in ("L", "T")}
+_MAX_TRAJECTORIES = 64
+
+
+def config_files(preset: Preset) -> dict[str, str]:
+    """Path inside the repository -> text, for every model that `preset` is served by."""
+    distilled = preset.config.guidance_embed
+    specs = [contract.denoiser(guidance_embed=distilled)] + ([] if distilled else [contract.denoiser(guided=True)])
+    files = {}
+    for spec in specs:
+        files[f"{spec.name}/config.pbtxt"] = _text(_tensorrt(spec))
+        files[f"{spec.name}/configs/cpu.pbtxt"] = _text(_python_onnxruntime(spec))
+        files[f"{spec.name}/configs/onnxruntime.pbtxt"] = _text(_native_onnxruntime(spec))
+    files[f"{contract.SAMPLER}/config.pbtxt"] = _text(_sampler(preset))
+    files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = _text(_sampler_unary())
+    return files
+
+
+def read_config(folder: Path, config_name: str) -> pb.ModelConfig:
+    """The config Triton would use for a model folder under `--model-config-name config_name`.
+
+    Raises ValueError when it is not a model config.
+    """
+    path = folder / "configs" / f"{config_name}.pbtxt"
+    path = path if path.is_file() else folder / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(), pb.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(f"{path} must be a Triton model config, got: {error}") from error
+
+
+def artifact_file(config: pb.ModelConfig) -> str | None:
+    """The file in a version folder that this config serves; None for a model that is code alone."""
+    if "model_file" in config.parameters:
+        return str(config.parameters["model_file"].string_value)
+    return config.default_model_filename or None
+
+
+def _text(config: pb.ModelConfig) -> str:
+    return _HEADER + text_format.MessageToString(config)
+
+
+def _triton_type(dtype: str) -> int:
+    return int(pb.DataType.Value("TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"))
+
+
+def _dims(spec: contract.TensorSpec) -> list[int]:
+    return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
+
+
+def _batched_input(spec: contract.TensorSpec) -> pb.ModelInput:
+    """An input whose batch axis Triton adds by itself; a [B] tensor is [B, 1] to it, reshaped away."""
+    dims = _dims(spec)[1:]
+    if dims:
+        return pb.ModelInput(name=spec.name, data_type=_triton_type(spec.dtype), dims=dims)
+    return pb.ModelInput(name=spec.name, data_type=_triton_type(spec.dtype), dims=[1], reshape=pb.ModelTensorReshape())
+
+
+def _denoiser(spec: contract.ModelSpec, *, device: str, warmup: Mapping[str, int]) -> pb.ModelConfig:
+    """What the denoisers have in common, whatever runs them."""
+    policy = pb.ModelQueuePolicy(
+        timeout_action=pb.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=_QUEUE_TIMEOUT_US,
+        allow_timeout_override=True,
+        max_queue_size=_MAX_QUEUE,
+    )
+    return pb.ModelConfig(
+        name=spec.name,
+        max_batch_size=_MAX_BATCH,
+        input=[_batched_input(tensor) for tensor in spec.inputs],
+        output=[
+            pb.ModelOutput(name=tensor.name, data_type=_triton_type(tensor.dtype), dims=_dims(tensor)[1:])
+            for tensor in spec.outputs
+        ],
+        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value(device))],
+        dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=_QUEUE_DELAY_US, default_queue_policy=policy),
+        model_warmup=[_warmup(spec, warmup)],
+    )
+
+
+def _warmup(spec: contract.ModelSpec, sizes: Mapping[str, int]) -> pb.ModelWarmup:
+    warmup = pb.ModelWarmup(name="one evaluation", batch_size=1)
+    for tensor in spec.inputs:
+        dims = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.dims[1:]] or [1]
+        data = warmup.inputs[tensor.name]
+        data.data_type, data.zero_data = _triton_type(tensor.dtype), True
+        data.dims.extend(dims)
+    return warmup
+
+
+def _tensorrt(spec: contract.ModelSpec) -> pb.ModelConfig:
+    config = _denoiser(spec, device="KIND_GPU", warmup=_GPU_WARMUP)
+    config.platform, config.backend, config.default_model_filename = "tensorrt_plan", "tensorrt", PLAN_FILE
+    return config
+
+
+def _native_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
+    config = _denoiser(spec, device="KIND_AUTO", warmup=_CPU_WARMUP)
+    config.backend, config.default_model_filename = "onnxruntime", ONNX_FILE
+    return config
+
+
+def _python_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
+    config = _denoiser(spec, device="KIND_CPU", warmup=_CPU_WARMUP)
+    config.backend = "python"
+    _set_parameters(config, {"runtime": "onnxruntime", "model_file": ONNX_FILE, "threads": "0"})
+    return config
+
+
+def _set_parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+
+
+def _sampler(preset: Preset) -> pb.ModelConfig:
+    config = _code_model(contract.MODELS[contract.SAMPLER])
+    config.model_transaction_policy.decoupled = True
+    parameters = {
+        "steps": str(preset.steps),
+        "guidance_scale": f"{preset.guidance_scale:g}",
+        "schedule": preset.schedule,
+        "guidance_embed": str(preset.config.guidance_embed).lower(),
+        "max_batch": str(_MAX_BATCH),
+        "max_trajectories": str(_MAX_TRAJECTORIES),
+    }
+    _set_parameters(config, parameters)
+    return config
+
+
+def _sampler_unary() -> pb.ModelConfig:
+    return _code_model(contract.MODELS[contract.SAMPLER_UNARY])
+
+
+def _code_model(spec: contract.ModelSpec) -> pb.ModelConfig:
+    """A Python model whose batch axis is its own business (max_batch_size 0): every dim is spelled out."""
+    return pb.ModelConfig(
+        name=spec.name,
+        backend="python",
+        max_batch_size=0,
+        input=[
+            pb.ModelInput(name=tensor.name, data_type=_triton_type(tensor.dtype), dims=_dims(tensor), optional=tensor.optional)
+            for tensor in spec.inputs
+        ],
+        output=[
+            pb.ModelOutput(name=tensor.name, data_type=_triton_type(tensor.dtype), dims=_dims(tensor))
+            for tensor in spec.outputs
+        ],
+        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value("KIND_CPU"))],
+    )
+
+
+def write_configs(repository: Path, preset: Preset) -> None:
+    """Writes every config of `preset` into `repository`."""
+    for name, text in config_files(preset).items():
+        path = repository / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    write_configs(Path(__file__).parent.parent.parent / "model_repository", PRESETS["v2-0"])

@@ -1,0 +1,236 @@
+"""A real tritonserver on this machine's CPU, from the wheel nvidia-pytriton (extra `embedded`).
+
+The wheel carries the server, its Python backend and stubs; this lays them out as the server expects and runs it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from .repository_from_artifacts import loadable_models
+
+READY_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 45.0
+_KEPT_LOG_LINES = 30
+_HOST = "127.0.0.1"
+
+logger = logging.getLogger(__name__)
+
+
+class ServerStartError(RuntimeError):
+    """The server cannot run here, or ended or hung before it was ready."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoints:
+    """Where a running server listens, each host:port, and its process id."""
+
+    grpc: str
+    http: str
+    metrics: str
+    pid: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """config names the file in each model's configs/ folder; port 0 takes a free one; extra are further server flags."""
+
+    config: str = "cpu"
+    grpc_port: int = 0
+    http_port: int = 0
+    metrics_port: int = 0
+    ready_timeout_s: float = READY_TIMEOUT_S
+    extra: Sequence[str] = ()
+
+
+class EmbeddedServer:
+    """One tritonserver process on 127.0.0.1; use as a context manager, or start() and stop().
+
+    Raises ServerStartError from start() when the platform or the wheel is missing, a port is taken, or the server dies
+    (with its last log lines).
+    """
+
+    def __init__(self, repository: Path, options: ServerOptions | None = None) -> None:
+        self.repository = Path(repository)
+        self.options = options or ServerOptions()
+        self.endpoints: Endpoints | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._log: collections.deque[str] = collections.deque(maxlen=_KEPT_LOG_LINES)
+        self._resources = contextlib.ExitStack()
+
+    def __enter__(self) -> Endpoints:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Endpoints:
+        """Returns once every model to be served is ready."""
+        root, stub = _find_server()
+        models = loadable_models(self.repository, self.options.config)
+        ports = _ports(self.options)
+        try:
+            runtime = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="hunyuan3d-triton-")))
+            backends = _lay_out(root, stub, runtime)
+            command = _command(root, self.repository, backends, models, ports, self.options)
+            self._process = subprocess.Popen(
+                command, env=_environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            )
+            self._resources.callback(self._process.stdout.close if self._process.stdout else bool)
+            self._reader = threading.Thread(target=self._follow_log, daemon=True)
+            self._reader.start()
+            grpc, http, metrics = (f"{_HOST}:{port}" for port in ports)
+            self.endpoints = Endpoints(grpc, http, metrics, self._process.pid)
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self.endpoints
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL when in-flight work has not ended in time. Safe to call twice."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                logger.warning("tritonserver did not end within %.0f s, killed", STOP_TIMEOUT_S)
+                process.kill()
+                process.wait()
+        if process is not None:
+            self._reader.join(5)
+        self._resources.close()
+
+    def wait(self) -> int:
+        """Blocks until the server ends by itself; its exit code."""
+        assert self._process is not None, "start() first"
+        return self._process.wait()
+
+    def _follow_log(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        for line in self._process.stdout:
+            self._log.append(line.rstrip())
+            logger.info("tritonserver: %s", line.rstrip())
+
+    def _wait_ready(self) -> None:
+        assert self._process is not None and self.endpoints is not None
+        deadline = time.monotonic() + self.options.ready_timeout_s
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                self._reader.join(5)
+                raise ServerStartError(
+                    f"tritonserver must stay up, got exit code {self._process.returncode}\n{self._last_lines()}"
+                )
+            if _is_ready(self.endpoints.http):
+                return
+            time.sleep(0.1)
+        raise ServerStartError(f"tritonserver must be ready within {self.options.ready_timeout_s:.0f} s\n{self._last_lines()}")
+
+    def _last_lines(self) -> str:
+        return "last log lines:\n  " + "\n  ".join(self._log)
+
+
+def _find_server() -> tuple[Path, Path]:
+    """The wheel's server folder and the stub for this Python."""
+    hint = 'hint: on Linux x86-64 with glibc >= 2.35: pip install "hunyuan3d-triton[embedded]"; elsewhere use docker compose up server'
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise ServerStartError(f"the embedded server must run on linux x86_64, got {sys.platform} {platform.machine()}\n{hint}")
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerStartError(f"package nvidia-pytriton must be installed, found none\n{hint}")
+    root = Path(spec.submodule_search_locations[0]) / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        found = ", ".join(sorted(path.name for path in stub.parent.parent.glob("*"))) or "none"
+        raise ServerStartError(f"the wheel must hold a stub for Python {version}, found {found}\n{hint}")
+    return root, stub
+
+
+def _lay_out(root: Path, stub: Path, runtime: Path) -> Path:
+    """A backend directory with this Python's stub beside the backend's library."""
+    backend = runtime / "backends" / "python"
+    backend.mkdir(parents=True)
+    for path in (root / "backends" / "python").iterdir():
+        if path.is_file():
+            shutil.copy2(path, backend)
+    shutil.copy2(stub, backend)
+    return backend.parent
+
+
+def _environment(root: Path) -> dict[str, str]:
+    environment = dict(os.environ)
+    libraries = [str(root.parent.parent / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
+    environment["LD_LIBRARY_PATH"] = ":".join(filter(None, [*libraries, environment.get("LD_LIBRARY_PATH")]))
+    # The stub finds this environment's packages through the interpreter that is first on the path.
+    environment["PATH"] = f"{Path(sys.prefix) / 'bin'}:{environment.get('PATH', '')}"
+    return environment
+
+
+def _command(
+    root: Path, repository: Path, backends: Path, models: list[str], ports: tuple[int, int, int], options: ServerOptions
+) -> list[str]:
+    grpc_port, http_port, metrics_port = ports
+    return [
+        str(root / "bin" / "tritonserver"),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        f"--model-config-name={options.config}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in models),
+        *(f"--{name}-address={_HOST}" for name in ("grpc", "http", "metrics")),
+        f"--grpc-port={grpc_port}",
+        f"--http-port={http_port}",
+        f"--metrics-port={metrics_port}",
+        "--disable-auto-complete-config",
+        *options.extra,
+    ]
+
+
+def _ports(options: ServerOptions) -> tuple[int, int, int]:
+    """grpc, http, metrics; all held open together while choosing, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        return (
+            _reserve(stack, options.grpc_port, "grpc"),
+            _reserve(stack, options.http_port, "http"),
+            _reserve(stack, options.metrics_port, "metrics"),
+        )
+
+
+def _reserve(stack: contextlib.ExitStack, port: int, name: str) -> int:
+    probe = stack.enter_context(socket.socket())
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((_HOST, port))
+    except OSError as error:
+        raise ServerStartError(
+            f"{name} port must be free, got {port}: {error.strerror}\nhint: pass --{name}-port 0 to take any free port"
+        ) from error
+    return int(probe.getsockname()[1])
+
+
+def _is_ready(http: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False

@@ -1,0 +1,104 @@
+"""The JSON beside every artifact: what it was made from, by what, and the digests that prove it whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import atomic_path, sha256
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+class ManifestError(ValueError):
+    """The artifact has no manifest, or its files are not the ones the manifest describes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`made_from` decides whether an artifact can be reused: equal values would give an equal artifact.
+
+    model is the Triton model the artifact belongs to; made_from holds the weights' identity, the options and a digest of
+    the code; serving holds the sampling defaults and network sizes that deployment needs; files maps names to sha256.
+    """
+
+    model: str
+    made_from: Mapping[str, Any]
+    serving: Mapping[str, Any]
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        with atomic_path(folder / NAME) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path, *, hint: str) -> Manifest:
+        """The manifest in `folder`, not yet held against the files.
+
+        Raises ManifestError, ending in `hint`, when there is none or it is not one of ours.
+        """
+        path = folder / NAME
+        try:
+            values = json.loads(path.read_text())
+            manifest = cls(**values)
+        except FileNotFoundError as error:
+            raise ManifestError(f"{folder} must hold a {NAME}, found none\nhint: {hint}") from error
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ManifestError(f"{path} must be a manifest of format {FORMAT}, got: {error}\nhint: {hint}") from error
+        if manifest.format != FORMAT:
+            raise ManifestError(f"{path} must be of format {FORMAT}, got {manifest.format}\nhint: {hint}")
+        return manifest
+
+    def check_files(self, folder: Path, *, hint: str) -> None:
+        """Raises ManifestError when a file is missing or is not, byte for byte, the one described."""
+        for name, digest in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise ManifestError(f"{folder} must hold {name}, found none\nhint: {hint}")
+            if (found := sha256(path)) != digest:
+                raise ManifestError(f"{path} must have sha256 {digest[:12]}..., got {found[:12]}...\nhint: {hint}")
+
+
+def reusable(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds a whole artifact made from exactly this."""
+    try:
+        manifest = Manifest.read(folder, hint="")
+        if manifest.made_from != made_from:
+            return False
+        manifest.check_files(folder, hint="")
+    except ManifestError:
+        return False
+    return True
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file in `folder` but the manifest."""
+    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != NAME}
+
+
+def versions_of(*distributions: str) -> dict[str, str]:
+    """The installed versions of these distributions; those that are not installed are left out."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_digest(paths: Iterable[Path]) -> str:
+    """One sha256 over source files, so that an artifact of older code is seen as stale."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Artifacts -> a Triton model repository: configs that fit, and only files that are proven whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hunyuan3d_client import contract
+
+from .configs import artifact_file, config_files, read_config
+from .dit import DiTConfig, Preset
+from .files import atomic_path
+from .manifest import NAME as MANIFEST
+from .manifest import Manifest, ManifestError
+
+SOURCE = Path(__file__).parent.parent.parent / "model_repository"
+PRESET_FILE = "preset.json"  # beside the sampler's model.py: the default L of the deployed weights
+VERSION = "1"
+
+logger = logging.getLogger(__name__)
+
+
+class DeployError(ValueError):
+    """The artifacts cannot be placed into this repository as asked."""
+
+
+def deploy(artifacts: Path, repository: Path = SOURCE) -> list[str]:
+    """Places every artifact folder below `artifacts` into `repository`; the names of the models that can now be served.
+
+    The repository in git takes any preset whose configs equal the ones in git; another folder becomes a copy of it with
+    configs of its own. Files are hard-linked, or copied across file systems; denoisers the artifacts lack are removed.
+
+    Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the preset.
+    """
+    hint = f"make it again with: hunyuan3d-export onnx --out {artifacts}"
+    folders = sorted(path.parent for path in artifacts.glob(f"*/{MANIFEST}"))
+    if not folders:
+        raise ManifestError(f"{artifacts} must hold artifact folders with a {MANIFEST}, found none\nhint: {hint}")
+    manifests = {folder: Manifest.read(folder, hint=hint) for folder in folders}
+    for folder, manifest in manifests.items():
+        manifest.check_files(folder, hint=hint)
+    preset = _common_preset(manifests.values())
+    _prepare(repository, preset)
+    for name in (contract.DIT, contract.DIT_GUIDED):
+        _remove_artifact(repository / name / VERSION)
+    for folder, manifest in manifests.items():
+        _place(folder, manifest, repository / manifest.model / VERSION)
+        logger.info("%s: deployed into %s", manifest.model, repository)
+    with atomic_path(repository / contract.SAMPLER / VERSION / PRESET_FILE) as temporary:
+        temporary.write_text(json.dumps({"preset": preset.name, "num_latents": preset.num_latents}) + "\n")
+    return [manifest.model for manifest in manifests.values()]
+
+
+def loadable_models(repository: Path, config_name: str) -> list[str]:
+    """The models of `repository` that have what their config serves; denoisers without an artifact are left out.
+
+    Raises DeployError when there is no repository or no denoiser to serve.
+    """
+    folders = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
+    hint = f"hint: hunyuan3d-export deploy --artifacts DIR --repository {repository}"
+    if not folders:
+        raise DeployError(f"{repository} must be a model repository, found no config.pbtxt\n{hint}")
+    wanted = {folder: artifact_file(read_config(folder, config_name)) for folder in folders}
+    absent = [folder for folder, file in wanted.items() if file and not (folder / VERSION / file).is_file()]
+    for folder in absent:
+        logger.warning("%s: not served, config %s wants %s and it is not deployed", folder.name, config_name, wanted[folder])
+    if {contract.DIT, contract.DIT_GUIDED} & {folder.name for folder in folders} <= {folder.name for folder in absent}:
+        files = ", ".join(sorted({str(wanted[folder]) for folder in absent}))
+        raise DeployError(f"{repository} must hold a deployed {files} for config {config_name}, found none\n{hint}")
+    return [folder.name for folder in folders if folder not in absent]
+
+
+def _common_preset(manifests: Iterable[Manifest]) -> Preset:
+    sources = {json.dumps(manifest.made_from["weights"], sort_keys=True): manifest.serving for manifest in manifests}
+    if len(sources) > 1:
+        raise DeployError(
+            f"artifacts must come from the same weights, got {' and '.join(sources)}\nhint: export them again into an empty folder"
+        )
+    (serving,) = sources.values()
+    return preset_from_json(serving)
+
+
+def preset_from_json(serving: Mapping[str, Any]) -> Preset:
+    """The Preset that a manifest's `serving` holds."""
+    return Preset(**{**serving, "config": DiTConfig(**serving["config"])})
+
+
+def _prepare(repository: Path, preset: Preset) -> None:
+    wanted = config_files(preset)
+    if repository.resolve() == SOURCE.resolve():
+        different = [name for name, text in wanted.items() if (SOURCE / name).read_text() != text]
+        if different:
+            raise DeployError(
+                f"the repository in git must keep its configs, and {preset.name} needs others ({', '.join(different)})\n"
+                "hint: deploy into a copy: --repository build/repository"
+            )
+        return
+    _copy_code(repository, {Path(name).parts[0] for name in wanted})
+    for name, text in wanted.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(repository / name) as temporary:
+            temporary.write_text(text)
+
+
+def _copy_code(repository: Path, models: set[str]) -> None:
+    """The Python models' code, and nothing of what an earlier preset had and this one has not."""
+    for folder in sorted(path for path in SOURCE.iterdir() if path.is_dir()):
+        if folder.name not in models:
+            shutil.rmtree(repository / folder.name, ignore_errors=True)
+            continue
+        for path in folder.glob(f"{VERSION}/*.py"):
+            target = repository / path.relative_to(SOURCE)
+            with atomic_path(target) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def _remove_artifact(version: Path) -> None:
+    manifest = version / MANIFEST
+    if not manifest.is_file():
+        return
+    files = Manifest.read(version, hint="").files
+    manifest.unlink()  # first: what is left without it is not a deployed artifact
+    for name in files:
+        (version / name).unlink(missing_ok=True)
+
+
+def _place(folder: Path, manifest: Manifest, version: Path) -> None:
+    for name in manifest.files:
+        with atomic_path(version / name) as temporary:
+            try:
+                os.link(folder / name, temporary)
+            except OSError:  # another file system
+                shutil.copyfile(folder / name, temporary)
+    with atomic_path(version / MANIFEST) as temporary:  # last: with it the artifact counts as deployed
+        shutil.copyfile(folder / MANIFEST, temporary)

@@ -1,0 +1,82 @@
+"""Where weights come from: a checkpoint file, or a preset's seeded random numbers; and which defaults they are sampled with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hunyuan3d_client import contract
+
+from .dit import PRESETS, DiTConfig, Hunyuan3DDiT, Preset, load_checkpoint, random_model
+from .files import sha256
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CUSTOM = "custom"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A source of weights: `checkpoint`, or (None) random weights of `preset` from `seed`."""
+
+    preset: str | None = None
+    checkpoint: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.preset is None and self.checkpoint is None:
+            raise ValueError(
+                "weights must come from a preset or a checkpoint, got neither\nhint: pass --preset or --checkpoint"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights are, as JSON: the file's digest, or preset and seed."""
+        if self.checkpoint is None:
+            return {"preset": self.preset, "seed": self.seed}
+        if not self.checkpoint.is_file():
+            raise FileNotFoundError(f"checkpoint must be a file, found nothing at {self.checkpoint}")
+        return {"preset": self.preset, "checkpoint_sha256": sha256(self.checkpoint)}
+
+    def config(self) -> DiTConfig:
+        """The network's shape; a checkpoint's tensors stay on disk."""
+        return load_checkpoint(self.checkpoint).config if self.checkpoint else PRESETS[str(self.preset)].config
+
+    def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> Hunyuan3DDiT:
+        """The model in this dtype, in eval mode on the CPU."""
+        if self.checkpoint is None:
+            return random_model(PRESETS[str(self.preset)].config, self.seed, dtype=dtype, attention_backend=attention_backend)
+        return load_checkpoint(self.checkpoint, dtype=dtype, attention_backend=attention_backend)
+
+    def sampling(self, config: DiTConfig) -> Preset:
+        """The sampling defaults for these weights, whose network is `config`.
+
+        Without a preset, a base model's defaults are those of the published variant it equals in size, or v2-0's. Weights
+        do not tell a turbo from a fast model, so guidance-distilled ones need the preset's name.
+
+        Raises ValueError when the preset's network and the weights contradict each other.
+        """
+        widths = (config.in_channels, config.context_in_dim)
+        if widths != (contract.LATENT_CHANNELS, contract.CONTEXT_WIDTH):
+            expected = f"{contract.LATENT_CHANNELS} latent channels and context width {contract.CONTEXT_WIDTH}"
+            raise ValueError(f"weights must have {expected}, got {widths[0]} and {widths[1]}")
+        if self.preset is not None:
+            return self._checked(PRESETS[self.preset], config)
+        if config.guidance_embed:
+            names = ", ".join(name for name, preset in PRESETS.items() if preset.config.guidance_embed)
+            raise ValueError(
+                f"preset must be named for guidance-distilled weights, got none\nhint: pass --preset with one of {names}"
+            )
+        same_size = [preset for preset in PRESETS.values() if preset.config == config]
+        return same_size[0] if same_size else dataclasses.replace(PRESETS["v2-0"], name=CUSTOM, config=config)
+
+    def _checked(self, preset: Preset, config: DiTConfig) -> Preset:
+        if preset.config.guidance_embed != config.guidance_embed:
+            kind = "guidance-distilled" if config.guidance_embed else "base"
+            raise ValueError(
+                f"preset must fit the weights, got {preset.name} for {kind} weights\nhint: leave --preset out, or name the variant"
+            )
+        return preset if preset.config == config else dataclasses.replace(preset, name=CUSTOM, config=config)
