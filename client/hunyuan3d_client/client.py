@@ -1,4 +1,4 @@
-"""AsyncClient: validation, deadlines, slots, retries and typed errors around a transport.
+"""AsyncClient: arguments in, arrays out; the work between is requests.py's and exchange.py's.
 
 Axes: B batch, L latent tokens, T context tokens. Arrays may be NumPy's, torch's, cupy's or nested lists; context and
 latents without the batch axis mean B = 1. `t`, `guidance` and a denoiser's `guidance_scale` are one number or B numbers.
@@ -7,28 +7,25 @@ latents without the batch axis mean B = 1. `t`, `guidance` and a denoiser's `gui
 from __future__ import annotations
 
 import asyncio
-import itertools
-import math
-import random
+import functools
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
 from . import contract, requests
-from .errors import BY_STATUS, Cancelled, DeadlineExceeded, Hunyuan3DError, InvalidInput, ModelFailed, ModelNotReady
-from .errors import Overloaded, ServerUnavailable, invalid
+from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
+from .exchange import Exchange
 from .requests import Scalars, Step
-from .transport import GrpcTransport, Health, ModelInfo, Request, StatusError, Tensors, Transport
+from .transport import GrpcTransport, Health, ModelInfo, Request, Transport
 
-R = TypeVar("R")
+Inputs = dict[str, npt.NDArray[Any]]
 Latents = npt.NDArray[np.float32]
-PROBE_S = 2.0
+_LONGEST_S = 86_400.0
 
 
 class AsyncClient:
@@ -51,11 +48,8 @@ class AsyncClient:
         if max_in_flight < 1 or retries < 0:
             raise invalid("max_in_flight and retries", "at least 1 and 0", (max_in_flight, retries), "leave them out")
         self._transport: Transport = transport or GrpcTransport(url)
+        self._exchange = Exchange(self._transport, max_in_flight=max_in_flight, retries=retries)
         self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(max_in_flight)
-        self._retries = retries
-        self._models: dict[str, ModelInfo] = {}
-        self._closed = False
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -65,8 +59,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the channel; calls in flight raise Cancelled."""
-        self._closed = True
-        await self._transport.close()
+        await self._exchange.close()
 
     async def denoise(
         self,
@@ -86,8 +79,7 @@ class AsyncClient:
         """
         name, inputs = requests.denoise(latents, t, context, guidance=guidance, guidance_scale=guidance_scale)
         deadline = self._deadline(timeout_s)
-        model = await self._model(name, deadline)
-        inputs = requests.conform(inputs, model)
+        model, inputs = await self._conform(name, inputs, deadline)
         most = min(model.max_batch_size or contract.AXES["B"].max, contract.AXES["B"].max)
         starts = range(0, len(inputs["latents"]), most)
         parts = [{key: array[start : start + most] for key, array in inputs.items()} for start in starts]
@@ -171,17 +163,43 @@ class AsyncClient:
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """Whether the server is live and ready, its version and its models. Raises ServerUnavailable, DeadlineExceeded."""
-        return await self._ask(self._transport.health, None, self._deadline(timeout_s))
+        deadline = self._deadline(timeout_s)
+        return await self._exchange.ask(lambda left_s: self._transport.health(timeout_s=left_s), model="", deadline=deadline)
 
     async def model_info(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
         """What the server says of one model: inputs, batch limit, parameters. Raises ModelNotReady, ServerUnavailable."""
-        return await self._model(name, self._deadline(timeout_s))
+        return await self._exchange.model(name, deadline=self._deadline(timeout_s), fresh=True)
 
-    async def _model(self, name: str, deadline: float) -> ModelInfo:
-        if name not in self._models:
+    async def _conform(self, name: str, inputs: Inputs, deadline: float) -> tuple[ModelInfo, Inputs]:
+        """The inputs as the server's model wants them; what it said before is asked again before it refuses anything."""
+        try:
+            model = await self._exchange.model(name, deadline=deadline)
+            return model, requests.conform(inputs, model)
+        except (InvalidInput, ModelNotReady):
+            model = await self._exchange.model(name, deadline=deadline, fresh=True)
+            return model, requests.conform(inputs, model)
 
-            def fetch(*, timeout_s: float) -> Any:
-                return self._transport.model_info(name, timeout_s=timeout_s)
+    async def _velocity(self, model: str, inputs: Inputs, deadline: float) -> Latents:
+        request = Request(model, inputs, uuid.uuid4().hex)
+        parse = functools.partial(requests.velocity, like=inputs["latents"])
+        async with aclosing(self._exchange.infer(request, parse, deadline=deadline)) as velocities:
+            return await anext(velocities)
 
-            self._models[name] = await self._ask(fetch, name, deadline)
-        return self._models[name]
+    async def _trajectory(self, inputs: Inputs, deadline: float) -> AsyncGenerator[Step, None]:
+        _, inputs = await self._conform(contract.SAMPLER, inputs, deadline)
+        request = Request(contract.SAMPLER, inputs, uuid.uuid4().hex, streamed=True)
+        last = None
+        async with aclosing(self._exchange.infer(request, requests.step, deadline=deadline)) as steps:
+            async for last in steps:
+                yield last
+        if last is None or last.index != last.total or last.latents is None:
+            message = f"a trajectory must end with its last step's latents, got {last}\nhint: {ModelFailed.hint}"
+            raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        if not (isinstance(limit_s, (int, float)) and 0 < limit_s <= _LONGEST_S):
+            raise invalid(
+                "timeout_s", f"seconds, above 0 and at most {_LONGEST_S}", repr(limit_s), "leave it out for the client's"
+            )
+        return time.monotonic() + limit_s

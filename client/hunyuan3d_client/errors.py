@@ -23,6 +23,8 @@ import grpc
 class Hunyuan3DError(Exception):
     """Base of all. `status` is the gRPC status behind it, None if the client found the fault by itself."""
 
+    hint = "see the cause"
+
     def __init__(
         self,
         message: str,
@@ -42,31 +44,44 @@ class Hunyuan3DError(Exception):
 class InvalidInput(Hunyuan3DError, ValueError):
     """The request is wrong; sending it again cannot help."""
 
+    hint = "the server refused what this client let pass: their versions differ; see `hunyuan3d health`"
+
 
 class Overloaded(Hunyuan3DError):
     """The server is up and refused the request before running it; try again after `retry_after_s` seconds."""
 
+    hint = "try again later, or raise retries="
     retry_after_s: float = 1.0
 
 
 class DeadlineExceeded(Hunyuan3DError, TimeoutError):
     """timeout_s passed before the answer was complete."""
 
+    hint = "raise timeout_s="
+
 
 class Cancelled(Hunyuan3DError):
     """The call was stopped: by the caller, or because the client was closed."""
+
+    hint = "the caller, a closing client or the server stopped it"
 
 
 class ServerUnavailable(Hunyuan3DError, ConnectionError):
     """Nobody answers, the connection broke, or the server refuses this caller."""
 
+    hint = "check the address and the server: hunyuan3d health --url HOST:PORT"
+
 
 class ModelNotReady(Hunyuan3DError):
     """The server is up, but the model is missing, still loading, or speaks another contract."""
 
+    hint = "see what is loaded: hunyuan3d health"
+
 
 class ModelFailed(Hunyuan3DError):
     """The model ran and failed, or its answer breaks the contract."""
+
+    hint = "the server's log says more"
 
 
 BY_STATUS: Mapping[grpc.StatusCode, type[Hunyuan3DError]] = {

@@ -189,7 +189,7 @@ def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int], *, larg
         cast = np.ascontiguousarray(array, dtype=spec.numpy_dtype)
     if not np.isfinite(cast).all():
         if np.isfinite(array).all():
-            limit, name = np.finfo(cast.dtype).max, spec.numpy_dtype.__name__
+            name, limit = cast.dtype.name, float(np.finfo(cast.dtype.name).max)
             worst = f"magnitude {np.abs(array).max():.6g}"
             raise invalid(spec.name, f"within {name}'s range of {limit:.6g}", worst, "scale it down; it travels as " + name)
         raise invalid(spec.name, "finite", "NaN or infinity", "check what made it")

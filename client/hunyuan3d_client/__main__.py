@@ -1,0 +1,19 @@
+"""Entry point of the `hunyuan3d` command; the command itself needs the extra `cli`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what to install."""
+    try:
+        from .cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.stderr.write(f'the hunyuan3d command needs {error.name}\nhint: pip install "hunyuan3d-triton[cli]"\n')
+        raise SystemExit(2) from None
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Client: AsyncClient's methods, run on an event loop in a thread of its own; safe to use from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from .client import AsyncClient, Latents
+from .errors import Cancelled, DeadlineExceeded
+from .requests import Step
+from .transport import Transport
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Loop:
+    """An event loop on a daemon thread. At the end it closes the client and cancels what still runs."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._ended = asyncio.Event()
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        name = "hunyuan3d-client"
+        self._thread = threading.Thread(target=asyncio.run, args=(self._main(client, started),), name=name, daemon=True)
+        self._thread.start()
+        self._loop = started.result()
+
+    async def _main(self, client: AsyncClient, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+        started.set_result(asyncio.get_running_loop())
+        await self._ended.wait()
+        await client.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    def submit(self, coroutine: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:  # the loop is closed
+            coroutine.close()
+            raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block") from None
+
+    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("a Client must be called from other threads, got its own\nhint: leave the done-callback first")
+        future = self.submit(coroutine)
+        try:
+            return _result(future, None)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def end(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._ended.set)
+            if threading.current_thread() is not self._thread:
+                self._thread.join()
+
+
+class Job:
+    """A trajectory that runs while its caller does other things. `progress` is the last Step so far."""
+
+    def __init__(self, loop: _Loop, steps: AsyncGenerator[Step, None]) -> None:
+        self.progress: Step | None = None
+        self._future = loop.submit(self._follow(steps))
+
+    async def _follow(self, steps: AsyncGenerator[Step, None]) -> Latents:
+        async with aclosing(steps):
+            async for self.progress in steps:
+                pass
+        assert self.progress is not None and self.progress.latents is not None  # the trajectory's own check
+        return self.progress.latents
+
+    def result(self, *, timeout_s: float | None = None) -> Latents:
+        """The final latents [B, L, 64]. Raises TimeoutError if they are not there in time (the job goes on), or the job's error."""
+        return _result(self._future, timeout_s)
+
+    def cancel(self) -> bool:
+        """Stop the trajectory, on the server too; False if it had ended."""
+        return self._future.cancel()
+
+    def done(self) -> bool:
+        """Whether it ended, well or not."""
+        return self._future.done()
+
+    def add_done_callback(self, callback: Callable[[Job], object]) -> None:
+        """Call `callback(job)` at the end, on the client's own thread: it must be quick and not call the client."""
+        self._future.add_done_callback(lambda _: callback(self))
+
+
+def _result(future: concurrent.futures.Future[R], timeout_s: float | None) -> R:
+    try:
+        return future.result(timeout_s)
+    except concurrent.futures.CancelledError:
+        raise Cancelled(f"the call must end by itself, got cancelled\nhint: {Cancelled.hint}") from None
+    except concurrent.futures.TimeoutError as error:
+        if isinstance(error, DeadlineExceeded):
+            raise  # the call's own
+        raise TimeoutError(
+            f"the job must end in {timeout_s} s, got no result yet\nhint: raise timeout_s, or ask again"
+        ) from error
+
+
+def _blocking(method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Client, P], R]:
+    @functools.wraps(method)
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._loop.run(method(self._client, *args, **kwargs))
+
+    return call
+
+
+def _iterator(
+    method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[Step, None]],
+) -> Callable[Concatenate[Client, P], Iterator[Step]]:
+    @functools.wraps(method)
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:
+        return _pull(self._loop, method(self._client, *args, **kwargs))
+
+    return call
+
+
+def _pull(loop: _Loop, steps: AsyncGenerator[Step, None]) -> Iterator[Step]:
+    async def following() -> Step | None:
+        return await anext(steps, None)
+
+    async def close() -> None:
+        await steps.aclose()
+
+    try:
+        while (step := loop.run(following())) is not None:
+            yield step
+    finally:
+        loop.submit(close())  # not awaited: a garbage collector may run this on the loop's own thread
+
+
+def _job(
+    method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[Step, None]],
+) -> Callable[Concatenate[Client, P], Job]:
+    @functools.wraps(method)
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Job:
+        return Job(self._loop, method(self._client, *args, **kwargs))
+
+    return call
+
+
+class Client:
+    """The client for everything that is not asyncio; takes what AsyncClient takes. Close it, or use it in a with block."""
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        transport: Transport | None = None,
+        timeout_s: float = 300.0,
+        max_in_flight: int = 64,
+        retries: int = 2,
+    ) -> None:
+        self._client = AsyncClient(url, transport=transport, timeout_s=timeout_s, max_in_flight=max_in_flight, retries=retries)
+        self._loop = _Loop(self._client)
+        self._end = weakref.finalize(self, self._loop.end)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls in flight, of any thread, raise Cancelled."""
+        self._end()
+
+    denoise = _blocking(AsyncClient.denoise)
+    sample = _blocking(AsyncClient.sample)
+    stream = _iterator(AsyncClient.stream)
+    submit = _job(AsyncClient.stream)
+    health = _blocking(AsyncClient.health)
+    model_info = _blocking(AsyncClient.model_info)

@@ -1,0 +1,192 @@
+"""The `hunyuan3d` command: health, denoise, sample. Arrays in as .npy or .npz, out as .npy."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import errors
+from .blocking import Client
+
+EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
+    errors.InvalidInput: 2,
+    errors.ServerUnavailable: 3,
+    errors.ModelNotReady: 3,
+    errors.Overloaded: 4,
+    errors.DeadlineExceeded: 5,
+    errors.ModelFailed: 6,
+    errors.Cancelled: 130,
+}
+_EXITS = (
+    "Exit codes: 0 done; 2 bad usage, input or file; 3 server unavailable or model not ready; 4 overloaded; "
+    "5 deadline passed; 6 model failed; 130 cancelled."
+)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=f"Talk to a Hunyuan3D-2 Triton server.\n\n{_EXITS}")
+stdout = Console()
+stderr = Console(stderr=True)
+
+Url = Annotated[str, typer.Option(envvar="HUNYUAN3D_URL", help="gRPC address of the server.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for the whole answer; left out: 300.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+Context = Annotated[Path, typer.Option(help="Condition tokens [T, 1536] or [B, T, 1536], float; .npy, or .npz with `context`.")]
+Output = Annotated[Path, typer.Option(help="Where to write the result, a .npy; it appears whole or not at all.")]
+
+
+@app.command()
+def health(url: Url = "localhost:8001", timeout_s: Timeout = 10.0, as_json: Json = False) -> None:
+    """Say what the server has loaded and whether it is ready; exit code 3 if it is not."""
+    with _reported(), Client(url) as client:
+        state = client.health(timeout_s=timeout_s)
+    if as_json:
+        _print_json(dataclasses.asdict(state))
+    else:
+        table = Table("model", "version", "ready", "runs", "file", "batch", title=f"Triton {state.version} at {url}")
+        for model in state.models:
+            batch = str(model.max_batch_size or "")
+            table.add_row(model.name, model.version, "yes" if model.ready else "no", model.platform, model.file, batch)
+        stdout.print(table)
+    if not (state.live and state.ready):
+        stderr.print("the server must be ready, got live but not ready\nhint: its log names the model that failed to load")
+        raise typer.Exit(EXIT_CODES[errors.ModelNotReady])
+
+
+@app.command()
+def denoise(
+    latents: Annotated[Path, typer.Option(help="The state [B, L, 64], float; .npy, or .npz with `latents`.")],
+    t: Annotated[float, typer.Option("--t", help="Flow time in [0, 1]; 0 is noise, 1 is data.")],
+    context: Context,
+    out: Output,
+    guidance: Annotated[float | None, typer.Option(help="Raw guidance of distilled weights.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale; asks for the guided model.")] = None,
+    url: Url = "localhost:8001",
+    timeout_s: Timeout = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate the velocity once."""
+    started = time.perf_counter()
+    with _reported():
+        arrays = _load(latents, "latents"), t, _load(context, "context")
+        with _replacing(out) as partial, Client(url) as client:
+            scales = {"guidance": guidance, "guidance_scale": guidance_scale}
+            velocity = client.denoise(*arrays, guidance=guidance, guidance_scale=guidance_scale, timeout_s=timeout_s)
+            _save(partial, velocity)
+    _report(out, velocity, started, {key: value for key, value in scales.items() if value is not None}, as_json=as_json)
+
+
+@app.command()
+def sample(
+    context: Context,
+    out: Output,
+    steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale, or raw guidance.")] = None,
+    seed: Annotated[int, typer.Option(help="Sample i draws its noise from seed + i.")] = 0,
+    num_latents: Annotated[int | None, typer.Option(help="L of the drawn noise.")] = None,
+    latents: Annotated[Path | None, typer.Option(help="Initial noise [B, L, 64] instead of a seed.")] = None,
+    negative_context: Annotated[Path | None, typer.Option(help="Replaces the zeros of the unconditional branch.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="flow_match or consistency.")] = None,
+    url: Url = "localhost:8001",
+    timeout_s: Timeout = None,
+    as_json: Json = False,
+) -> None:
+    """Run a whole trajectory. Options left out take the deployed preset's defaults."""
+    started = time.perf_counter()
+    with _reported():
+        arrays = {
+            "latents": _load(latents, "latents") if latents else None,
+            "negative_context": _load(negative_context, "negative_context") if negative_context else None,
+        }
+        condition = _load(context, "context")
+        with _replacing(out) as partial, Client(url) as client, _progress() as progress:
+            trajectory = client.stream(
+                condition,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                seed=seed,
+                num_latents=num_latents,
+                latents=arrays["latents"],
+                negative_context=arrays["negative_context"],
+                schedule=schedule,
+                preview_every=0,
+                timeout_s=timeout_s,
+            )
+            task = progress.add_task("sampling", total=None)
+            for step in trajectory:
+                progress.update(task, completed=step.index, total=step.total, description=f"sampling ({step.path})")
+            assert step.latents is not None  # the trajectory's own check
+            _save(partial, step.latents)
+    _report(out, step.latents, started, {"steps": step.total, "path": step.path}, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Errors as text on stderr and an exit code, without a traceback."""
+    try:
+        yield
+    except errors.Hunyuan3DError as error:
+        stderr.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from None
+    except OSError as error:
+        stderr.print(f"file must be usable, got {error}\nhint: check the path", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _load(path: Path, name: str) -> npt.NDArray[Any]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise errors.invalid(str(path), "a .npy or .npz file", str(error), "write it with numpy.save") from error
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded:
+        if name in loaded or len(loaded.files) == 1:
+            array: npt.NDArray[Any] = loaded[name if name in loaded else loaded.files[0]]
+            return array
+        raise errors.invalid(str(path), f"a .npz with {name}", loaded.files, f"numpy.savez(path, {name}=array)")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path`, made now so that a bad path fails before the work; it takes `path`'s place at the end."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.touch()
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+
+
+def _report(out: Path, array: npt.NDArray[Any], started: float, more: Mapping[str, object], *, as_json: bool) -> None:
+    facts = {"out": str(out), "shape": list(array.shape), "seconds": round(time.perf_counter() - started, 3), **more}
+    if as_json:
+        _print_json(facts)
+    else:
+        stdout.print(", ".join(f"{key} {value}" for key, value in facts.items()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_json(value: object) -> None:
+    stdout.print(json.dumps(value), markup=False, highlight=False, soft_wrap=True)
