@@ -67,6 +67,20 @@ class Manifest:
                 raise ManifestError(f"{path} must have sha256 {digest[:12]}..., got {found[:12]}...\nhint: {hint}")
 
 
+def read_artifacts(root: Path, *, hint: str) -> dict[Path, Manifest]:
+    """Every artifact folder below `root` with its manifest, each held against its files.
+
+    Raises ManifestError, ending in `hint`, when there is none or one of them does not match.
+    """
+    folders = sorted(path.parent for path in root.glob(f"*/{NAME}"))
+    if not folders:
+        raise ManifestError(f"{root} must hold artifact folders with a {NAME}, found none\nhint: {hint}")
+    manifests = {folder: Manifest.read(folder, hint=hint) for folder in folders}
+    for folder, manifest in manifests.items():
+        manifest.check_files(folder, hint=hint)
+    return manifests
+
+
 def reusable(folder: Path, made_from: Mapping[str, Any]) -> bool:
     """Whether `folder` holds a whole artifact made from exactly this."""
     try:

@@ -16,7 +16,7 @@ from .configs import artifact_file, config_files, read_config
 from .dit import DiTConfig, Preset
 from .files import atomic_path
 from .manifest import NAME as MANIFEST
-from .manifest import Manifest, ManifestError
+from .manifest import Manifest, read_artifacts
 
 SOURCE = Path(__file__).parent.parent.parent / "model_repository"
 PRESET_FILE = "preset.json"  # beside the sampler's model.py: the default L of the deployed weights
@@ -37,13 +37,7 @@ def deploy(artifacts: Path, repository: Path = SOURCE) -> list[str]:
 
     Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the preset.
     """
-    hint = f"make it again with: hunyuan3d-export onnx --out {artifacts}"
-    folders = sorted(path.parent for path in artifacts.glob(f"*/{MANIFEST}"))
-    if not folders:
-        raise ManifestError(f"{artifacts} must hold artifact folders with a {MANIFEST}, found none\nhint: {hint}")
-    manifests = {folder: Manifest.read(folder, hint=hint) for folder in folders}
-    for folder, manifest in manifests.items():
-        manifest.check_files(folder, hint=hint)
+    manifests = read_artifacts(artifacts, hint=f"make them again with: hunyuan3d-export onnx --out {artifacts}")
     preset = _common_preset(manifests.values())
     _prepare(repository, preset)
     for name in (contract.DIT, contract.DIT_GUIDED):

@@ -15,6 +15,9 @@ from trajectory import Trajectory, choose_path, decode
 PLAIN, GUIDED = "hunyuan3d_dit", "hunyuan3d_dit_guided"
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _PRESET_FILE = "preset.json"
+# A call between models loses an error's code (every one arrives as INTERNAL), so hunyuan3d_sampler_unary sets this request
+# parameter: its errors come as the output `path` holding code and text, with no other output beside it.
+ERRORS_AS_OUTPUTS = "errors_as_outputs"
 
 
 class TritonPythonModel:
@@ -88,6 +91,7 @@ class _Stream:
 
     def __init__(self, request: object) -> None:
         self._sender = request.get_response_sender()
+        self._errors_as_outputs = ERRORS_AS_OUTPUTS in json.loads(request.parameters() or "{}")
         timeout_us = request.timeout()
         self._deadline = time.monotonic() + timeout_us / 1e6 if timeout_us else None
 
@@ -111,8 +115,13 @@ class _Stream:
 
     def fail(self, error: Exception) -> None:
         code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "INTERNAL")
-        triton_error = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code))
-        self._sender.send(pb_utils.InferenceResponse(error=triton_error), flags=_FINAL)
+        if self._errors_as_outputs:
+            answer = pb_utils.InferenceResponse(
+                [pb_utils.Tensor("path", np.array([code.encode(), str(error).encode()], np.object_))]
+            )
+        else:
+            answer = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code)))
+        self._sender.send(answer, flags=_FINAL)
 
 
 def _tensors(request: object, names: list[str]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import json
 import triton_python_backend_utils as pb_utils
 
 SAMPLER = "hunyuan3d_sampler"
+ERRORS_AS_OUTPUTS = "errors_as_outputs"  # see the sampler's model.py
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -42,24 +43,26 @@ class TritonPythonModel:
             requested_output_names=self._outputs,
             inputs=[tensor for tensor in found if tensor is not None],
             timeout=request.timeout(),
+            parameters={ERRORS_AS_OUTPUTS: True},
         )
-        outputs: list = []
+        outputs: dict[str, object] = {}
         for response in await call.async_exec(decoupled=True):
             if response.has_error():
-                raise _SamplerError(response.error())
-            outputs = response.output_tensors() or outputs
-        return outputs
+                raise SamplerError("INTERNAL", response.error().message())
+            outputs = {tensor.name(): tensor for tensor in response.output_tensors()} or outputs
+        if outputs.keys() == {"path"}:
+            raise SamplerError(*(part.decode() for part in outputs["path"].as_numpy()))
+        return list(outputs.values())
 
 
-class _SamplerError(RuntimeError):
-    """The sampler's own answer, passed on with its code."""
+class SamplerError(RuntimeError):
+    """The sampler's own answer: code is the name of one of pb_utils.TritonError's."""
 
-    def __init__(self, error: pb_utils.TritonError) -> None:
-        super().__init__(error.message())
-        self.error = error
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
-def _as_triton_error(error: Exception) -> pb_utils.TritonError:
-    if isinstance(error, _SamplerError):
-        return pb_utils.TritonError(error.error.message(), error.error.code())
-    return pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
+def _as_triton_error(error: Exception) -> object:
+    code = error.code if isinstance(error, SamplerError) else "INTERNAL"
+    return pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code))

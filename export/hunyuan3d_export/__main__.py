@@ -1,0 +1,16 @@
+"""Entry of `hunyuan3d-export` and `python -m hunyuan3d_export`."""
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line; says what to install when the extra is missing."""
+    try:
+        from .cli import run
+    except ImportError as error:
+        sys.exit(f'error: hunyuan3d-export needs {error.name}\nhint: pip install "hunyuan3d-triton[export]"')
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

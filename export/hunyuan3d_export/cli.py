@@ -1,0 +1,168 @@
+"""`hunyuan3d-export`: weights -> ONNX -> model repository -> running server, one subcommand for each arrow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import compute, parity
+from .dit import PRESETS
+from .embedded_server import EmbeddedServer, ServerOptions, ServerStartError
+from .onnx_from_torch import OnnxOptions, export_onnx
+from .repository_from_artifacts import SOURCE
+from .repository_from_artifacts import deploy as deploy_artifacts
+from .weights import Weights
+
+EXIT_FAILED = 1  # a check did not pass, the server did not start
+EXIT_MISUSE = 2  # the input or an option is wrong
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+errors = Console(stderr=True)
+
+PresetOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="A .safetensors or .ckpt file; without it, random weights of the preset.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random weights.")]
+ArtifactsOption = Annotated[Path, typer.Option(help="Folder that `onnx` wrote.")]
+
+
+def run() -> int:
+    """Runs the command line; the exit code. Errors of input print one message and a hint, no traceback."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_MISUSE
+    except ServerStartError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        return EXIT_FAILED
+    except (ValueError, OSError) as error:
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        return EXIT_MISUSE
+    except (KeyboardInterrupt, click.Abort):
+        errors.print("interrupted; nothing half-written is left")
+        return 128 + signal.SIGINT
+
+
+@app.command()
+def onnx(
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts, one subfolder for each Triton model.")],
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    seed: SeedOption = 0,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 weights and activations.")] = "fp32",
+    graph: Annotated[str, typer.Option(help="plain, guided or all.")] = "all",
+    attention: Annotated[str, typer.Option(help="op (the Attention operator) or decomposed (MatMul and Softmax).")] = "op",
+) -> None:
+    """Weights -> ONNX graphs with dynamic B, L, T. What is already there and still matches is kept."""
+    weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
+    for folder in export_onnx(weights, out, graph=graph, options=OnnxOptions(precision=precision, attention=attention)):
+        console.print(str(folder), soft_wrap=True)
+
+
+@app.command()
+def verify(
+    artifacts: ArtifactsOption, preset: PresetOption = None, checkpoint: CheckpointOption = None, seed: SeedOption = 0
+) -> None:
+    """Parity of each artifact with torch, as a table and a receipt beside its manifest."""
+    weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed) if preset or checkpoint else None
+    results = parity.verify(artifacts, weights)
+    print_checks(results)
+    if not all(check.passed for checks in results.values() for check in checks):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def print_checks(results: dict[str, list[parity.Check]]) -> None:
+    """The table of a verification."""
+    table = Table("model", "check", "B, L, T", "relative L2", "tolerance", "max abs", "")
+    for model, checks in results.items():
+        for check in checks:
+            verdict = "ok" if check.passed else "[red]FAILED[/red]"
+            sizes = ", ".join(map(str, check.sizes))
+            figures = (f"{check.relative_l2:.1e}", f"{check.tolerance:.0e}", f"{check.max_abs:.1e}")
+            table.add_row(model, check.name, sizes, *figures, verdict)
+        if not checks:
+            table.add_row(model, "not compared: ONNX Runtime has no kernels of this precision on a CPU")
+    console.print(table)
+
+
+@app.command()
+def deploy(
+    artifacts: ArtifactsOption,
+    repository: Annotated[
+        Path, typer.Option(help="Model repository; a folder other than the one in git becomes a copy of it.")
+    ] = SOURCE,
+) -> None:
+    """Places artifacts whose manifests match into a Triton model repository."""
+    for model in deploy_artifacts(artifacts, repository):
+        console.print(f"{model} -> {repository / model}", soft_wrap=True)
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path, typer.Option(help="Model repository with deployed artifacts.")] = SOURCE,
+    config: Annotated[str, typer.Option(help="Runtime: the name of a file in each model's configs/ folder.")] = "cpu",
+    grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
+) -> None:
+    """The embedded tritonserver, until SIGINT or SIGTERM. When ready, one line of JSON with its addresses on stdout."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    options = ServerOptions(config=config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
+    server = EmbeddedServer(repository, options)
+    code = 0
+    with server as endpoints:
+        sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
+        sys.stdout.flush()
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            logging.getLogger(__name__).info("stopping tritonserver ...")
+    raise typer.Exit(code)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def info(
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")],
+    latents: Annotated[int | None, typer.Option(help="L; default the preset's.", min=1)] = None,
+    context: Annotated[int | None, typer.Option(help="T; default the preset's.", min=1)] = None,
+) -> None:
+    """Parameters and compute of one evaluation: plain, guidance as two batches, guidance in one graph."""
+    chosen = PRESETS.get(preset)
+    if chosen is None:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    sizes = {"latent_tokens": latents or chosen.num_latents, "context_tokens": context or chosen.context_tokens}
+    plain = compute.plain(chosen.config, **sizes)
+    console.print(
+        f"{preset}: {compute.parameters(chosen.config):,} parameters, L {sizes['latent_tokens']}, T {sizes['context_tokens']}"
+    )
+    table = Table("evaluation", "TFLOP", "of two-batch", "attention share")
+    rows = {"plain": (plain.total, plain.attention_share)}
+    if not chosen.config.guidance_embed:
+        guided = compute.guided(chosen.config, **sizes)
+        rows["two-batch"] = (2 * plain.total, plain.attention_share)
+        rows["guided"] = (guided.total, guided.attention_share)
+    for name, (total, share) in rows.items():
+        table.add_row(name, f"{total / 1e12:.3f}", f"{total / (2 * plain.total):.2f}", f"{share:.0%}")
+    console.print(table)

@@ -1,0 +1,60 @@
+"""What one velocity evaluation costs, counted from shapes: parameters, FLOP of each form, attention's share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .dit import DiTConfig, Hunyuan3DDiT
+from .dit.layers import EMBEDDING_DIM
+
+
+@dataclasses.dataclass(frozen=True)
+class Flop:
+    """Floating-point operations of matrix products, a multiply-add counted as 2."""
+
+    linear: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention
+
+    @property
+    def attention_share(self) -> float:
+        return self.attention / self.total
+
+
+def parameters(config: DiTConfig) -> int:
+    """Number of weights, biases and norm scales."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Hunyuan3DDiT(config).parameters())
+
+
+def plain(config: DiTConfig, *, latent_tokens: int, context_tokens: int) -> Flop:
+    """One evaluation of one sample; classifier-free guidance as two batches costs twice this."""
+    return _flop(config, latent_tokens, context_tokens, [latent_tokens + context_tokens])
+
+
+def guided(config: DiTConfig, *, latent_tokens: int, context_tokens: int, null_tokens: int = 1) -> Flop:
+    """One guided evaluation: both branches' tokens through every linear layer, attention within each branch.
+
+    null_tokens stand for the unconditional context: 1 in fp32, 2 in fp16, 3 in bf16.
+    """
+    branches = [latent_tokens + context_tokens, latent_tokens + null_tokens]
+    return _flop(config, 2 * latent_tokens, context_tokens + null_tokens, branches)
+
+
+def _flop(config: DiTConfig, latent_tokens: int, context_tokens: int, attention_lengths: list[int]) -> Flop:
+    width, mlp = config.hidden_size, config.mlp_hidden_size
+    blocks = config.depth + config.depth_single_blocks
+    # qkv, projection and both MLP layers; a single block packs the same products into two linear layers.
+    per_token = blocks * (4 * width * width + 2 * width * mlp)
+    embed_latents = 2 * config.in_channels * width  # latent_in and the final layer
+    per_sample = width * width * (2 * 6 * config.depth + 3 * config.depth_single_blocks + 2)  # modulations
+    embedders = 2 if config.guidance_embed else 1
+    per_sample += embedders * (EMBEDDING_DIM * width + width * width)
+    products = per_token * (latent_tokens + context_tokens) + embed_latents * latent_tokens
+    products += config.context_in_dim * width * context_tokens + per_sample
+    return Flop(2 * products, sum(2 * 2 * length * length * width * blocks for length in attention_lengths))

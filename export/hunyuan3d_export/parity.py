@@ -1,0 +1,175 @@
+"""Proof that an artifact computes what the weights mean: ONNX Runtime against torch, written down as a receipt."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from hunyuan3d_client import contract
+
+from .files import atomic_path, sha256
+from .manifest import NAME as MANIFEST
+from .manifest import Manifest, ManifestError, read_artifacts, versions_of
+from .onnx_from_torch import MODEL_FILE
+from .reference_sampler import Denoiser, sample, sigmas
+from .repository_from_artifacts import preset_from_json
+from .weights import Weights
+
+RECEIPT = "parity.json"
+# (B, L, T) of the checks: all different from each other and from the traced example.
+CASES = ((1, 40, 19), (2, 33, 130), (3, 96, 7))
+_SAMPLING_SIZES = (2, 48, 23)
+# Steps of the full sampling check; enough for errors to add up, whatever the preset's own number.
+_MOST_STEPS = 50
+_SEED = 2025
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """Largest relative L2 error against float32 torch: of one evaluation, and of a whole sampling."""
+
+    evaluation: float
+    sampling: float
+
+
+TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "fp16": Tolerance(5e-3, 3e-2)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One comparison: what was compared, at which (B, L, T), the relative L2 and largest absolute error found."""
+
+    name: str
+    sizes: tuple[int, int, int]
+    relative_l2: float
+    max_abs: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.relative_l2 <= self.tolerance
+
+
+class OnnxDenoiser:
+    """The graphs below an artifacts folder on ONNX Runtime, called like a Hunyuan3DDiT. Graphs load on first use."""
+
+    def __init__(self, artifacts: Path) -> None:
+        self._artifacts = artifacts
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
+        extra = {} if guidance is None else {"guidance": guidance}
+        return self._run(contract.DIT, {"latents": latents, "t": t, "context": context, **extra})
+
+    def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
+        tensors = {"latents": latents, "t": t, "context": context, "guidance_scale": guidance_scale}
+        return self._run(contract.DIT_GUIDED, tensors)
+
+    def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
+        if model not in self._sessions:
+            path = self._artifacts / model / MODEL_FILE
+            self._sessions[model] = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (velocity,) = self._sessions[model].run(["velocity"], {name: value.numpy() for name, value in tensors.items()})
+        return torch.from_numpy(velocity)
+
+
+def relative_l2(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|, in float64."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def verify(artifacts: Path, weights: Weights | None = None) -> dict[str, list[Check]]:
+    """Compares every ONNX artifact below `artifacts` with torch and writes a receipt beside each manifest.
+
+    weights: where the artifacts' weights are; needed only for those of a checkpoint. Returns the checks by model; bf16
+    graphs, which ONNX Runtime cannot run on a CPU, get none.
+
+    Raises ManifestError when an artifact is damaged or was made from other weights.
+    """
+    results = {}
+    for folder, manifest in read_artifacts(artifacts, hint="export again with: hunyuan3d-export onnx").items():
+        checks = list(_checks(artifacts, manifest, _weights(manifest, weights)))
+        _write_receipt(folder, manifest, checks)
+        results[manifest.model] = checks
+        gc.collect()  # a full-size model is gigabytes: free it before the next one loads
+    return results
+
+
+def _weights(manifest: Manifest, given: Weights | None) -> Weights:
+    identity = manifest.made_from["weights"]
+    if given is None and "checkpoint_sha256" in identity:
+        raise ManifestError(
+            f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
+        )
+    weights = given or Weights(preset=identity["preset"], seed=identity["seed"])
+    if weights.identity() != identity:
+        raise ManifestError(f"{manifest.model} must be made from these weights, got {identity}\nhint: export again from them")
+    return weights
+
+
+def _checks(artifacts: Path, manifest: Manifest, weights: Weights) -> Iterator[Check]:
+    precision = manifest.made_from["precision"]
+    if precision not in TOLERANCES:
+        logger.info("%s: ONNX Runtime has no %s kernels on a CPU; nothing to compare", manifest.model, precision)
+        return
+    tolerance = TOLERANCES[precision]
+    denoiser = OnnxDenoiser(artifacts)
+    model = weights.load(torch.float32)
+    guided = manifest.model == contract.DIT_GUIDED
+    preset = preset_from_json(manifest.serving)
+    scale_input = "guidance_scale" if guided else "guidance" if preset.config.guidance_embed else None
+    for sizes in CASES:
+        found, expected = (_evaluate(run, sizes, scale_input) for run in (denoiser, model))
+        yield _compare("evaluation", sizes, found, expected, tolerance.evaluation)
+    times = sigmas(preset.schedule, min(preset.steps, _MOST_STEPS))
+    expected_path = "distilled" if preset.config.guidance_embed else "two-batch"
+    path = "guided" if guided else expected_path
+    inputs = example_inputs(_SAMPLING_SIZES)
+    found, expected = (
+        sample(run, inputs["context"], inputs["latents"], times, guidance_scale=preset.guidance_scale, path=how)
+        for run, how in ((denoiser, path), (model, expected_path))
+    )
+    yield _compare(f"{len(times) - 1} steps, {path}", _SAMPLING_SIZES, found, expected, tolerance.sampling)
+
+
+def example_inputs(sizes: tuple[int, int, int], seed: int = _SEED) -> dict[str, Tensor]:
+    """latents, t, context of a seeded example; every context value is representable in float16."""
+    batch, latent_tokens, context_tokens = sizes
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "latents": torch.randn(batch, latent_tokens, contract.LATENT_CHANNELS, generator=generator),
+        "t": torch.rand(batch, generator=generator),
+        "context": torch.randn(batch, context_tokens, contract.CONTEXT_WIDTH, generator=generator).half(),
+    }
+
+
+def _evaluate(denoiser: Denoiser, sizes: tuple[int, int, int], scale_input: str | None) -> Tensor:
+    inputs = example_inputs(sizes)
+    if scale_input is not None:
+        inputs[scale_input] = torch.linspace(0.5, 7.5, sizes[0])
+    return denoiser.guided(**inputs) if scale_input == "guidance_scale" else denoiser(**inputs)
+
+
+def _compare(name: str, sizes: tuple[int, int, int], found: Tensor, expected: Tensor, tolerance: float) -> Check:
+    return Check(name, sizes, relative_l2(found, expected), float((found - expected).abs().max()), tolerance)
+
+
+def _write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None:
+    receipt = {
+        "model": manifest.model,
+        "manifest_sha256": sha256(folder / MANIFEST),
+        "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in checks],
+        "versions": versions_of("torch", "onnxruntime", "onnxruntime-gpu"),
+    }
+    with atomic_path(folder / RECEIPT) as temporary:
+        temporary.write_text(json.dumps(receipt, indent=2) + "\n")

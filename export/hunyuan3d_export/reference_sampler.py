@@ -1,0 +1,79 @@
+"""The sampling loop in torch, as plainly as it can be written: what served results and ONNX graphs are held against.
+
+It shares no code with the server's sampler on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PATHS = ("plain", "two-batch", "guided", "distilled")
+
+
+class Denoiser(Protocol):
+    """A Hunyuan3DDiT, or anything called like one (parity.OnnxDenoiser)."""
+
+    def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """One velocity evaluation."""
+
+    def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
+        """One guided velocity evaluation."""
+
+
+def sigmas(schedule: str, steps: int) -> list[float]:
+    """Flow times from 0 (noise) to 1 (data), steps + 1 of them.
+
+    flow_match: linspace(0, 1, steps), then 1 again. consistency: `steps` points of the 100-point grid the turbo weights
+    were distilled on (training times 0, 9, 19, ..., 989 of 0..999), then 1.
+
+    Raises ValueError for another schedule.
+    """
+    if schedule == "flow_match":
+        return [*torch.linspace(0, 1, steps, dtype=torch.float64).tolist(), 1.0]
+    if schedule == "consistency":
+        picks = [(100 * i) // steps for i in range(steps)]
+        return [*(max(10 * pick - 1, 0) / 999 for pick in picks), 1.0]
+    raise ValueError(f"schedule must be flow_match or consistency, got {schedule!r}")
+
+
+def sample(
+    denoiser: Denoiser,
+    context: Tensor,
+    latents: Tensor,
+    times: list[float],
+    *,
+    guidance_scale: float,
+    path: str = "two-batch",
+    negative_context: Tensor | None = None,
+) -> Tensor:
+    """Euler from noise `latents` [B, L, 64] along `times` (sigmas()) under `context` [B, T, 1536] -> [B, L, 64] float32.
+
+    Raises ValueError for an unknown path.
+    """
+    if path not in PATHS:
+        raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
+    negative = torch.zeros_like(context) if negative_context is None else negative_context
+    state = latents.float()
+    for now, later in zip(times[:-1], times[1:], strict=True):
+        if later > now:
+            state = state + (later - now) * _velocity(denoiser, state, now, context, negative, guidance_scale, path)
+    return state
+
+
+def _velocity(
+    denoiser: Denoiser, latents: Tensor, now: float, context: Tensor, negative: Tensor, guidance_scale: float, path: str
+) -> Tensor:
+    t = torch.full((len(latents),), now)
+    scale = torch.full((len(latents),), guidance_scale)
+    if path == "guided":
+        return denoiser.guided(latents, t, context, scale)
+    if path == "distilled":
+        return denoiser(latents, t, context, scale)
+    conditional = denoiser(latents, t, context)
+    if path == "plain":
+        return conditional
+    unconditional = denoiser(latents, t, negative)
+    return unconditional + guidance_scale * (conditional - unconditional)
