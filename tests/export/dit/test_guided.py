@@ -39,7 +39,8 @@ def two_batch(model: Hunyuan3DDiT, latents: Tensor, t: Tensor, context: Tensor, 
 
 @pytest.fixture(scope="module")
 def exact() -> Hunyuan3DDiT:
-    return random_model(CONFIG, seed=11, dtype=torch.float64)
+    narrowest = dataclasses.replace(CONFIG, hidden_size=16, num_heads=1, depth=1)  # cheap at thousands of tokens
+    return random_model(narrowest, seed=11, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 64, 257, 1370, 5480])
@@ -94,13 +95,14 @@ def test_refuses_distilled_weights(distilled: DiTConfig, draw: Draw) -> None:
 
 class TestBias:
     @pytest.mark.parametrize(
-        ("dtype", "copies"), [(torch.float16, 2), (torch.bfloat16, 3), (torch.float32, 1), (torch.float64, 1)]
+        ("dtype", "copies", "tolerance"),
+        [(torch.float16, 2, 1e-5), (torch.bfloat16, 3, 1.5e-5), (torch.float32, 1, 1e-6), (torch.float64, 1, 1e-14)],
     )
-    def test_exponentials_sum_to_the_token_count(self, dtype: torch.dtype, copies: int) -> None:
+    def test_exponentials_sum_to_the_token_count(self, dtype: torch.dtype, copies: int, tolerance: float) -> None:
         for tokens in range(1, 5481):
             bias = null_token_bias(tokens, dtype, torch.device("cpu"))
             assert bias.shape == (copies,) and bias.dtype == dtype
-            assert math.fsum(math.exp(b) for b in bias.tolist()) == pytest.approx(tokens, rel=1e-5), tokens
+            assert math.fsum(math.exp(b) for b in bias.tolist()) == pytest.approx(tokens, rel=tolerance), tokens
 
     def test_one_rounded_copy_would_not(self) -> None:
         for dtype, least in ((torch.float16, 0.003), (torch.bfloat16, 0.015)):
@@ -119,8 +121,8 @@ WORST = {torch.float16: (197, 262), torch.bfloat16: (125, 241, 385)}
 @pytest.fixture
 def one_copy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
     """Switches the copies of the null token off and on."""
-    copies = dict(model_module._NULL_TOKENS)
-    yield lambda single: monkeypatch.setattr(model_module, "_NULL_TOKENS", {} if single else copies)
+    copies = dict(model_module._NULL_REMAINDERS)
+    yield lambda single: monkeypatch.setattr(model_module, "_NULL_REMAINDERS", {} if single else copies)
 
 
 @pytest.mark.parametrize("dtype", WORST)
