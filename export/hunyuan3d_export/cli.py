@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -44,21 +43,14 @@ def run() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
     try:
-        return int(app(standalone_mode=False) or 0)
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return EXIT_MISUSE
+        app()  # ends in SystemExit, whose code is 2 for a wrong option and 130 after Ctrl-C
     except ServerStartError as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return EXIT_FAILED
     except (ValueError, OSError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return EXIT_MISUSE
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("interrupted; nothing half-written is left")
-        return 128 + signal.SIGINT
+    return 0
 
 
 @app.command()
