@@ -18,6 +18,7 @@ from .transport import Transport
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class _Loop:
@@ -109,24 +110,6 @@ def _result(future: concurrent.futures.Future[R], timeout_s: float | None) -> R:
         ) from error
 
 
-def _blocking(method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Client, P], R]:
-    @functools.wraps(method)
-    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._loop.run(method(self._client, *args, **kwargs))
-
-    return call
-
-
-def _iterator(
-    method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[Step, None]],
-) -> Callable[Concatenate[Client, P], Iterator[Step]]:
-    @functools.wraps(method)
-    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:
-        return _pull(self._loop, method(self._client, *args, **kwargs))
-
-    return call
-
-
 def _pull(loop: _Loop, steps: AsyncGenerator[Step, None]) -> Iterator[Step]:
     async def following() -> Step | None:
         return await anext(steps, None)
@@ -141,12 +124,14 @@ def _pull(loop: _Loop, steps: AsyncGenerator[Step, None]) -> Iterator[Step]:
         loop.submit(close())  # not awaited: a garbage collector may run this on the loop's own thread
 
 
-def _job(
-    method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[Step, None]],
-) -> Callable[Concatenate[Client, P], Job]:
+def _facade(
+    run: Callable[[_Loop, T], R], method: Callable[Concatenate[AsyncClient, P], T]
+) -> Callable[Concatenate[Client, P], R]:
+    """A method of Client: `method` of its AsyncClient with the same arguments, its result brought home by `run`."""
+
     @functools.wraps(method)
-    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Job:
-        return Job(self._loop, method(self._client, *args, **kwargs))
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return run(self._loop, method(self._client, *args, **kwargs))
 
     return call
 
@@ -177,9 +162,9 @@ class Client:
         """Close the channel; calls in flight, of any thread, raise Cancelled."""
         self._end()
 
-    denoise = _blocking(AsyncClient.denoise)
-    sample = _blocking(AsyncClient.sample)
-    stream = _iterator(AsyncClient.stream)
-    submit = _job(AsyncClient.stream)
-    health = _blocking(AsyncClient.health)
-    model_info = _blocking(AsyncClient.model_info)
+    denoise = _facade(_Loop.run, AsyncClient.denoise)
+    sample = _facade(_Loop.run, AsyncClient.sample)
+    stream = _facade(_pull, AsyncClient.stream)
+    submit = _facade(Job, AsyncClient.stream)
+    health = _facade(_Loop.run, AsyncClient.health)
+    model_info = _facade(_Loop.run, AsyncClient.model_info)

@@ -105,7 +105,7 @@ class AsyncClient:
         schedule: str | None = None,
         timeout_s: float | None = None,
     ) -> Latents:
-        """The latents [B, L, 64] float32 at the end of a trajectory under context [B, T, 1536]. B is at most 8.
+        """The latents [B, L, 64] float32 at the end of a trajectory under context [B, T, 1536].
 
         None leaves an option to the deployed preset. Sample i draws its noise [num_latents, 64] from seed + i, or from
         seed[i]; `latents` gives the noise instead. `guidance_scale` is the classifier-free scale, or the raw guidance
@@ -148,17 +148,17 @@ class AsyncClient:
         Leaving the loop early, by break or exception, cancels the trajectory on the server.
         Raises InvalidInput at once, and what sample() raises while iterating.
         """
-        inputs = requests.sample(
-            context,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            num_latents=num_latents,
-            latents=latents,
-            negative_context=negative_context,
-            schedule=schedule,
-            preview_every=preview_every,
-        )
+        options = {
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+            "num_latents": num_latents,
+            "latents": latents,
+            "negative_context": negative_context,
+            "schedule": schedule,
+            "preview_every": preview_every,
+        }
+        inputs = requests.sample(context, options)
         return self._trajectory(inputs, self._deadline(timeout_s))
 
     async def health(self, *, timeout_s: float | None = None) -> Health:

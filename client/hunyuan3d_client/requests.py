@@ -20,6 +20,10 @@ from .transport import ModelInfo, Tensors
 Array = npt.NDArray[Any]
 Scalars = float | Sequence[float] | Array
 MOST_STEPS: Mapping[str, int] = {"flow_match": 1000, "consistency": 100}  # by schedule
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "num_latents": (contract.AXES["L"].min, contract.AXES["L"].max),
+    "preview_every": (0, max(MOST_STEPS.values())),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +48,8 @@ def denoise(
         raise invalid("guidance_scale", "None beside guidance", guidance_scale, "a model takes one of the two")
     axes: dict[str, int] = {}
     inputs = {
-        "latents": _tensor(contract.LATENTS, latents, axes, largest_batch=None),
-        "context": _tensor(contract.CONTEXT, context, axes, largest_batch=None),
+        "latents": _tensor(contract.LATENTS, latents, axes),
+        "context": _tensor(contract.CONTEXT, context, axes),
         "t": _per_sample("t", t, axes["B"]),
     }
     if not ((inputs["t"] >= 0) & (inputs["t"] <= 1)).all():
@@ -57,46 +61,31 @@ def denoise(
     return contract.DIT if guidance_scale is None else contract.DIT_GUIDED, inputs
 
 
-def sample(
-    context: Any,
-    *,
-    steps: int | None,
-    guidance_scale: float | None,
-    seed: int | Sequence[int],
-    num_latents: int | None,
-    latents: Any,
-    negative_context: Any,
-    schedule: str | None,
-    preview_every: int,
-) -> dict[str, Array]:
-    """The sampler's inputs; what is None is left out, so the deployed preset's default holds."""
-    axes: dict[str, int] = {}
-    largest = contract.AXES["B"].max
-    spec = {tensor.name: tensor for tensor in contract.SAMPLER_INPUTS}
-    inputs = {"context": _tensor(spec["context"], context, axes, largest_batch=largest)}
-    if negative_context is not None:
-        inputs["negative_context"] = _tensor(spec["negative_context"], negative_context, axes, largest_batch=largest)
-    if schedule is not None and schedule not in MOST_STEPS:
+def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
+    """The sampler's inputs, for any B. An option that is None is left out, so the deployed preset's default holds."""
+    given = {"context": context, **{name: value for name, value in options.items() if value is not None}}
+    schedule = given.get("schedule", "flow_match")
+    if not isinstance(schedule, str) or schedule not in MOST_STEPS:
         raise invalid("schedule", " or ".join(MOST_STEPS), repr(schedule), "leave it out for the deployed preset's own")
-    most_steps = MOST_STEPS[schedule] if schedule else max(MOST_STEPS.values())
-    if latents is None:
-        inputs["seed"] = _seeds(seed, axes["B"])
-    else:
-        if num_latents is not None or not np.array_equal(seed, 0):
-            raise invalid("num_latents and seed", "left out beside latents", (num_latents, seed), "they describe drawn noise")
-        inputs["latents"] = _tensor(spec["latents"], latents, axes, largest_batch=largest)
-    integers = {
-        "num_latents": (num_latents, contract.AXES["L"].min, contract.AXES["L"].max),
-        "steps": (steps, 1, most_steps),
-        "preview_every": (preview_every, 0, max(MOST_STEPS.values())),
-    }
-    for name, (value, low, high) in integers.items():
-        if value is not None:
-            inputs[name] = np.array([_integer(name, value, low, high)], spec[name].numpy_dtype)
-    if guidance_scale is not None:
-        inputs["guidance_scale"] = _per_sample("guidance_scale", guidance_scale, 1)
-    if schedule is not None:
-        inputs["schedule"] = np.array([schedule.encode()], np.object_)
+    if "latents" in given and ("num_latents" in given or not np.array_equal(given.pop("seed", 0), 0)):
+        raise invalid("num_latents and seed", "left out beside latents", "one of them", "they describe the noise to draw")
+    ranges = {**_RANGES, "steps": (1, MOST_STEPS[schedule])}
+    axes: dict[str, int] = {}
+    inputs: dict[str, Array] = {}
+    for spec in contract.SAMPLER_INPUTS:  # the context first: it fixes B and T for the others
+        if spec.name not in given:
+            continue
+        value = given[spec.name]
+        if len(spec.dims) == 3:
+            inputs[spec.name] = _tensor(spec, value, axes)
+        elif spec.dtype == "BYTES":
+            inputs[spec.name] = np.array([value.encode()], np.object_)
+        elif spec.dtype == "FP32":
+            inputs[spec.name] = _per_sample(spec.name, value, 1)
+        elif spec.name == "seed":
+            inputs[spec.name] = _seeds(value, axes["B"])
+        else:
+            inputs[spec.name] = np.array([_integer(spec.name, value, *ranges[spec.name])], spec.numpy_dtype)
     return inputs
 
 
@@ -163,7 +152,7 @@ def _array(name: str, value: Any) -> Array:
         raise invalid(name, "an array", f"{type(value).__name__} ({error})", hint) from error
 
 
-def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int], *, largest_batch: int | None) -> Array:
+def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Array:
     """`value` as the contract's dtype, [B, ...]; one dim short means B = 1. Records axis sizes and holds later ones to them."""
     array = _array(spec.name, value)
     if array.ndim == len(spec.dims) - 1:
@@ -177,8 +166,8 @@ def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int], *, larg
                 raise invalid(spec.name, expected, _found(array), f"the last axis is always {dim} wide")
             continue
         low, high = contract.AXES[dim].min, contract.AXES[dim].max
-        if dim == "B":
-            high = largest_batch or max(size, 1)
+        if dim == "B":  # split by the client, or stepped in parts by the sampler
+            high = max(size, low)
         if not low <= size <= high:
             raise invalid(
                 spec.name, f"{expected} with {dim} from {low} to {high}", _found(array), "the ranges are contract.AXES"

@@ -1,0 +1,143 @@
+"""A KServe v2 gRPC server in this process: the real wire, no Triton."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from hunyuan3d_client import contract
+
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+def read(request: pb.ModelInferRequest, name: str) -> np.ndarray:
+    index = [tensor.name for tensor in request.inputs].index(name)
+    dtype = contract.NUMPY_DTYPES[request.inputs[index].datatype]
+    return np.frombuffer(request.raw_input_contents[index], dtype).reshape(request.inputs[index].shape)
+
+
+def respond(request: pb.ModelInferRequest, tensors: dict[str, np.ndarray]) -> pb.ModelInferResponse:
+    response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+    for name, array in tensors.items():
+        datatype = next(key for key, dtype in contract.NUMPY_DTYPES.items() if np.dtype(dtype) == array.dtype)
+        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        if datatype == "BYTES":
+            content = b"".join(len(item).to_bytes(4, "little") + item for item in array.ravel())
+        else:
+            content = array.tobytes()
+        response.raw_output_contents.append(content)
+    return response
+
+
+class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """velocity = t * latents; a trajectory of `steps` steps of zeros. `fail` aborts with a status, `text` without one."""
+
+    def __init__(self) -> None:
+        self.requests: list[pb.ModelInferRequest] = []
+        self.headers: list[dict[str, str]] = []
+        self.ready = True
+        self.fail: grpc.StatusCode | None = None
+        self.text = ""
+        self.stall = threading.Event()  # unset: answers wait
+        self.stall.set()
+        self.cancelled = threading.Event()
+        self.infos = 0
+
+    def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
+        self.requests.append(request)
+        self.headers.append(dict(context.invocation_metadata()))
+        context.add_callback(self.cancelled.set)
+        self.stall.wait(20)
+        if self.fail is not None:
+            context.abort(self.fail, "told to fail")
+
+    def ServerLive(self, request, context):  # noqa: ARG002
+        return pb.ServerLiveResponse(live=True)
+
+    def ServerReady(self, request, context):  # noqa: ARG002
+        return pb.ServerReadyResponse(ready=self.ready)
+
+    def ServerMetadata(self, request, context):  # noqa: ARG002
+        return pb.ServerMetadataResponse(name="triton", version="9.9")
+
+    def ModelReady(self, request, context):  # noqa: ARG002
+        return pb.ModelReadyResponse(ready=self.ready)
+
+    def RepositoryIndex(self, request, context):  # noqa: ARG002
+        entry = pb.RepositoryIndexResponse.ModelIndex
+        state = "READY" if self.ready else "UNAVAILABLE"
+        return pb.RepositoryIndexResponse(models=[entry(name=name, version="1", state=state) for name in contract.MODELS])
+
+    def ModelMetadata(self, request, context):
+        self.infos += 1
+        if request.name not in contract.MODELS:
+            context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
+        response = pb.ModelMetadataResponse(name=request.name, versions=["1"])
+        for spec in contract.MODELS[request.name].inputs:
+            shape = spec.shape({**dict.fromkeys(contract.AXES, -1), "S": -1})
+            response.inputs.add(name=spec.name, datatype=spec.dtype, shape=shape if spec.dims != ("B",) else [-1, 1])
+        return response
+
+    def ModelConfig(self, request, context):  # noqa: ARG002
+        response = pb.ModelConfigResponse()
+        response.config.backend = "python"
+        response.config.max_batch_size = 8 if request.name in (contract.DIT, contract.DIT_GUIDED) else 0
+        response.config.parameters["precision"].string_value = "fp32"
+        for spec in contract.MODELS[request.name].inputs:
+            response.config.input.add(name=spec.name, optional=spec.optional)
+        return response
+
+    def ModelInfer(self, request, context):
+        self._begin(request, context)
+        velocity = read(request, "latents") * read(request, "t").reshape(-1, 1, 1)
+        return respond(request, {"velocity": velocity})
+
+    def ModelStreamInfer(self, requests, context):
+        for request in requests:
+            self._begin(request, context)
+            if self.text:
+                yield pb.ModelStreamInferResponse(error_message=self.text)
+                continue
+            total = int(read(request, "steps")[0])
+            for step in range(1, total + 1):
+                tensors = {
+                    "step": np.array([step], np.int32),
+                    "total": np.array([total], np.int32),
+                    "t": np.array([step / total], np.float32),
+                    "path": np.array([b"plain"], np.object_),
+                }
+                if step == total:
+                    tensors["latents"] = np.full((len(read(request, "context")), 3, 64), read(request, "seed")[0], np.float32)
+                yield pb.ModelStreamInferResponse(infer_response=respond(request, tensors))
+
+
+@pytest.fixture
+def kserve() -> Iterator[Kserve]:
+    """A server with its address in `.url`."""
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        server = grpc.server(pool, options=UNLIMITED)
+        service = Kserve()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
+        service.url = f"localhost:{server.add_insecure_port('localhost:0')}"
+        service.stop = server.stop
+        server.start()
+        yield service
+        service.stall.set()
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def tokens() -> Callable[..., np.ndarray]:
+    """context(B, T) of small random float16."""
+
+    def make(batch: int = 1, length: int = 5) -> np.ndarray:
+        return np.random.default_rng(7).standard_normal((batch, length, contract.CONTEXT_WIDTH)).astype(np.float16)
+
+    return make
