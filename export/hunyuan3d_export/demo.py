@@ -1,0 +1,178 @@
+"""`make demo`: from nothing to a checked result. Export, verify, deploy, serve, sample through the client, compare with torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hunyuan3d_client import Client
+
+from . import compute, parity
+from .cli import CheckpointOption, PresetOption, print_checks
+from .dit import Preset
+from .embedded_server import EmbeddedServer
+from .onnx_from_torch import OnnxOptions, export_onnx
+from .photograph import photograph_context
+from .reference_sampler import sample, sigmas
+from .repository_from_artifacts import deploy
+from .weights import Weights
+
+BUILD = Path("build") / "demo"
+# A CPU takes minutes for one evaluation of a full-size preset: above this many parameters the demo takes few, small steps.
+_SMALL_PARAMETERS = 50_000_000
+_FEW_STEPS, _FEW_LATENTS = 3, 64
+_SEED = 1
+_TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
+
+console = Console()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the demo samples: context [1, T, 1536], noise [1, L, 64], steps and guidance scale."""
+
+    context: NDArray[np.float16]
+    noise: NDArray[np.float32]
+    schedule: str
+    steps: int
+    guidance_scale: float
+
+    @property
+    def sizes(self) -> str:
+        return f"L {self.noise.shape[1]}, T {self.context.shape[1]}, {self.steps} steps, guidance scale {self.guidance_scale:g}"
+
+
+def run(
+    preset: PresetOption = "tiny",
+    checkpoint: CheckpointOption = None,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16; ONNX Runtime has no bf16 on a CPU.")] = "fp32",
+) -> None:
+    """Everything between a checkpoint and a served, checked result, with the time each part takes."""
+    logging.basicConfig(format="  %(message)s", stream=sys.stderr)
+    logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
+    logging.getLogger("hunyuan3d_export.embedded_server").setLevel(logging.WARNING)
+    if precision not in _TOLERANCES:
+        raise typer.BadParameter(f"must be one of {', '.join(_TOLERANCES)}, got {precision}")
+    weights = Weights(preset=None if checkpoint and preset == "tiny" else preset, checkpoint=checkpoint)
+    clock = _Clock()
+    defaults = weights.sampling(weights.config())
+    artifacts = BUILD / f"{checkpoint.stem if checkpoint else preset}-{precision}"
+    with clock("export to ONNX"):
+        export_onnx(weights, artifacts, options=OnnxOptions(precision=precision))
+    with clock("verify against torch"):
+        checks = parity.verify(artifacts, weights)
+    print_checks(checks)
+    plan = _plan(defaults)
+    repository = BUILD / "repository"
+    with clock("deploy"):
+        deploy(artifacts, repository)
+    served, path = _serve_and_sample(repository, plan, clock)
+    with clock("the same loop in torch, two full branches"):
+        expected = _in_torch(weights, plan)
+    error = parity.relative_l2(torch.from_numpy(served), expected)
+    tolerance = _TOLERANCES[precision]
+    clock.print()
+    console.print(f"served by the path '{path}', {plan.sizes}")
+    verdict = "ok" if error <= tolerance else "[red]FAILED[/red]"
+    console.print(f"served against torch: relative L2 {error:.1e} (tolerance {tolerance:.0e}) {verdict}")
+    if error > tolerance or not all(check.passed for model in checks.values() for check in model):
+        raise typer.Exit(1)
+
+
+def _plan(defaults: Preset) -> Plan:
+    context = photograph_context()
+    console.print("condition: patches of a photograph through a fixed random projection, a stand-in for an image encoder")
+    small = compute.parameters(defaults.config) <= _SMALL_PARAMETERS
+    if not small:
+        console.print(
+            f"{defaults.name} on a CPU: {_FEW_STEPS} steps of {_FEW_LATENTS} latents instead of {defaults.steps} of {defaults.num_latents}"
+        )
+    num_latents = defaults.num_latents if small else _FEW_LATENTS
+    generator = np.random.Generator(np.random.Philox(key=_SEED))
+    return Plan(
+        context,
+        generator.standard_normal((1, num_latents, defaults.config.in_channels), dtype=np.float32),
+        defaults.schedule,
+        defaults.steps if small else _FEW_STEPS,
+        defaults.guidance_scale,
+    )
+
+
+def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDArray[np.float32], str]:
+    server = EmbeddedServer(repository)
+    with clock("start tritonserver"):
+        endpoints = server.start()
+    try:
+        with Client(endpoints.grpc) as client, clock("sample through the client"), _progress() as progress:
+            task = progress.add_task("sampling", total=plan.steps)
+            steps = client.stream(
+                plan.context,
+                latents=plan.noise,
+                steps=plan.steps,
+                guidance_scale=plan.guidance_scale,
+                schedule=plan.schedule,
+                preview_every=0,
+                timeout_s=3600,
+            )
+            for step in steps:
+                progress.update(task, completed=step.index, total=step.total)
+    finally:
+        with clock("stop tritonserver"):
+            server.stop()
+    assert step.latents is not None  # the final step always carries them
+    return step.latents, step.path
+
+
+def _in_torch(weights: Weights, plan: Plan) -> torch.Tensor:
+    model = weights.load(torch.float32)
+    return sample(
+        model,
+        torch.from_numpy(plan.context),
+        torch.from_numpy(plan.noise),
+        sigmas(plan.schedule, plan.steps),
+        guidance_scale=plan.guidance_scale,
+        path="distilled" if model.config.guidance_embed else "two-batch",
+    )
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
+class _Clock:
+    """Times the demo's parts for the table at its end."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, float]] = []
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        console.print(f"[bold]{name}[/bold]")
+        start = time.monotonic()
+        yield
+        self._rows.append((name, time.monotonic() - start))
+
+    def print(self) -> None:
+        table = Table("part", "seconds")
+        for name, seconds in [*self._rows, ("in all", sum(seconds for _, seconds in self._rows))]:
+            table.add_row(name, f"{seconds:.1f}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(run)
