@@ -27,7 +27,9 @@ class CheckpointError(ValueError):
     """The file is not a readable checkpoint of a Hunyuan3DDiT."""
 
 
-def load_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None, attention_backend: str = "sdpa") -> Hunyuan3DDiT:
+def load_checkpoint(
+    path: str | Path, *, dtype: torch.dtype | None = None, attention_backend: str | None = None
+) -> Hunyuan3DDiT:
     """The DiT in a .safetensors or .ckpt file, in eval mode, on the CPU.
 
     The kind of file is read from its content, the config from keys and shapes. Weights stay memory-mapped where the
@@ -70,7 +72,7 @@ def save_checkpoint(model: Hunyuan3DDiT, path: str | Path, *, dtype: torch.dtype
 
 
 def random_model(
-    config: DiTConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, attention_backend: str = "sdpa"
+    config: DiTConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, attention_backend: str | None = None
 ) -> Hunyuan3DDiT:
     """A model with every parameter drawn from `seed`, norm scales and biases too, in eval mode.
 

@@ -79,7 +79,8 @@ class Layout:
         for branch, q, k, v in per_branch:
             # ONNX Runtime's Attention does not broadcast a mask over the queries, so it is spelled out: [N, N].
             bias = None if branch.key_bias is None else branch.key_bias.expand(q.shape[-2], -1)
-            outputs.append(attention(q, k, v, bias, backend=self.attention_backend))
+            # Not every kernel takes a bias; without one, what the caller chose is what runs, or an error.
+            outputs.append(attention(q, k, v, bias, backend=self.attention_backend, fall_back=bias is not None))
         return _cat(outputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .attention import resolve_backend
 from .config import DiTConfig
 from .layers import Branch, DoubleStreamBlock, LastLayer, Layout, MLPEmbedder, SingleStreamBlock
 
@@ -35,10 +36,14 @@ class Hunyuan3DDiT(nn.Module):
     and the velocity comes back in the dtype of the latents, so a half-precision model still integrates in float32.
     """
 
-    def __init__(self, config: DiTConfig, *, attention_backend: str = "sdpa") -> None:
+    def __init__(self, config: DiTConfig, *, attention_backend: str | None = None) -> None:
+        """attention_backend None: `sage` where USE_SAGEATTN=1, else `sdpa`.
+
+        Raises ValueError for an unknown backend and ImportError for `sage` without its package.
+        """
         super().__init__()
         self.config = config
-        self.attention_backend = attention_backend
+        self.attention_backend = resolve_backend(attention_backend)
         self.latent_in = nn.Linear(config.in_channels, config.hidden_size)
         self.time_in = MLPEmbedder(config.hidden_size)
         self.cond_in = nn.Linear(config.context_in_dim, config.hidden_size)
