@@ -8,9 +8,10 @@ def main() -> None:
     try:
         from .cli import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich"):
             raise
-        sys.stderr.write(f'the hunyuan3d command needs {error.name}\nhint: pip install "hunyuan3d-triton[cli]"\n')
+        sys.stderr.write(f'{missing} must be installed for this command, got none\nhint: pip install "hunyuan3d-triton[cli]"\n')
         raise SystemExit(2) from None
     app()
 

@@ -106,6 +106,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
                 yield pb.ModelStreamInferResponse(error_message=self.text)
                 continue
             total = int(read(request, "steps")[0])
+            drawn = [read(request, "seed")[0] for tensor in request.inputs if tensor.name == "seed"] or [0]
             for step in range(1, total + 1):
                 tensors = {
                     "step": np.array([step], np.int32),
@@ -114,7 +115,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
                     "path": np.array([b"plain"], np.object_),
                 }
                 if step == total:
-                    tensors["latents"] = np.full((len(read(request, "context")), 3, 64), read(request, "seed")[0], np.float32)
+                    tensors["latents"] = np.full((len(read(request, "context")), 3, 64), drawn[0], np.float32)
                 yield pb.ModelStreamInferResponse(infer_response=respond(request, tensors))
 
 

@@ -1,0 +1,158 @@
+"""The `hunyuan3d` command against a KServe v2 server in this process (conftest.py)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from hunyuan3d_client import cli, contract
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(kserve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """hunyuan3d ARGS in a folder with latents.npy, context.npy and pair.npz."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HUNYUAN3D_URL", kserve.url)
+    np.save("latents.npy", np.ones((1, 3, 64)))
+    np.save("context.npy", np.ones((5, 1536), np.float16))
+    two = np.ones((2, 5, 1536), np.float16)
+    np.savez("pair.npz", context=two, negative_context=-two)
+
+    def call(*args: str) -> Result:
+        for stream in ("stdout", "stderr"):  # consoles bind their file when made; the runner replaces the files
+            monkeypatch.setattr(cli, stream, Console(stderr=stream == "stderr"))
+        return CliRunner().invoke(cli.app, list(args))
+
+    return call
+
+
+def test_denoise(run: Run, kserve: Any) -> None:
+    result = run("denoise", "--latents", "latents.npy", "--t", "0.5", "--context", "context.npy", "--out", "v.npy", "--json")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(np.load("v.npy"), np.full((1, 3, 64), 0.5, np.float32))
+    facts = json.loads(result.stdout)
+    assert facts["out"] == "v.npy" and facts["shape"] == [1, 3, 64] and facts["seconds"] >= 0
+    assert sorted(path.name for path in Path().iterdir()) == ["context.npy", "latents.npy", "pair.npz", "v.npy"]
+    assert kserve.requests[0].model_name == contract.DIT
+
+
+def test_denoise_guided(run: Run, kserve: Any) -> None:
+    args = "denoise --latents latents.npy --t 0.5 --context context.npy --guidance-scale 3 --out v.npy".split()
+    assert run(*args).exit_code == 0 and kserve.requests[0].model_name == contract.DIT_GUIDED
+    assert run(*args, "--guidance", "3").exit_code == 2
+
+
+def test_sample(run: Run, kserve: Any) -> None:
+    np.save("noise.npy", np.ones((2, 3, 64), np.float32))
+    args = "sample --context pair.npz --negative-context pair.npz --steps 4 --guidance-scale 2 --schedule flow_match"
+    result = run(*args.split(), "--seed", "6", "--num-latents", "3", "--out", "x.npy", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout).items() >= {"steps": 4, "path": "plain", "shape": [2, 3, 64]}.items()
+    assert np.load("x.npy").mean() == 6
+    sent = {tensor.name for tensor in kserve.requests[0].inputs}
+    assert sent == {spec.name for spec in contract.SAMPLER_INPUTS} - {"latents"}
+    assert (
+        run(*"sample --context pair.npz --steps 1 --latents noise.npy --out y.npy".split()).exit_code == 1
+    )  # mock wants a seed
+    assert "latents" in {tensor.name for tensor in kserve.requests[-1].inputs}
+
+
+def test_text_reports(run: Run, kserve: Any) -> None:
+    assert run("sample", "--context", "context.npy", "--steps", "2", "--out", "x.npy").stdout.startswith(
+        "out x.npy, shape [1, 3, 64]"
+    )
+    table = run("health").stdout
+    assert "9.9" in table and contract.SAMPLER in table
+    kserve.ready = False
+    result = run("health", "--json")
+    assert result.exit_code == 3 and "hint:" in result.stderr
+    assert {model["ready"] for model in json.loads(result.stdout)["models"]} == {False}
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (True, False):
+        monkeypatch.setattr(cli, "stderr", Console(stderr=True, force_terminal=terminal))
+        assert cli._progress().disable is not terminal
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, 2),
+        (grpc.StatusCode.NOT_FOUND, 3),
+        (grpc.StatusCode.PERMISSION_DENIED, 3),
+        (grpc.StatusCode.UNAVAILABLE, 4),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 5),
+        (grpc.StatusCode.INTERNAL, 6),
+        (grpc.StatusCode.CANCELLED, 130),
+    ],
+)
+def test_exit_codes_and_no_half_written_file(status: grpc.StatusCode, code: int, run: Run, kserve: Any) -> None:
+    kserve.fail = status
+    Path("x.npy").write_bytes(b"old")
+    result = run("sample", "--context", "context.npy", "--steps", "2", "--out", "x.npy")
+    assert result.exit_code == code and "\nhint: " in result.stderr and "Traceback" not in result.output
+    assert Path("x.npy").read_bytes() == b"old"
+    assert sorted(path.name for path in Path().iterdir()) == ["context.npy", "latents.npy", "pair.npz", "x.npy"]
+
+
+def test_timeout(run: Run, kserve: Any) -> None:
+    kserve.stall.clear()
+    assert run("sample", "--context", "context.npy", "--steps", "2", "--timeout-s", "0.3", "--out", "x.npy").exit_code == 5
+
+
+def test_no_server(run: Run) -> None:
+    result = run("health", "--url", "localhost:1")
+    assert result.exit_code == 3 and result.stderr.startswith("ServerUnavailable: ")
+
+
+@pytest.mark.parametrize("context", ["missing.npy", "broken.npy", "wrong.npz", "pickle.npy", "latents.npy"])
+@pytest.mark.parametrize("out", ["x.npy"])
+def test_bad_files(context: str, out: str, run: Run, kserve: Any) -> None:
+    Path("broken.npy").write_bytes(b"not an array")
+    np.savez("wrong.npz", a=np.zeros(1), b=np.zeros(1))
+    np.save("pickle.npy", np.array([{}], np.object_), allow_pickle=True)
+    result = run("sample", "--context", context, "--out", out)
+    assert result.exit_code == 2 and "hint: " in result.stderr and not Path(out).exists() and not kserve.requests
+
+
+def test_bad_output_folder_fails_before_the_work(run: Run, kserve: Any) -> None:
+    result = run("sample", "--context", "context.npy", "--out", "missing/x.npy")
+    assert result.exit_code == 2 and "missing" in result.stderr and not kserve.requests
+
+
+def test_bad_usage(run: Run) -> None:
+    assert run("sample").exit_code == 2 and run("nonsense").exit_code == 2
+    for command in ("health", "denoise", "sample"):
+        assert run(command, "--help").exit_code == 0
+    assert "Exit codes" in run("--help").stdout
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [*sys.modules]:
+        if name in (missing, "hunyuan3d_client.cli") or name.startswith(f"{missing}."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    main = importlib.import_module("hunyuan3d_client.__main__").main
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2 and 'pip install "hunyuan3d-triton[cli]"' in capsys.readouterr().err
+
+
+def test_module_entry_point() -> None:
+    done = subprocess.run([sys.executable, "-m", "hunyuan3d_client", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "sample" in done.stdout

@@ -1,0 +1,210 @@
+"""GrpcTransport on the real wire, against a KServe v2 server in this process (conftest.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import hunyuan3d_client as h
+from hunyuan3d_client import contract
+
+Tokens = Callable[..., np.ndarray]
+LATENTS = np.arange(2 * 3 * 64, dtype=np.float32).reshape(2, 3, 64)
+STATUSES = sorted(set(h.errors.BY_STATUS) - {grpc.StatusCode.UNAVAILABLE}, key=str)
+
+
+def test_denoise_round_trip(kserve: Any, tokens: Tokens) -> None:
+    context = tokens(2)
+    with h.Client(kserve.url) as client:
+        velocity = client.denoise(LATENTS, [0.25, 1], context, timeout_s=30)
+    np.testing.assert_array_equal(velocity, LATENTS * np.float32([0.25, 1])[:, None, None])
+    (request,) = kserve.requests
+    assert [(i.name, i.datatype, list(i.shape)) for i in request.inputs] == [
+        ("latents", "FP32", [2, 3, 64]),
+        ("t", "FP32", [2, 1]),
+        ("context", "FP16", [2, 5, 1536]),
+    ]
+    assert request.raw_input_contents[2] == context.tobytes()
+    assert 25e6 < request.parameters["timeout"].int64_param <= 30e6 and len(request.id) == 32
+
+
+def test_trajectory_round_trip(kserve: Any, tokens: Tokens) -> None:
+    with h.Client(kserve.url) as client:
+        steps = list(client.stream(tokens(2), steps=3, seed=9, schedule="flow_match"))
+    assert [(step.index, step.total, step.path) for step in steps] == [(1, 3, "plain"), (2, 3, "plain"), (3, 3, "plain")]
+    assert steps[0].latents is None and np.array_equal(steps[2].latents, np.full((2, 3, 64), 9))
+    assert kserve.headers[0]["triton_grpc_error"] == "true"
+    schedule = [tensor.name for tensor in kserve.requests[0].inputs].index("schedule")
+    assert kserve.requests[0].raw_input_contents[schedule] == b"\x0a\x00\x00\x00flow_match"
+
+
+def test_the_models_declaration_is_fetched_once(kserve: Any, tokens: Tokens) -> None:
+    with h.Client(kserve.url) as client:
+        for _ in range(3):
+            client.denoise(LATENTS, 0.5, tokens(2))
+        assert kserve.infos == 1
+        info = client.model_info(contract.DIT)
+    assert kserve.infos == 2 and info.platform == "python" and info.max_batch_size == 8
+    assert info.parameters == {"precision": "fp32"} and info.inputs["t"].shape == (-1, 1)
+
+
+def test_health(kserve: Any) -> None:
+    with h.Client(kserve.url) as client:
+        state = client.health()
+        assert (state.live, state.ready, state.version) == (True, True, "9.9")
+        sampler = next(model for model in state.models if model.name == contract.SAMPLER)
+        assert sampler.ready and sampler.inputs["steps"].optional and not sampler.inputs["context"].optional
+        kserve.ready = False
+        assert [model.ready for model in client.health().models] == [False] * len(contract.MODELS)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_statuses_arrive_whole(status: grpc.StatusCode, streamed: bool, kserve: Any, tokens: Tokens) -> None:
+    kserve.fail = status
+    with h.Client(kserve.url, retries=0) as client, pytest.raises(h.Hunyuan3DError) as error:
+        client.sample(tokens(), steps=2) if streamed else client.denoise(LATENTS, 0.5, tokens(2))
+    assert type(error.value) is h.errors.BY_STATUS[status] and error.value.status is status
+    assert error.value.request_id == kserve.requests[0].id and "told to fail" in str(error.value)
+
+
+@pytest.mark.parametrize(("ready", "expected"), [(True, h.Overloaded), (False, h.ModelNotReady)])
+def test_unavailable_is_told_apart_by_asking(ready: bool, expected: type[Exception], kserve: Any, tokens: Tokens) -> None:
+    with h.Client(kserve.url, retries=0) as client:
+        client.denoise(LATENTS, 0.5, tokens(2))
+        kserve.fail, kserve.ready = grpc.StatusCode.UNAVAILABLE, ready
+        with pytest.raises(expected):
+            client.denoise(LATENTS, 0.5, tokens(2))
+
+
+@pytest.mark.parametrize(("ready", "expected"), [(True, h.ModelFailed), (False, h.ModelNotReady)])
+def test_stream_errors_without_status(ready: bool, expected: type[Exception], kserve: Any, tokens: Tokens) -> None:
+    kserve.text, kserve.ready = "DEADLINE_EXCEEDED, or so it says", ready
+    with h.Client(kserve.url) as client, pytest.raises(expected) as error:
+        client.sample(tokens(), steps=2)
+    assert error.value.status is None and len(kserve.requests) == 1
+
+
+def test_a_dead_address(tokens: Tokens) -> None:
+    with h.Client("localhost:1", retries=0) as client:
+        for call in (lambda: client.sample(tokens()), client.health):
+            with pytest.raises(h.ServerUnavailable, match="hint: check the address") as error:
+                call()
+            assert error.value.status is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_deadline_reaches_the_server(streamed: bool, kserve: Any, tokens: Tokens) -> None:
+    with h.Client(kserve.url) as client:
+        client.model_info(contract.SAMPLER if streamed else contract.DIT)
+        kserve.stall.clear()
+        with pytest.raises(h.DeadlineExceeded) as error:
+            client.sample(tokens(), steps=2, timeout_s=0.3) if streamed else client.denoise(
+                LATENTS, 0.5, tokens(2), timeout_s=0.3
+            )
+        assert error.value.status is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert kserve.cancelled.wait(10)
+
+
+def test_leaving_a_stream_cancels_the_call(kserve: Any, tokens: Tokens) -> None:
+    with h.Client(kserve.url) as client:
+        for step in client.stream(tokens(), steps=1000):
+            if step.index == 2:
+                break
+        assert kserve.cancelled.wait(10)
+
+
+def test_cancelling_a_job_cancels_the_call(kserve: Any, tokens: Tokens) -> None:
+    kserve.stall.clear()
+    with h.Client(kserve.url) as client:
+        job = client.submit(tokens(), steps=3)
+        job.cancel()
+        with pytest.raises(h.Cancelled):
+            job.result(timeout_s=10)
+
+
+def test_closing_cancels_calls_of_other_threads(kserve: Any, tokens: Tokens) -> None:
+    kserve.stall.clear()
+    client = h.Client(kserve.url)
+    job = client.submit(tokens(), steps=3)
+    threading.Timer(0.2, client.close).start()
+    with pytest.raises(h.Cancelled):
+        job.result(timeout_s=10)
+    client.close()
+
+
+def test_messages_of_many_megabytes(kserve: Any) -> None:
+    latents = np.ones((8, 4096, 64), np.float32)  # 8 MiB each way
+    context = np.ones((8, 1370, 1536), np.float32)  # 33 MiB as float16
+    with h.Client(kserve.url) as client:
+        assert client.denoise(latents, 1, context).shape == latents.shape
+
+
+def test_headers_go_with_every_call(kserve: Any, tokens: Tokens) -> None:
+    transport = h.GrpcTransport(
+        kserve.url, headers={"authorization": "Bearer abc"}, options={"grpc.primary_user_agent": "mine"}
+    )
+    with h.Client(transport=transport) as client:
+        client.denoise(LATENTS, 0.5, tokens(2))
+        client.sample(tokens(), steps=2)
+    for headers in kserve.headers:
+        assert headers["authorization"] == "Bearer abc" and headers["user-agent"].startswith("mine ")
+
+
+def test_credentials_turn_tls_on(kserve: Any) -> None:
+    transport = h.GrpcTransport(kserve.url, credentials=grpc.ssl_channel_credentials())
+    with h.Client(transport=transport, retries=0) as client, pytest.raises(h.ServerUnavailable):
+        client.health(timeout_s=5)
+
+
+def test_async_client(kserve: Any, tokens: Tokens) -> None:
+    async def main() -> None:
+        async with h.AsyncClient(kserve.url) as client:
+            velocities = await asyncio.gather(*(client.denoise(LATENTS, t, tokens(2)) for t in (0, 0.5, 1)))
+            assert [velocity.max() for velocity in velocities] == [0, LATENTS.max() / 2, LATENTS.max()]
+            assert [step.index async for step in client.stream(tokens(), steps=3)] == [1, 2, 3]
+            assert (await client.sample(tokens(), steps=3, seed=4)).mean() == 4
+
+    asyncio.run(main())
+
+
+def test_one_client_of_many_threads(kserve: Any, tokens: Tokens) -> None:
+    results: dict[int, np.ndarray] = {}
+    with h.Client(kserve.url) as client:
+
+        def work(index: int) -> None:
+            for _ in range(5):
+                results[index] = client.denoise(np.full((1, 2, 64), float(index)), 1, tokens())
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all((results[index] == index).all() for index in range(8))
+
+
+def test_import_brings_no_heavy_library_and_does_no_work() -> None:
+    code = "import sys, threading, hunyuan3d_client as h; print(sorted(m for m in {'torch', 'tensorrt', 'typer', 'rich', 'onnx'} if m in sys.modules), threading.active_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["[]", "1"]
+
+
+def test_a_process_that_forgets_to_close_ends_cleanly(kserve: Any) -> None:
+    code = f"import hunyuan3d_client as h; c = h.Client('{kserve.url}'); print(c.health().version)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "9.9\n", "")
+
+
+def test_all_is_sorted_and_whole() -> None:
+    assert h.__all__ == sorted(h.__all__) and all(hasattr(h, name) for name in h.__all__)
+    public = {name for name, value in vars(h).items() if isinstance(value, type) and not name.startswith("_")}
+    assert public == {name for name in h.__all__ if isinstance(getattr(h, name), type)}
