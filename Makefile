@@ -44,9 +44,15 @@ lint: $(STAMP)
 export-onnx: $(STAMP)
 	$(BIN)/hunyuan3d-export onnx $(WEIGHTS) --precision $(PRECISION) --graph all --out $(OUT)
 
+.PHONY: export-engine  ## weights -> ONNX -> TensorRT plans, deployed into REPOSITORY (TARGET=tensorrt-rtx: compiled only)
+export-engine: PRECISION := $(if $(filter file,$(origin PRECISION)),fp16,$(PRECISION))
+export-engine: $(STAMP)
+	$(BIN)/hunyuan3d-export engine $(WEIGHTS) --precision $(PRECISION) --target $(TARGET) --onnx $(OUT) --out $(OUT)-$(TARGET)
+	test $(TARGET) != tensorrt || $(BIN)/hunyuan3d-export deploy --artifacts $(OUT)-$(TARGET) --repository $(REPOSITORY)
+
 .PHONY: verify  ## parity receipt: torch against ONNX Runtime
 verify: export-onnx
-	$(BIN)/hunyuan3d-export verify --artifacts $(OUT)
+	$(BIN)/hunyuan3d-export verify --artifacts $(OUT) $(if $(CHECKPOINT),$(WEIGHTS))
 
 .PHONY: deploy  ## place the artifacts into REPOSITORY, exporting what is missing or stale
 deploy: export-onnx

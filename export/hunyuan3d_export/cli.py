@@ -16,15 +16,19 @@ from rich.console import Console
 from rich.table import Table
 
 from . import compute, parity
-from .dit import PRESETS
+from .dit import PRESETS, Preset
 from .embedded_server import EmbeddedServer, ServerOptions, ServerStartError
+from .engine_from_onnx import BuildCancelled, EngineOptions, build_engines, parse_profile
+from .manifest import Manifest
 from .onnx_from_torch import OnnxOptions, export_onnx
 from .repository_from_artifacts import SOURCE
 from .repository_from_artifacts import deploy as deploy_artifacts
+from .tensorrt_targets import find_target
 from .weights import Weights
 
 EXIT_FAILED = 1  # a check did not pass, the server did not start
 EXIT_MISUSE = 2  # the input or an option is wrong
+EXIT_INTERRUPTED = 130
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -45,10 +49,13 @@ def run() -> int:
     try:
         app()  # ends in SystemExit, whose code is 2 for a wrong option and 130 after Ctrl-C
     except ServerStartError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return EXIT_FAILED
+    except BuildCancelled as error:
+        errors.print(str(error), markup=False, highlight=False)
+        return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return EXIT_MISUSE
     return 0
 
@@ -66,6 +73,46 @@ def onnx(
     """Weights -> ONNX graphs with dynamic B, L, T. What is already there and still matches is kept."""
     weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
     for folder in export_onnx(weights, out, graph=graph, options=OnnxOptions(precision=precision, attention=attention)):
+        console.print(str(folder), soft_wrap=True)
+
+
+@app.command()
+def engine(
+    onnx_folder: Annotated[
+        Path, typer.Option("--onnx", help="Folder of ONNX artifacts; exported there first when weights are named.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the plans, one subfolder for each Triton model.")],
+    target: Annotated[
+        str, typer.Option(help="tensorrt (needs the GPU it will run on) or tensorrt-rtx (compiles anywhere).")
+    ] = "tensorrt",
+    compute_capability: Annotated[list[str] | None, typer.Option(help="For tensorrt-rtx, e.g. SM89; repeatable.")] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="NAME=MIN..OPT..MAX, NAME batch, latents or context; repeatable.")
+    ] = None,
+    optimization_level: Annotated[int, typer.Option(help="The builder's, 0 to 5.")] = 3,
+    workspace_gib: Annotated[float | None, typer.Option(help="Limit of the builder's workspace; default all memory.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="Folder of timing caches (target tensorrt).")] = None,
+    version_compatible: Annotated[bool, typer.Option(help="Let later library versions run the plan.")] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option(help="Let other GPUs since Ampere run the plan (target tensorrt).")
+    ] = False,
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
+) -> None:
+    """ONNX -> TensorRT plans, strongly typed, one optimization profile over B, L and T. Unchanged plans are kept."""
+    found = find_target(target, tuple(compute_capability or ()))  # first: without it nothing is written
+    options = EngineOptions(
+        profile=parse_profile(profile or []),
+        optimization_level=optimization_level,
+        workspace_bytes=None if workspace_gib is None else int(workspace_gib * 2**30),
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        timing_cache=timing_cache,
+    )
+    if preset or checkpoint:
+        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
+    for folder in build_engines(onnx_folder, out, found, options):
         console.print(str(folder), soft_wrap=True)
 
 
@@ -136,23 +183,38 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 @app.command()
 def info(
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")],
+    artifact: Annotated[
+        Path | None, typer.Argument(help="A deployed or built model file or its folder: what its manifest says.")
+    ] = None,
+    preset: PresetOption = None,
     latents: Annotated[int | None, typer.Option(help="L; default the preset's.", min=1)] = None,
     context: Annotated[int | None, typer.Option(help="T; default the preset's.", min=1)] = None,
 ) -> None:
-    """Parameters and compute of one evaluation: plain, guidance as two batches, guidance in one graph."""
-    chosen = PRESETS.get(preset)
-    if chosen is None:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    sizes = {"latent_tokens": latents or chosen.num_latents, "context_tokens": context or chosen.context_tokens}
-    plain = compute.plain(chosen.config, **sizes)
-    console.print(
-        f"{preset}: {compute.parameters(chosen.config):,} parameters, L {sizes['latent_tokens']}, T {sizes['context_tokens']}"
-    )
+    """What an artifact was made from; or a preset's parameters and compute: plain, guidance as two batches, guided."""
+    if artifact is not None:
+        _artifact_info(artifact)
+    elif preset in PRESETS:
+        _preset_info(PRESETS[str(preset)], latents, context)
+    else:
+        raise ValueError(f"info must get an artifact or a preset out of {', '.join(PRESETS)}, got {preset!r}")
+
+
+def _artifact_info(artifact: Path) -> None:
+    folder = artifact if artifact.is_dir() else artifact.parent
+    manifest = Manifest.read(folder, hint="pass a folder that onnx or engine wrote")
+    manifest.check_files(folder, hint="make it again")
+    console.print_json(json.dumps(dataclasses.asdict(manifest)))
+
+
+def _preset_info(preset: Preset, latents: int | None, context: int | None) -> None:
+    sizes = {"latent_tokens": latents or preset.num_latents, "context_tokens": context or preset.context_tokens}
+    plain = compute.plain(preset.config, **sizes)
+    count = compute.parameters(preset.config)
+    console.print(f"{preset.name}: {count:,} parameters, L {sizes['latent_tokens']}, T {sizes['context_tokens']}")
     table = Table("evaluation", "TFLOP", "of two-batch", "attention share")
     rows = {"plain": (plain.total, plain.attention_share)}
-    if not chosen.config.guidance_embed:
-        guided = compute.guided(chosen.config, **sizes)
+    if not preset.config.guidance_embed:
+        guided = compute.guided(preset.config, **sizes)
         rows["two-batch"] = (2 * plain.total, plain.attention_share)
         rows["guided"] = (guided.total, guided.attention_share)
     for name, (total, share) in rows.items():

@@ -100,8 +100,9 @@ def _spec_options(graph: str, sampling: Preset) -> dict[str, bool]:
 
 def _made_from(identity: dict[str, Any], graph: str, options: OnnxOptions) -> dict[str, Any]:
     here = Path(__file__).parent
-    code = code_digest([Path(__file__), *(here / "dit").glob("*.py")])
-    return {"weights": identity, "graph": graph, "opset": OPSET, "code": code, **dataclasses.asdict(options)}
+    code = code_digest([Path(__file__), Path(contract.__file__), *(here / "dit").glob("*.py")])
+    made_by = {"opset": OPSET, "code": code, "versions": versions_of("torch", "onnx", "onnxscript")}
+    return {"weights": identity, "graph": graph, **made_by, **dataclasses.asdict(options)}
 
 
 def _export_graph(
@@ -119,7 +120,7 @@ def _export_graph(
                 model=spec.name,
                 made_from=made_from,
                 serving=dataclasses.asdict(sampling),
-                versions=versions_of("torch", "onnx", "onnxscript"),
+                versions=made_from["versions"],
                 files=file_digests(temporary),
             ).write(temporary)
 

@@ -12,11 +12,13 @@ from typing import Any
 
 from hunyuan3d_client import contract
 
-from .configs import artifact_file, config_files, read_config
+from .configs import PLAN_FILE, artifact_file, config_files, read_config
 from .dit import DiTConfig, Preset
 from .files import atomic_path
+from .gpu import first_gpu
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts
+from .tensorrt_targets import installed_version
 
 SOURCE = Path(__file__).parent.parent.parent / "model_repository"
 PRESET_FILE = "preset.json"  # beside the sampler's model.py: the default L of the deployed weights
@@ -38,6 +40,8 @@ def deploy(artifacts: Path, repository: Path = SOURCE) -> list[str]:
     Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the preset.
     """
     manifests = read_artifacts(artifacts, hint=f"make them again with: hunyuan3d-export onnx --out {artifacts}")
+    for folder, manifest in manifests.items():
+        check_plan(manifest, folder)
     preset = _common_preset(manifests.values())
     _prepare(repository, preset)
     for name in (contract.DIT, contract.DIT_GUIDED):
@@ -63,10 +67,34 @@ def loadable_models(repository: Path, config_name: str) -> list[str]:
     absent = [folder for folder, file in wanted.items() if file and not (folder / VERSION / file).is_file()]
     for folder in absent:
         logger.warning("%s: not served, config %s wants %s and it is not deployed", folder.name, config_name, wanted[folder])
+    for folder in set(folders) - set(absent):
+        if wanted[folder] == PLAN_FILE:
+            check_plan(Manifest.read(folder / VERSION, hint="deploy it again with: hunyuan3d-export deploy"), folder / VERSION)
     if {contract.DIT, contract.DIT_GUIDED} & {folder.name for folder in folders} <= {folder.name for folder in absent}:
         files = ", ".join(sorted({str(wanted[folder]) for folder in absent}))
         raise DeployError(f"{repository} must hold a deployed {files} for config {config_name}, found none\n{hint}")
     return [folder.name for folder in folders if folder not in absent]
+
+
+def check_plan(manifest: Manifest, folder: Path) -> None:
+    """Holds a plan against what is on this machine; an ONNX artifact passes, and so does a plan where nothing can be asked.
+
+    Raises DeployError, with the command that makes the right plan, for a plan that Triton here could not load.
+    """
+    target = manifest.made_from.get("target")
+    if target is None:
+        return
+    hint = "hint: on the machine that will serve: hunyuan3d-export engine --target tensorrt --onnx DIR --out DIR"
+    if target != "tensorrt":
+        raise DeployError(f"{folder} must hold a plan of target tensorrt, which Triton's backend loads, got {target}\n{hint}")
+    version, wanted = installed_version("tensorrt"), manifest.made_from["library_version"]
+    if version is not None and version != wanted and not manifest.made_from["version_compatible"]:
+        raise DeployError(f"{folder} must be built by this machine's TensorRT {version}, got {wanted}\n{hint}")
+    gpu, capabilities = first_gpu(), manifest.made_from["compute_capabilities"]
+    if gpu is not None and gpu.compute_capability not in capabilities and not manifest.made_from["hardware_compatible"]:
+        raise DeployError(
+            f"{folder} must be built for this machine's {gpu.compute_capability} ({gpu.name}), got {', '.join(capabilities)}\n{hint}"
+        )
 
 
 def _common_preset(manifests: Iterable[Manifest]) -> Preset:

@@ -1,0 +1,300 @@
+"""ONNX -> TensorRT plan, through the builder's Python API. Always strongly typed: precision is the graph's own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from hunyuan3d_client import contract
+
+from .configs import PLAN_FILE
+from .files import atomic_folder, atomic_path
+from .manifest import Manifest, code_digest, file_digests, read_artifacts, reusable, versions_of
+from .onnx_from_torch import MODEL_FILE
+from .tensorrt_targets import Target
+
+# The command line's names of the free axes.
+PROFILE_AXES = {"batch": "B", "latents": "L", "context": "T"}
+_OTHER_FORM = {"op": "decomposed", "decomposed": "op"}
+
+logger = logging.getLogger(__name__)
+
+
+class BuildError(ValueError):
+    """TensorRT refused the graph or the options."""
+
+
+class BuildCancelled(RuntimeError):
+    """The build was stopped by Ctrl-C; nothing was written."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """profile: (min, opt, max) of B, L and T. optimization_level: the builder's 0..5. workspace_bytes: None for all memory.
+
+    version_compatible: the plan runs on later versions of the library too; hardware_compatible: on other GPUs of the
+    Ampere generation and later (target tensorrt). strip_weights: the plan holds no weights and wants a refit.
+    timing_cache: a folder; its file is keyed by library version and GPU.
+    """
+
+    profile: Mapping[str, contract.AxisRange] = dataclasses.field(default_factory=lambda: dict(contract.AXES))
+    optimization_level: int = 3
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.optimization_level <= 5:
+            raise ValueError(f"optimization level must be in 0..5, got {self.optimization_level}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise ValueError(f"workspace must be at least 1 byte, got {self.workspace_bytes}")
+        if set(self.profile) != set(contract.AXES):
+            raise ValueError(f"profile must name {', '.join(contract.AXES)}, got {', '.join(self.profile)}")
+
+
+def parse_profile(texts: list[str]) -> dict[str, contract.AxisRange]:
+    """The contract's profile with the axes in `texts`, each like latents=1..3072..4096, in place of its own.
+
+    Raises ValueError for an unknown axis, a range that is not min..opt..max, or one beyond what the graph was traced for.
+    """
+    profile = dict(contract.AXES)
+    for text in texts:
+        name, _, sizes = text.partition("=")
+        if name not in PROFILE_AXES:
+            raise ValueError(
+                f"profile axis must be one of {', '.join(PROFILE_AXES)}, got {name!r}\nhint: --profile latents=1..3072..4096"
+            )
+        axis = PROFILE_AXES[name]
+        try:
+            low, opt, high = (int(size) for size in sizes.split(".."))
+        except ValueError as error:
+            raise ValueError(
+                f"profile range must be min..opt..max, got {sizes!r}\nhint: --profile latents=1..3072..4096"
+            ) from error
+        if high > contract.AXES[axis].max:
+            raise ValueError(f"profile of {name} must stay within the graph's {contract.AXES[axis].max}, got {high}")
+        profile[axis] = contract.AxisRange(low, opt, high)
+    return profile
+
+
+def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions | None = None) -> list[Path]:
+    """One plan for every ONNX artifact below `onnx`, in `out`/<Triton model name>/. Returns the folders.
+
+    A plan whose manifest still matches is kept. A new one appears whole or not at all.
+
+    Raises ManifestError for damaged artifacts, BuildError when TensorRT refuses, BuildCancelled after Ctrl-C.
+    """
+    options = options or EngineOptions()
+    _check_for_target(options, target)
+    folders = []
+    for folder, manifest in read_artifacts(onnx, hint="export again with: hunyuan3d-export onnx").items():
+        destination = out / manifest.model
+        made_from = _made_from(manifest, target, options)
+        if reusable(destination, made_from):
+            logger.info("%s: unchanged, kept", destination)
+        else:
+            with atomic_folder(destination) as temporary:
+                _build_one(folder, manifest, temporary, target, options)
+                _write_manifest(temporary, manifest, made_from, target)
+        folders.append(destination)
+    return folders
+
+
+def _check_for_target(options: EngineOptions, target: Target) -> None:
+    """TensorRT for RTX has no timing and takes compute capabilities instead of a compatibility level."""
+    if target.name == "tensorrt-rtx":
+        if options.timing_cache is not None:
+            raise ValueError("timing cache must be left out for tensorrt-rtx, which times nothing while building, got one")
+        if options.hardware_compatible:
+            raise ValueError(
+                "hardware_compatible must be False for tensorrt-rtx, got True\nhint: --compute-capability names its GPUs"
+            )
+
+
+def _made_from(manifest: Manifest, target: Target, options: EngineOptions) -> dict[str, Any]:
+    chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("timing_cache", "profile")}
+    return {
+        "weights": manifest.made_from["weights"],
+        "precision": manifest.made_from["precision"],
+        "attention": manifest.made_from["attention"],
+        "onnx": dict(manifest.files),
+        "target": target.name,
+        "library_version": target.version,
+        "compute_capabilities": list(target.compute_capabilities),
+        "gpu": target.gpu.name if target.gpu else None,
+        "profile": {axis: [size.min, size.opt, size.max] for axis, size in options.profile.items()},
+        "code": code_digest([Path(__file__)]),
+        **chosen,
+    }
+
+
+def _write_manifest(folder: Path, onnx: Manifest, made_from: dict[str, Any], target: Target) -> None:
+    Manifest(
+        model=onnx.model,
+        made_from=made_from,
+        serving=onnx.serving,
+        versions={target.name: target.version, **versions_of("onnx", "torch")},
+        files=file_digests(folder),
+    ).write(folder)
+
+
+def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Target, options: EngineOptions) -> None:
+    trt = target.library
+    start = time.monotonic()
+    log = _Log(trt)
+    builder = trt.Builder(log.logger)
+    # Needed on TensorRT 10, the only kind of network on 11.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log.logger)
+    attention = manifest.made_from["attention"]
+    if not parser.parse_from_file(str(folder / MODEL_FILE)):
+        problems = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise BuildError(_refusal("parse", manifest.model, problems, attention))
+    config = _config(builder, network, target, options)
+    with _timing_cache(config, target, options), _progress(trt, config, manifest.model) as monitor:
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        if monitor.cancelled:
+            raise BuildCancelled(f"{manifest.model}: build cancelled, nothing written")
+        raise BuildError(_refusal("build", manifest.model, log.errors, attention))
+    (destination / PLAN_FILE).write_bytes(memoryview(plan))
+    logger.info(
+        "%s: %s %s plan, %.0f MB, %.1f s",
+        manifest.model,
+        target.name,
+        target.version,
+        plan.nbytes / 1e6,
+        time.monotonic() - start,
+    )
+
+
+def _refusal(step: str, model: str, problems: list[str], attention: str) -> str:
+    reasons = "\n  ".join(problems[:5]) or "no reason given"
+    return (
+        f"{model}: TensorRT must {step} the graph, got:\n  {reasons}\n"
+        f"hint: try the other form of attention: hunyuan3d-export onnx --attention {_OTHER_FORM[attention]}"
+    )
+
+
+def _config(builder: Any, network: Any, target: Target, options: EngineOptions) -> Any:
+    trt = target.library
+    config = builder.create_builder_config()
+    config.builder_optimization_level = options.optimization_level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    target.configure(config)
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        profile.set_shape(tensor.name, *_profile_shapes(tensor.name, options.profile))
+    config.add_optimization_profile(profile)
+    return config
+
+
+def _profile_shapes(name: str, profile: Mapping[str, contract.AxisRange]) -> list[tuple[int, ...]]:
+    """The input's min, opt and max shapes."""
+    inputs = {spec.name: spec for spec in (*contract.denoiser(guided=True).inputs, contract.GUIDANCE)}
+    return [inputs[name].shape({axis: getattr(size, kind) for axis, size in profile.items()}) for kind in ("min", "opt", "max")]
+
+
+@contextlib.contextmanager
+def _timing_cache(config: Any, target: Target, options: EngineOptions) -> Iterator[None]:
+    if options.timing_cache is None:
+        yield
+        return
+    gpu = target.gpu.name.replace(" ", "-") if target.gpu else "-".join(target.compute_capabilities)
+    path = options.timing_cache / f"{target.name}-{target.version}-{gpu}.timing"
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    yield
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(memoryview(cache.serialize()))
+
+
+class _Log:
+    """The library's messages: warnings and worse go to logging, errors are kept for the exception."""
+
+    def __init__(self, trt: Any) -> None:
+        self.errors: list[str] = []
+        errors = self.errors
+
+        class Logger(trt.ILogger):
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    errors.append(message)
+                if severity != trt.ILogger.VERBOSE and severity != trt.ILogger.INFO:
+                    logger.warning("tensorrt: %s", message)
+
+        self.logger = Logger()
+
+
+@contextlib.contextmanager
+def _progress(trt: Any, config: Any, title: str) -> Iterator[Any]:
+    """A bar for each of the builder's phases; Ctrl-C asks the builder to stop at its next step."""
+    bars = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    )
+    cancel = threading.Event()
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.tasks: dict[str, TaskID] = {}
+
+        @property
+        def cancelled(self) -> bool:
+            return cancel.is_set()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            indent = "  " if parent_phase else ""
+            self.tasks[phase_name] = bars.add_task(f"{title}: {indent}{phase_name}", total=num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            bars.update(self.tasks[phase_name], completed=step + 1)
+            return not cancel.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            bars.remove_task(self.tasks.pop(phase_name))
+
+    config.progress_monitor = monitor = Monitor()
+    with bars, _on_interrupt(cancel):
+        yield monitor
+
+
+@contextlib.contextmanager
+def _on_interrupt(event: threading.Event) -> Iterator[None]:
+    """While inside, SIGINT sets `event` instead of raising through the library's C++ frames."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request_stop(_signal: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,98 @@
+"""The two TensorRT libraries behind one seam. Both have the same Builder and OnnxParser; what differs is all here."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from types import ModuleType
+from typing import Any
+
+from .gpu import Gpu, first_gpu
+
+# Module names to try for each target. The RTX bindings' wheel has its own name; the front package renames it.
+_MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+TARGETS = tuple(_MODULES)
+DEFAULT_COMPUTE_CAPABILITIES = ("SM89", "SM120")
+
+
+class TargetMissing(ValueError):
+    """The library, or the GPU it needs, is not on this machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A TensorRT library and what it builds for: gpu (tensorrt: the one in this machine), or named compute capabilities."""
+
+    name: str
+    library: ModuleType
+    compute_capabilities: tuple[str, ...]
+    gpu: Gpu | None
+
+    @property
+    def version(self) -> str:
+        return str(self.library.__version__)
+
+    def configure(self, config: Any) -> None:
+        """Sets the compute capabilities of a builder config; tensorrt always builds for its own GPU."""
+        if self.name != "tensorrt-rtx":
+            return
+        config.num_compute_capabilities = len(self.compute_capabilities)
+        for index, name in enumerate(self.compute_capabilities):
+            config.set_compute_capability(getattr(self.library.ComputeCapability, name), index)
+
+
+def find_target(name: str, compute_capabilities: tuple[str, ...] = ()) -> Target:
+    """The library for `name`, ready to build.
+
+    Raises ValueError for an unknown target or capability, TargetMissing when the library or its GPU is not here.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
+    library = _import(name)
+    if name == "tensorrt":
+        return _tensorrt(library, compute_capabilities)
+    known = [key for key in dir(library.ComputeCapability) if key.startswith("SM")]
+    wanted = compute_capabilities or DEFAULT_COMPUTE_CAPABILITIES
+    if unknown := [key for key in wanted if key not in known]:
+        raise ValueError(f"compute capability must be one of {', '.join(known)}, got {', '.join(unknown)}")
+    return Target(name, library, tuple(wanted), None)
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a target's library on this machine; None when it is not installed."""
+    try:
+        return str(_import(name).__version__)
+    except TargetMissing:
+        return None
+
+
+def _tensorrt(library: ModuleType, compute_capabilities: tuple[str, ...]) -> Target:
+    gpu = first_gpu()
+    if gpu is None:
+        raise TargetMissing(f"target tensorrt must run on the GPU its plans are for, found no GPU\n{_TENSORRT_HINT}")
+    if compute_capabilities and compute_capabilities != (gpu.compute_capability,):
+        raise ValueError(
+            f"compute capability must be this GPU's {gpu.compute_capability}, got {', '.join(compute_capabilities)}\n"
+            "hint: leave it out; target tensorrt-rtx builds for others"
+        )
+    return Target("tensorrt", library, (gpu.compute_capability,), gpu)
+
+
+_TENSORRT_HINT = (
+    'hint: on a GPU machine: pip install "hunyuan3d-triton[gpu]", then make export-engine;\n'
+    "      or in the image that will serve the plan: docker compose run --rm export"
+)
+
+
+def _import(name: str) -> ModuleType:
+    for module in _MODULES[name]:
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            continue
+    if name == "tensorrt":
+        raise TargetMissing(f"target tensorrt must have the package tensorrt, found none\n{_TENSORRT_HINT}")
+    raise TargetMissing(
+        f"target {name} must have the package tensorrt-rtx, found none\n"
+        'hint: pip install "hunyuan3d-triton[rtx]"; it compiles without a GPU'
+    )
