@@ -74,7 +74,8 @@ class AsyncClient:
         """The velocity [B, L, 64] float32 at latents [B, L, 64] float32, t in [0, 1] and context [B, T, 1536] float16.
 
         `guidance` is for guidance-distilled weights; `guidance_scale` asks for the guided model. Wider floats are cast.
-        A batch larger than the server's limit is split, sent side by side and joined.
+        A batch larger than the server's limit is split, sent side by side and joined. The result may be read-only: where
+        nothing was joined it is the received message itself, without a copy.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
         name, inputs = requests.denoise(latents, t, context, guidance=guidance, guidance_scale=guidance_scale)

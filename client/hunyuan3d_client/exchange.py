@@ -108,8 +108,12 @@ class Exchange:
     async def _take_slot(self, deadline: float) -> None:
         if self._closed:
             raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
+        left_s = _left_s(deadline)
+        if not self._slots.locked():
+            await self._slots.acquire()  # at once; wait_for would cost a task
+            return
         try:
-            await asyncio.wait_for(self._slots.acquire(), _left_s(deadline))
+            await asyncio.wait_for(self._slots.acquire(), left_s)
         except asyncio.TimeoutError:
             raise DeadlineExceeded("the call must start in timeout_s, got no free slot\nhint: raise max_in_flight") from None
 

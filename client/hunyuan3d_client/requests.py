@@ -117,12 +117,12 @@ def conform(inputs: Tensors, model: ModelInfo) -> dict[str, Array]:
 
 
 def velocity(answer: Tensors, like: Array) -> Array:
-    """The velocity of a denoiser's answer, writable. Raises ModelFailed if it isn't float32 in the latents' shape."""
+    """The velocity of a denoiser's answer. Raises ModelFailed if it isn't float32 in the latents' shape."""
     found = answer.get("velocity")
     if found is None or found.dtype != np.float32 or found.shape != like.shape:
         got = "nothing" if found is None else _found(found)
         raise ModelFailed(f"velocity must be {_found(like)}, got {got}\nhint: redeploy the model")
-    return found.copy()
+    return found
 
 
 def step(answer: Tensors) -> Step:
@@ -176,13 +176,20 @@ def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Arra
             raise invalid(spec.name, f"{expected} with {dim} = {axes[dim]}", _found(array), f"all inputs share {dim}")
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(array, dtype=spec.numpy_dtype)
-    if not np.isfinite(cast).all():
+    if not _finite(cast):
         if np.isfinite(array).all():
             name, limit = cast.dtype.name, float(np.finfo(cast.dtype.name).max)
             worst = f"magnitude {np.abs(array).max():.6g}"
             raise invalid(spec.name, f"within {name}'s range of {limit:.6g}", worst, "scale it down; it travels as " + name)
         raise invalid(spec.name, "finite", "NaN or infinity", "check what made it")
     return cast
+
+
+def _finite(array: Array) -> bool:
+    """Whether all is finite; float16 by its bits, as np.isfinite takes 10 ms there for one context of v2-0."""
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    return bool(array.view(np.int16).max() < 0x7C00 and array.view(np.uint16).max() < 0xFC00)
 
 
 def _per_sample(name: str, value: Any, batch: int) -> Array:

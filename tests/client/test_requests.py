@@ -91,6 +91,11 @@ def test_non_finite_tensors_are_refused(bad: float, name: str) -> None:
     check(error, name)
 
 
+def test_finite_by_bits_is_finite_for_every_float16() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    assert [requests._finite(value) for value in every.reshape(-1, 1)] == np.isfinite(every).tolist()
+
+
 @pytest.mark.parametrize("t", [-0.01, 1.01, np.nan, np.inf, "0.5", None, True, 1j, [0.5, 0.5], [[0.5]], object()])
 def test_bad_t(t: Any) -> None:
     with pytest.raises(InvalidInput) as error:
