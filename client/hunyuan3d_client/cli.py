@@ -105,20 +105,17 @@ def sample(
     """Run a whole trajectory. Options left out take the deployed preset's defaults."""
     started = time.perf_counter()
     with _reported():
-        arrays = {
-            "latents": _load(latents, "latents") if latents else None,
-            "negative_context": _load(negative_context, "negative_context") if negative_context else None,
-        }
-        condition = _load(context, "context")
+        tokens, negative = _load(context, "context"), _load(negative_context, "negative_context")
+        noise = _load(latents, "latents")
         with _replacing(out) as partial, Client(url) as client, _progress() as progress:
             trajectory = client.stream(
-                condition,
+                tokens,
                 steps=steps,
                 guidance_scale=guidance_scale,
                 seed=seed,
                 num_latents=num_latents,
-                latents=arrays["latents"],
-                negative_context=arrays["negative_context"],
+                latents=noise,
+                negative_context=negative,
                 schedule=schedule,
                 preview_every=0,
                 timeout_s=timeout_s,
@@ -144,7 +141,9 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _load(path: Path, name: str) -> npt.NDArray[Any]:
+def _load(path: Path | None, name: str) -> npt.NDArray[Any] | None:
+    if path is None:
+        return None
     try:
         loaded = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:

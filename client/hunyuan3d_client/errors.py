@@ -44,7 +44,7 @@ class Hunyuan3DError(Exception):
 class InvalidInput(Hunyuan3DError, ValueError):
     """The request is wrong; sending it again cannot help."""
 
-    hint = "the server refused what this client let pass: their versions differ; see `hunyuan3d health`"
+    hint = "the server refused what this client let pass; see what is deployed: hunyuan3d health"
 
 
 class Overloaded(Hunyuan3DError):
@@ -75,7 +75,7 @@ class ServerUnavailable(Hunyuan3DError, ConnectionError):
 class ModelNotReady(Hunyuan3DError):
     """The server is up, but the model is missing, still loading, or speaks another contract."""
 
-    hint = "see what is loaded: hunyuan3d health"
+    hint = "see what is loaded: hunyuan3d health; place what is missing: hunyuan3d-export deploy"
 
 
 class ModelFailed(Hunyuan3DError):

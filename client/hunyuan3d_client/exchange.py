@@ -129,7 +129,8 @@ class Exchange:
             except StatusError:
                 kind = ServerUnavailable
         name = failure.status.name if failure.status else "an error without status"
-        error = kind(f"{model or 'server'} must answer, got {name}: {failure}\nhint: {kind.hint}", status=failure.status)
+        hint = "" if "\nhint: " in str(failure) else f"\nhint: {kind.hint}"  # the server's own hint knows more
+        error = kind(f"{model or 'server'} must answer, got {name}: {failure}{hint}", status=failure.status)
         error.__cause__ = failure
         return error
 

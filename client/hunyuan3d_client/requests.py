@@ -92,8 +92,8 @@ def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
 def conform(inputs: Tensors, model: ModelInfo) -> dict[str, Array]:
     """The inputs in the server's shapes ([B] travels as [B, 1] where it says so), checked against its own declaration."""
     for name in inputs.keys() - model.inputs.keys():
-        takes = ", ".join(model.inputs)
-        raise invalid(name, f"left out for {model.name} on this server", "a value", f"its inputs are {takes}")
+        hint = f"it takes {', '.join(model.inputs)}; guidance is for distilled weights, guidance_scale for the others"
+        raise invalid(name, f"left out for {model.name} on this server", "a value", hint)
     conformed = {}
     for name, declared in model.inputs.items():
         if name not in inputs:

@@ -135,7 +135,10 @@ class GrpcTransport:
             yield _tensors(await self._call("infer", **fields, timeout_s=timeout_s))
             return
         headers = {**self._headers, **STREAM_HEADERS}
-        answers = self._client.stream_infer(_once(fields), stream_timeout=timeout_s, headers=headers)
+        try:
+            answers = self._client.stream_infer(_once(fields), stream_timeout=timeout_s, headers=headers)
+        except grpc.aio.UsageError as closed:
+            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
         try:
             async for result, error in answers:
                 if error is not None:
@@ -186,6 +189,8 @@ class GrpcTransport:
         except InferenceServerException as error:
             status = error.status()  # "StatusCode.NAME"
             raise StatusError(grpc.StatusCode[status.rpartition(".")[2]] if status else None, error.message()) from None
+        except grpc.aio.UsageError as closed:
+            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
 
 
 async def _once(fields: dict[str, object]) -> AsyncIterator[dict[str, object]]:

@@ -1,10 +1,11 @@
-"""A KServe v2 gRPC server in this process: the real wire, no Triton."""
+"""Servers for the client's tests: transports that stall or fail, and a KServe v2 gRPC server in this process."""
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
 import grpc
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from hunyuan3d_client import contract
+from hunyuan3d_client import MockTransport, Request, StatusError, contract
+from hunyuan3d_client.transport import Tensors
 
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
@@ -142,3 +144,54 @@ def tokens() -> Callable[..., np.ndarray]:
         return np.random.default_rng(7).standard_normal((batch, length, contract.CONTEXT_WIDTH)).astype(np.float16)
 
     return make
+
+
+class Stalled(MockTransport):
+    """Takes requests and answers none until `go`."""
+
+    def __init__(self) -> None:
+        super().__init__(doubled)
+        self.started = threading.Semaphore(0)
+        self.go = asyncio.Event()
+
+    async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
+        self.started.release()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.request_id)
+            raise
+        async for answer in super().infer(request, timeout_s=timeout_s):
+            yield answer
+
+
+class Failing(MockTransport):
+    """Fails with each status in turn, then answers."""
+
+    def __init__(self, *statuses: grpc.StatusCode | None) -> None:
+        super().__init__(self._fail)
+        self._statuses = list(statuses)
+
+    def _fail(self, request: Request) -> Iterable[Tensors]:
+        if self._statuses:
+            raise StatusError(self._statuses.pop(0), "words that must not matter: UNAVAILABLE INVALID_ARGUMENT")
+        return doubled(request)
+
+
+def doubled(request: Request) -> list[Tensors]:
+    return [{"velocity": request.inputs["latents"] * 2}]
+
+
+@pytest.fixture
+def stalled() -> Stalled:
+    return Stalled()
+
+
+@pytest.fixture
+def failing() -> type[Failing]:
+    return Failing
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hunyuan3d_client.exchange._FIRST_PAUSE_S", 1e-3)

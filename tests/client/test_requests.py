@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hunyuan3d_client import InputInfo, InvalidInput, ModelFailed, ModelInfo, ModelNotReady, contract, requests
+from hunyuan3d_client import InvalidInput, contract, requests
 from hunyuan3d_client.transport import MockTransport
 
 FLOATS = st.sampled_from([np.float16, np.float32, np.float64])
@@ -256,64 +255,3 @@ def test_seeds(seed: int, batch: int) -> None:
     many = [seed + 3 * index for index in range(batch)]
     assert sample(context=context(batch), seed=many)["seed"].tolist() == many
     assert sample(context=context(batch), seed=np.array(many))["seed"].tolist() == many
-
-
-def model(**inputs: InputInfo) -> ModelInfo:
-    known = {
-        "latents": InputInfo("FP32", (-1, -1, 64)),
-        "t": InputInfo("FP32", (-1, 1)),
-        "context": InputInfo("FP16", (-1, -1, 1536)),
-    }
-    return ModelInfo(contract.DIT, inputs={**known, **inputs})
-
-
-def test_conform_adds_the_axis_the_server_declares() -> None:
-    inputs = requests.conform(denoise(latents(2), 0.5, context(2))[1], model())
-    assert inputs["t"].shape == (2, 1) and inputs["latents"].shape == (2, 3, 64) and list(inputs) == ["latents", "t", "context"]
-
-
-def test_conform_leaves_out_optional_inputs() -> None:
-    assert set(requests.conform(sample(), SAMPLER)) == {"context", "seed", "preview_every"}
-
-
-def test_conform_names_what_is_too_much_and_what_is_missing() -> None:
-    with pytest.raises(InvalidInput, match="guidance must be left out for hunyuan3d_dit") as error:
-        requests.conform(denoise(guidance=3)[1], model())
-    check(error, "guidance")
-    with pytest.raises(InvalidInput, match="guidance must be given for hunyuan3d_dit") as error:
-        requests.conform(denoise()[1], model(guidance=InputInfo("FP32", (-1, 1))))
-    check(error, "guidance")
-
-
-@pytest.mark.parametrize(
-    "declared", [InputInfo("BF16", (-1, -1, 1536)), InputInfo("FP16", (-1, -1, 1024)), InputInfo("FP16", (-1, 1536))]
-)
-def test_conform_refuses_another_contract(declared: InputInfo) -> None:
-    with pytest.raises(ModelNotReady, match="context of hunyuan3d_dit must be float16"):
-        requests.conform(denoise()[1], model(context=declared))
-
-
-def step_answer(**changes: Any) -> dict[str, np.ndarray]:
-    answer = {"step": np.int32([2]), "total": np.int32([4]), "t": np.float32([0.5]), "path": np.array([b"guided"], np.object_)}
-    return {key: value for key, value in {**answer, **changes}.items() if value is not None}
-
-
-def test_step() -> None:
-    assert requests.step(step_answer()) == requests.Step(2, 4, 0.5, None, "guided")
-    read_only = latents()
-    read_only.flags.writeable = False
-    step = requests.step(step_answer(latents=read_only))
-    assert step.latents is not None and step.latents.flags.writeable
-    assert dataclasses.is_dataclass(step)
-
-
-@pytest.mark.parametrize("missing", ["step", "total", "t", "path"])
-def test_step_without_an_output_is_the_models_fault(missing: str) -> None:
-    with pytest.raises(ModelFailed, match=missing):
-        requests.step(step_answer(**{missing: None}))
-
-
-@pytest.mark.parametrize("answer", [{}, {"velocity": latents(2)}, {"velocity": latents(dtype=np.float16)}])
-def test_bad_velocity_is_the_models_fault(answer: dict[str, np.ndarray]) -> None:
-    with pytest.raises(ModelFailed, match="velocity must be float32"):
-        requests.velocity(answer, latents())

@@ -1,0 +1,27 @@
+"""What importing the package does, and does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import hunyuan3d_client as h
+
+
+def test_import_brings_no_heavy_library_and_does_no_work() -> None:
+    code = "import sys, threading, hunyuan3d_client as h; print(sorted(m for m in {'torch', 'tensorrt', 'typer', 'rich', 'onnx'} if m in sys.modules), threading.active_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["[]", "1"]
+
+
+def test_a_process_that_forgets_to_close_ends_cleanly(kserve: Any) -> None:
+    code = f"import hunyuan3d_client as h; c = h.Client('{kserve.url}'); print(c.health().version)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "9.9\n", "")
+
+
+def test_all_is_sorted_and_whole() -> None:
+    assert h.__all__ == sorted(h.__all__) and all(hasattr(h, name) for name in h.__all__)
+    public = {name for name, value in vars(h).items() if isinstance(value, type) and not name.startswith("_")}
+    assert public == {name for name in h.__all__ if isinstance(getattr(h, name), type)}
