@@ -2,12 +2,14 @@
 
 from .checkpoint import CheckpointError, load_checkpoint, random_model, save_checkpoint
 from .config import PRESETS, DiTConfig, Preset
+from .efficient_attention import EfficientAttention
 from .model import Hunyuan3DDiT
 
 __all__ = [
     "PRESETS",
     "CheckpointError",
     "DiTConfig",
+    "EfficientAttention",
     "Hunyuan3DDiT",
     "Preset",
     "load_checkpoint",

@@ -85,7 +85,7 @@ def attention(
     Raises ValueError for an unknown backend, a mask that does not fit or a call that the backend refuses, and ImportError
     for `sage` without its package.
     """
-    call = Call(bias, None if mask is None else _four_axes(mask, q, k), causal, dropout, chunk_size)
+    call = Call(bias, None if mask is None else four_axes(mask, q, k), causal, dropout, chunk_size)
     chosen = BACKENDS[known_backend(backend)]
     reason = chosen.refusal(q, k, v, call)
     if reason is not None:
@@ -97,10 +97,10 @@ def attention(
     return rearrange(chosen.run(q, k, v, call), "B H L D -> B L (H D)")
 
 
-def known_backend(name: str) -> str:
-    """The name itself. Raises ValueError when no backend has it."""
-    if name not in BACKENDS:
-        raise ValueError(f"attention backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+def known_backend(name: str, *also: str) -> str:
+    """The name itself. Raises ValueError when it is neither a backend's nor one of `also`."""
+    if name not in (*also, *BACKENDS):
+        raise ValueError(f"attention backend must be one of {', '.join((*also, *BACKENDS))}, got {name!r}")
     return name
 
 
@@ -134,8 +134,11 @@ def log_once(logger: logging.Logger, message: str) -> None:
     logger.warning(message)
 
 
-def _four_axes(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """The mask with the axes [B, H, Lq, Lk], each full or 1."""
+def four_axes(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """A mask of any form that attention() takes, with the axes [B, H, Lq, Lk], each full or 1.
+
+    Raises ValueError when it does not fit, or reads both as padding and as pairs.
+    """
     batch, heads, queries, keys = *q.shape[:3], k.shape[2]
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(
@@ -163,6 +166,8 @@ def _four_axes(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
 def _added(q: Tensor, k: Tensor, call: Call, start: int = 0) -> tuple[Tensor | None, Tensor | None]:
     """For q, which holds the queries from `start` on: what to add to their scores, and which of them see no key [..., Lq, 1]."""
     bias, mask = call.bias, call.mask
+    if bias is not None and bias.dim() not in (2, 4):  # the forms that torch's kernels take
+        bias = bias.reshape((1,) * (4 - bias.dim()) + bias.shape)
     if mask is None and not call.causal:
         return bias, None
     total = q.new_zeros(()) if bias is None else bias
@@ -187,6 +192,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     if call.causal and not call.terms:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=call.dropout, is_causal=True)
     added, blind = _added(q, k, call)
+    if added is not None and added.requires_grad and not torch.is_grad_enabled():
+        added = added.detach()  # the flash kernel refuses a learned bias even where no gradient is wanted
     return _cleared(F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=call.dropout), blind)
 
 
