@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from . import contract, requests
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
-from .exchange import Exchange
+from .exchange import Exchange, one
 from .requests import Scalars, Step
 from .transport import GrpcTransport, Health, ModelInfo, Request, Transport
 
@@ -32,7 +32,7 @@ class AsyncClient:
     """A client for asyncio. One channel; at most `max_in_flight` requests on it, others wait within their timeout.
 
     `timeout_s` is the default of every call. A request that was refused or not delivered is sent again up to `retries`
-    times, with exponential backoff and jitter; one that was answered in part never is. `transport` replaces the plain
+    times, with exponential backoff and jitter and within a budget of all calls; one answered in part never is. `transport` replaces the plain
     gRPC channel to `url`: GrpcTransport with TLS or headers, or MockTransport.
     """
 
@@ -183,8 +183,7 @@ class AsyncClient:
     async def _velocity(self, model: str, inputs: Inputs, deadline: float) -> Latents:
         request = Request(model, inputs, uuid.uuid4().hex)
         parse = functools.partial(requests.velocity, like=inputs["latents"])
-        async with aclosing(self._exchange.infer(request, parse, deadline=deadline)) as velocities:
-            return await anext(velocities)
+        return await one(self._exchange.infer(request, parse, deadline=deadline))
 
     async def _trajectory(self, inputs: Inputs, deadline: float) -> AsyncGenerator[Step, None]:
         _, inputs = await self._conform(contract.SAMPLER, inputs, deadline)

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import TypeVar
 
 import grpc
@@ -27,6 +27,10 @@ from .transport import ModelInfo, Request, StatusError, Tensors, Transport
 R = TypeVar("R")
 _PROBE_S = 2.0
 _FIRST_PAUSE_S = 0.1
+# Retries of all calls together: a full budget, one token each, a tenth back for each success. A server in trouble is
+# not met with more requests than it already refuses.
+_BUDGET = 10.0
+_REFUND = 0.1
 
 
 class Exchange:
@@ -36,6 +40,7 @@ class Exchange:
         self._transport = transport
         self._slots = asyncio.Semaphore(max_in_flight)
         self._retries = retries
+        self._budget = _BUDGET
         self._models: dict[str, ModelInfo] = {}
         self._closed = False
 
@@ -61,8 +66,7 @@ class Exchange:
         async def send(timeout_s: float) -> AsyncGenerator[R, None]:
             yield await query(timeout_s)
 
-        async with aclosing(self._answers(send, model, None, deadline)) as answers:
-            return await anext(answers)
+        return await one(self._answers(send, model, None, deadline))
 
     async def model(self, name: str, *, deadline: float, fresh: bool = False) -> ModelInfo:
         """What the server says of a model, asked once; again after `fresh`, or after the server refused an input."""
@@ -75,19 +79,21 @@ class Exchange:
     async def _answers(
         self, send: Callable[[float], AsyncGenerator[R, None]], model: str, request_id: str | None, deadline: float
     ) -> AsyncGenerator[R, None]:
-        """The answers of `send(timeout_s)`, sent again only if nothing came and the request was refused or not delivered."""
+        """The answers of `send(timeout_s)`, sent again only if nothing came and the request was refused or not delivered.
+
+        Without a request_id it is a query about the server, which waits for no slot.
+        """
+        if self._closed:
+            raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
         for attempt in itertools.count(1):
             answered = False
             try:
-                await self._take_slot(deadline)
-                try:
-                    async with aclosing(send(_left_s(deadline))) as answers:
-                        async for answer in answers:
-                            answered = True
-                            yield answer
-                    return
-                finally:
-                    self._slots.release()
+                async with self._slot(deadline) if request_id else nullcontext(), aclosing(send(_left_s(deadline))) as answers:
+                    async for answer in answers:
+                        answered = True
+                        yield answer
+                self._budget = min(_BUDGET, self._budget + _REFUND)
+                return
             except StatusError as failure:
                 error = await self._typed(failure, model, deadline, answered=answered)
             except Hunyuan3DError as own:
@@ -100,22 +106,27 @@ class Exchange:
             pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             if isinstance(error, Overloaded):
                 error.retry_after_s = pause_s
-            if answered or not _safe_to_repeat(error) or attempt > self._retries or time.monotonic() + pause_s >= deadline:
+            spent = attempt > self._retries or self._budget < 1 or time.monotonic() + pause_s >= deadline
+            if answered or spent or not _safe_to_repeat(error):
                 self._models.pop(model, None)  # the deployment may have changed
                 raise error
+            self._budget -= 1
             await asyncio.sleep(pause_s)
 
-    async def _take_slot(self, deadline: float) -> None:
-        if self._closed:
-            raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
+    @asynccontextmanager
+    async def _slot(self, deadline: float) -> AsyncIterator[None]:
         left_s = _left_s(deadline)
-        if not self._slots.locked():
-            await self._slots.acquire()  # at once; wait_for would cost a task
-            return
         try:
-            await asyncio.wait_for(self._slots.acquire(), left_s)
+            if self._slots.locked():
+                await asyncio.wait_for(self._slots.acquire(), left_s)
+            else:
+                await self._slots.acquire()  # at once; wait_for would cost a task
         except asyncio.TimeoutError:
             raise DeadlineExceeded("the call must start in timeout_s, got no free slot\nhint: raise max_in_flight") from None
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def _typed(self, failure: StatusError, model: str, deadline: float, *, answered: bool) -> Hunyuan3DError:
         """The error of a failure, by its status and by what the server says of the model; see errors.py."""
@@ -133,6 +144,15 @@ class Exchange:
         error = kind(f"{model or 'server'} must answer, got {name}: {failure}{hint}", status=failure.status)
         error.__cause__ = failure
         return error
+
+
+async def one(answers: AsyncGenerator[R, None]) -> R:
+    """The only answer of `answers`, which is read to its end. Raises ModelFailed if there is none or another."""
+    async with aclosing(answers):
+        found = [answer async for answer in answers]
+    if len(found) != 1:
+        raise ModelFailed(f"a request must have one answer, got {len(found)}\nhint: {ModelFailed.hint}")
+    return found[0]
 
 
 def _safe_to_repeat(error: Hunyuan3DError) -> bool:

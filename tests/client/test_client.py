@@ -32,6 +32,14 @@ def test_denoise_splits_and_joins_batches(batch: int, parts: list[int], tokens: 
         velocity = client.denoise(latents, 0.5, tokens(batch))
     np.testing.assert_array_equal(velocity, latents * 2)
     assert [len(request.inputs["latents"]) for request in transport.requests] == parts
+    assert transport.cancelled == []
+
+
+@pytest.mark.parametrize("answers", [0, 2])
+def test_a_denoiser_answers_once(answers: int, tokens: Tokens) -> None:
+    transport = h.MockTransport(lambda request: double(request) * answers)
+    with h.Client(transport=transport) as client, pytest.raises(h.ModelFailed, match="must have one answer"):
+        client.denoise(LATENTS, 0.5, tokens())
 
 
 def test_the_servers_own_batch_limit_is_kept(tokens: Tokens) -> None:
@@ -111,7 +119,7 @@ def test_leaving_an_async_stream_early_cancels_it(tokens: Tokens) -> None:
             async for step in client.stream(tokens(), steps=50):
                 assert step.index == 1
                 break
-            await client.health()
+            await client.sample(tokens())  # needs the slot
             assert transport.cancelled == [transport.requests[0].request_id]
 
     asyncio.run(main())

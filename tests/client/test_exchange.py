@@ -126,8 +126,24 @@ def test_requests_in_flight_are_bounded(stalled: Any, tokens: Tokens) -> None:
         assert stalled.started.acquire(timeout=10) and stalled.started.acquire(timeout=10)
         with pytest.raises(h.DeadlineExceeded, match="max_in_flight"):
             client.denoise(LATENTS, 0.5, tokens(), timeout_s=0.05)
+        assert client.health().live  # a query needs no slot
         assert not stalled.started.acquire(blocking=False)
         client._loop._loop.call_soon_threadsafe(stalled.go.set)
         for thread in threads:
             thread.join()
         client.denoise(LATENTS, 0.5, tokens())
+
+
+@pytest.mark.usefixtures("quick")
+def test_retries_of_all_calls_share_a_budget(failing: Any, tokens: Tokens) -> None:
+    transport = failing(*[grpc.StatusCode.UNAVAILABLE] * 100)
+    with h.Client(transport=transport, retries=4) as client:
+        for _ in range(5):
+            with pytest.raises(h.Overloaded):
+                client.denoise(LATENTS, 0.5, tokens())
+        assert len(transport.requests) == 5 + 10
+        transport._statuses = []
+        for _ in range(11):
+            client.denoise(LATENTS, 0.5, tokens())
+        transport._statuses = [grpc.StatusCode.UNAVAILABLE]
+        client.denoise(LATENTS, 0.5, tokens())  # successes have earned one retry
