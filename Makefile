@@ -63,6 +63,10 @@ serve: $(STAMP)
 	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model.plan' 2>/dev/null)" || $(MAKE) deploy
 	$(BIN)/hunyuan3d-export serve --repository $(REPOSITORY)
 
+.PHONY: bench  ## speed, as ratios within one run
+bench: $(STAMP)
+	$(BIN)/python bench/guided.py
+
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:
 	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model.plan* $(REPOSITORY)/*/1/*.json
