@@ -25,7 +25,8 @@ class Manifest:
     """`made_from` decides whether an artifact can be reused: equal values would give an equal artifact.
 
     model is the Triton model the artifact belongs to; made_from holds the weights' identity, the options and a digest of
-    the code; serving holds the sampling defaults and network sizes that deployment needs; files maps names to sha256.
+    the code; serving holds the sampling defaults and network sizes that deployment needs; files maps names to sha256;
+    tensors says what a plan's builder was given: dtype, shape and profile of every input, dtype and shape of the output.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Manifest:
     serving: Mapping[str, Any]
     versions: Mapping[str, str]
     files: Mapping[str, str]
+    tensors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -47,15 +49,26 @@ class Manifest:
         """
         path = folder / NAME
         try:
-            values = json.loads(path.read_text())
-            manifest = cls(**values)
+            manifest = cls(**json.loads(path.read_bytes()))
+            manifest._check_fields()
         except FileNotFoundError as error:
             raise ManifestError(f"{folder} must hold a {NAME}, found none\nhint: {hint}") from error
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:  # not JSON, not text, or not our fields
             raise ManifestError(f"{path} must be a manifest of format {FORMAT}, got: {error}\nhint: {hint}") from error
-        if manifest.format != FORMAT:
-            raise ManifestError(f"{path} must be of format {FORMAT}, got {manifest.format}\nhint: {hint}")
         return manifest
+
+    def _check_fields(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format!r}")
+        for field in ("made_from", "serving", "versions", "files", "tensors"):
+            if not isinstance(getattr(self, field), dict):
+                raise ValueError(f"{field} {getattr(self, field)!r}")
+        # Names become paths in a model repository: one that leads elsewhere must not.
+        for name in (self.model, *self.files):
+            if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+                raise ValueError(f"the name {name!r}")
+        if not self.files:
+            raise ValueError("no files")
 
     def check_files(self, folder: Path, *, hint: str) -> None:
         """Raises ManifestError when a file is missing or is not, byte for byte, the one described."""
@@ -68,15 +81,18 @@ class Manifest:
 
 
 def read_artifacts(root: Path, *, hint: str) -> dict[Path, Manifest]:
-    """Every artifact folder below `root` with its manifest, each held against its files.
+    """Every artifact folder below `root` with its manifest, each held against its files; folders are named by their models.
 
     Raises ManifestError, ending in `hint`, when there is none or one of them does not match.
     """
-    folders = sorted(path.parent for path in root.glob(f"*/{NAME}"))
+    # A hidden folder is what a killed export left behind.
+    folders = sorted(path.parent for path in root.glob(f"*/{NAME}") if not path.parent.name.startswith("."))
     if not folders:
         raise ManifestError(f"{root} must hold artifact folders with a {NAME}, found none\nhint: {hint}")
     manifests = {folder: Manifest.read(folder, hint=hint) for folder in folders}
     for folder, manifest in manifests.items():
+        if folder.name != manifest.model:
+            raise ManifestError(f"{folder} must be named {manifest.model}, as its {NAME} says\nhint: {hint}")
         manifest.check_files(folder, hint=hint)
     return manifests
 

@@ -1,0 +1,73 @@
+"""Weights and artifacts that the tests share. torch is imported on first use: the client's tests need none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CACHE = ROOT / "build" / "test"  # safe to keep: an artifact is reused only if its manifest still matches
+# The contract's channels and head size in the fewest, narrowest blocks.
+MICRO = {
+    "in_channels": 64,
+    "context_in_dim": 1536,
+    "hidden_size": 128,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def micro_weights() -> Callable[..., Any]:
+    """micro_weights(seed=0, distilled=False): Weights of a checkpoint file, fp32, every parameter random."""
+    from hunyuan3d_export.dit import DiTConfig, random_model, save_checkpoint
+    from hunyuan3d_export.weights import Weights
+
+    def weights(*, seed: int = 0, distilled: bool = False) -> Weights:
+        path = CACHE / f"micro{'-distilled' if distilled else ''}-{seed}.safetensors"
+        save_checkpoint(random_model(DiTConfig(**MICRO, guidance_embed=distilled), seed), path, dtype=None)
+        return Weights(preset="v2-0-turbo" if distilled else None, checkpoint=path)
+
+    return weights
+
+
+@pytest.fixture(scope="session")
+def micro(micro_weights: Callable[..., Any]) -> Any:
+    """Weights of the base model."""
+    return micro_weights()
+
+
+@pytest.fixture(scope="session")
+def micro_distilled(micro_weights: Callable[..., Any]) -> Any:
+    """Weights of the guidance-distilled model."""
+    return micro_weights(distilled=True)
+
+
+@pytest.fixture(scope="session")
+def artifacts(micro_weights: Callable[..., Any]) -> Callable[..., Path]:
+    """artifacts(precision="fp32", attention="op", distilled=False, seed=0): a folder with every graph the weights have."""
+    from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
+
+    done: dict[tuple[object, ...], Path] = {}
+
+    def exported(*, precision: str = "fp32", attention: str = "op", distilled: bool = False, seed: int = 0) -> Path:
+        key = (precision, attention, distilled, seed)
+        if key not in done:
+            out = CACHE / f"{'distilled' if distilled else 'base'}-{precision}-{attention}-{seed}"
+            options = OnnxOptions(precision=precision, attention=attention)
+            export_onnx(micro_weights(seed=seed, distilled=distilled), out, options=options)
+            done[key] = out
+        return done[key]
+
+    return exported

@@ -1,0 +1,172 @@
+"""The graphs' structure: names, types, free axes, operators, and which arithmetic is in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from hunyuan3d_client import contract
+from hunyuan3d_export.onnx_from_torch import MODEL_FILE, OPSET, OnnxOptions, export_onnx
+from hunyuan3d_export.weights import Weights
+
+ARTIFACTS = [
+    {"precision": "fp32"},
+    {"precision": "fp16"},
+    {"precision": "bf16"},
+    {"precision": "fp32", "attention": "decomposed"},
+    {"precision": "fp32", "distilled": True},
+    {"precision": "fp16", "distilled": True},
+]
+WEIGHT_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
+CONTRACT_TYPES = {"FP32": "FLOAT", "FP16": "FLOAT16"}
+
+
+def graph_paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*/{MODEL_FILE}"))
+
+
+def type_name(value: int) -> str:
+    return onnx.TensorProto.DataType.Name(value)
+
+
+def element_types(graph: onnx.GraphProto) -> dict[str, str]:
+    """Element type of every tensor in the graph by name."""
+    types = {item.name: type_name(item.data_type) for item in graph.initializer}
+    for item in (*graph.input, *graph.value_info, *graph.output):
+        types[item.name] = type_name(item.type.tensor_type.elem_type)
+    return types
+
+
+def ancestors(graph: onnx.GraphProto, node: onnx.NodeProto) -> set[str]:
+    """Names of every tensor that node's inputs are computed from, those inputs included."""
+    makers = {output: maker for maker in graph.node for output in maker.output}
+    found: set[str] = set()
+    waiting = list(node.input)
+    while waiting:
+        name = waiting.pop()
+        if name and name not in found:
+            found.add(name)
+            waiting.extend(makers[name].input if name in makers else ())
+    return found
+
+
+@pytest.fixture(params=ARTIFACTS, ids=lambda options: "-".join(map(str, options.values())))
+def exported(request: pytest.FixtureRequest, artifacts: Callable[..., Path]) -> tuple[dict, Path]:
+    """The options and the folder of one export."""
+    return request.param, artifacts(**request.param)
+
+
+def test_every_graph_the_weights_have_is_whole(exported: tuple[dict, Path]) -> None:
+    options, folder = exported
+    names = [contract.DIT] if options.get("distilled") else [contract.DIT, contract.DIT_GUIDED]
+    assert [path.parent.name for path in graph_paths(folder)] == names
+    for path in graph_paths(folder):
+        onnx.checker.check_model(str(path), full_check=True)
+        opsets = {opset.domain: opset.version for opset in onnx.load(path, load_external_data=False).opset_import}
+        assert opsets == {"": OPSET}, "operators outside the standard would not load everywhere"
+
+
+def test_inputs_and_outputs_are_the_contracts(exported: tuple[dict, Path]) -> None:
+    options, folder = exported
+    for path in graph_paths(folder):
+        guided = path.parent.name == contract.DIT_GUIDED
+        spec = contract.denoiser(guided=guided, guidance_embed=options.get("distilled", False))
+        graph = onnx.load(path, load_external_data=False).graph
+        for found, wanted in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+            described = [
+                (
+                    value.name,
+                    type_name(value.type.tensor_type.elem_type),
+                    tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+                )
+                for value in found
+            ]
+            assert described == [(tensor.name, CONTRACT_TYPES[tensor.dtype], tensor.dims) for tensor in wanted]
+
+
+def test_attention_form(exported: tuple[dict, Path]) -> None:
+    options, folder = exported
+    blocks = 2
+    for path in graph_paths(folder):
+        branches = 2 if path.parent.name == contract.DIT_GUIDED else 1
+        operators = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+        decomposed = options.get("attention") == "decomposed"
+        assert operators.count("Attention") == (0 if decomposed else blocks * branches)
+        assert operators.count("Softmax") == (blocks * branches if decomposed else 0)
+        assert operators.count("RMSNormalization") == 6 and operators.count("Gelu") == 3
+
+
+def test_weights_are_stored_once_in_the_asked_precision(exported: tuple[dict, Path], request: pytest.FixtureRequest) -> None:
+    options, folder = exported
+    weights: Weights = request.getfixturevalue("micro_distilled" if options.get("distilled") else "micro")
+    expected = sum(value.numel() for value in weights.load(dtype=None).state_dict().values())  # type: ignore[arg-type]
+    for path in graph_paths(folder):
+        initializers = onnx.load(path, load_external_data=False).graph.initializer
+        wanted = WEIGHT_TYPES[options["precision"]]
+        big = {item.name: item for item in initializers if np.prod(item.dims) > 128}
+        assert {type_name(item.data_type) for item in big.values()} == {wanted}
+        stored = sum(int(np.prod(item.dims)) for item in initializers if type_name(item.data_type) == wanted)
+        assert expected <= stored <= expected + 300, "beside the weights only a few constants"
+        size = path.with_name(f"{MODEL_FILE}.data").stat().st_size
+        assert size < 1.02 * expected * {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2}[wanted] + 4096
+
+
+def test_sinusoids_are_float32_in_every_precision(exported: tuple[dict, Path]) -> None:
+    options, folder = exported
+    for path in graph_paths(folder):
+        graph = onnx.load(path, load_external_data=False).graph
+        types = element_types(graph)
+        waves = [node for node in graph.node if node.op_type in ("Cos", "Sin")]
+        assert len(waves) == (4 if options.get("distilled") else 2)
+        sources = {name for node in waves for name in ancestors(graph, node)}
+        assert {"t"} <= sources <= set(types)
+        assert ("guidance" in sources) == bool(options.get("distilled"))
+        assert {types[name] for name in sources} <= {"FLOAT", "INT64"}
+
+
+def test_null_token_biases_are_computed_in_float32(artifacts: Callable[..., Path]) -> None:
+    copies = {"fp32": 1, "fp16": 2, "bf16": 3}
+    for precision, count in copies.items():
+        graph = onnx.load(artifacts(precision=precision) / contract.DIT_GUIDED / MODEL_FILE, load_external_data=False).graph
+        types = element_types(graph)
+        logarithms = [node for node in graph.node if node.op_type == "Log"]
+        assert len(logarithms) == count
+        assert {types[name] for node in logarithms for name in (*node.input, *node.output)} == {"FLOAT"}
+        for node in logarithms:
+            assert "context" in ancestors(graph, node), "T must come from the input's shape"
+
+
+def test_bf16_stores_the_rounded_weights(artifacts: Callable[..., Path], micro: Weights) -> None:
+    import torch
+
+    state = micro.load(torch.bfloat16).state_dict()
+    path = artifacts(precision="bf16") / contract.DIT / MODEL_FILE
+    stored = {item.name: item for item in onnx.load(path).graph.initializer}
+    compared = [name for name in state if name in stored]
+    assert len(compared) >= len(state) // 2
+    for name in compared:
+        assert np.array_equal(numpy_helper.to_array(stored[name]).astype(np.float32), state[name].float().numpy()), name
+
+
+@pytest.mark.parametrize("option", [{"precision": "fp8"}, {"attention": "flash"}])
+def test_unknown_option_is_refused(option: dict[str, str]) -> None:
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got '{option[name]}'"):
+        OnnxOptions(**option)
+
+
+def test_unknown_graph_is_refused(micro: Weights, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="graph must be one of plain, guided, all, got 'both'"):
+        export_onnx(micro, tmp_path, graph="both")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_distilled_weights_have_no_guided_graph(micro_distilled: Weights, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="graph must be plain for guidance-distilled weights"):
+        export_onnx(micro_distilled, tmp_path, graph="guided")
+    assert list(tmp_path.iterdir()) == []
