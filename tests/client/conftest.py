@@ -50,6 +50,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.stall = threading.Event()  # unset: answers wait
         self.stall.set()
         self.cancelled = threading.Event()
+        self.hold_after = 0  # a trajectory stops after this step until the client cancels
         self.infos = 0
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
@@ -119,6 +120,9 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
                 if step == total:
                     tensors["latents"] = np.full((len(read(request, "context")), 3, 64), drawn[0], np.float32)
                 yield pb.ModelStreamInferResponse(infer_response=respond(request, tensors))
+                if step == self.hold_after:
+                    self.cancelled.wait(20)
+                    return
 
 
 @pytest.fixture

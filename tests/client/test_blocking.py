@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -131,3 +132,22 @@ def test_the_clients_own_thread_must_not_call_it(stalled: Any, tokens: Tokens) -
         job.add_done_callback(callback)
         client._loop._loop.call_soon_threadsafe(stalled.go.set)
         assert ended.wait(10) and "other threads" in str(caught[0])
+
+
+def test_an_interrupt_cancels_the_request(stalled: Any, tokens: Tokens) -> None:
+    def interrupt() -> None:
+        stalled.started.acquire(timeout=10)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
+    with h.Client(transport=stalled) as client:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                client.denoise(LATENTS, 0.5, tokens())
+        finally:
+            signal.signal(signal.SIGINT, before)
+            thread.join()
+        client.health()
+        assert len(stalled.cancelled) == 1

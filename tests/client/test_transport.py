@@ -50,7 +50,14 @@ def test_the_models_declaration_is_fetched_once(kserve: Any, tokens: Tokens) -> 
             client.denoise(LATENTS, 0.5, tokens(2))
         assert kserve.infos == 1
         info = client.model_info(contract.DIT)
-    assert kserve.infos == 2 and info.platform == "python" and info.max_batch_size == 8
+        assert kserve.infos == 2
+        kserve.fail = grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(h.InvalidInput):
+            client.denoise(LATENTS, 0.5, tokens(2))
+        kserve.fail = None
+        client.denoise(LATENTS, 0.5, tokens(2))
+    assert kserve.infos == 3  # a refusal may mean another deployment
+    assert info.platform == "python" and info.max_batch_size == 8
     assert info.parameters == {"precision": "fp32"} and info.inputs["t"].shape == (-1, 1)
 
 
@@ -113,8 +120,9 @@ def test_deadline_reaches_the_server(streamed: bool, kserve: Any, tokens: Tokens
 
 
 def test_leaving_a_stream_cancels_the_call(kserve: Any, tokens: Tokens) -> None:
+    kserve.hold_after = 2
     with h.Client(kserve.url) as client:
-        for step in client.stream(tokens(), steps=1000):
+        for step in client.stream(tokens(), steps=3):
             if step.index == 2:
                 break
         assert kserve.cancelled.wait(10)
