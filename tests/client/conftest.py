@@ -156,6 +156,7 @@ class Stalled(MockTransport):
     def __init__(self) -> None:
         super().__init__(doubled)
         self.started = threading.Semaphore(0)
+        self.left = threading.Semaphore(0)
         self.go = asyncio.Event()
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
@@ -164,6 +165,7 @@ class Stalled(MockTransport):
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled.append(request.request_id)
+            self.left.release()
             raise
         async for answer in super().infer(request, timeout_s=timeout_s):
             yield answer
