@@ -43,7 +43,7 @@ class TritonPythonModel:
     def _admit(self, request: object, stream: _Stream) -> None:
         decoded = decode(_tensors(request, self._inputs), self._settings, self._num_latents)
         limit = self._settings.max_trajectories
-        if self._stepper.samples and self._stepper.samples + len(decoded.latents) > limit:
+        if self._stepper.samples + len(decoded.latents) > limit:
             raise Overloaded(
                 f"samples in progress must stay within {limit}, got {self._stepper.samples} and {len(decoded.latents)} more"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import schedules
@@ -28,6 +29,8 @@ class Settings:
             raise ValueError(f"parameters must be {', '.join(fields)}, got {', '.join(sorted(parameters))}")
         settings = cls(**{name: _PARSERS[str(kind)](name, parameters[name]) for name, kind in fields.items()})
         schedules.sigmas(settings.schedule, settings.steps)
+        if not math.isfinite(settings.guidance_scale):
+            raise ValueError(f"guidance_scale must be finite, got {settings.guidance_scale}")
         for name in ("max_batch", "max_trajectories"):
             if getattr(settings, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")

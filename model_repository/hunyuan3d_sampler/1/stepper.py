@@ -6,6 +6,7 @@ New ones join at the next step, ended and cancelled ones leave at it. One asynci
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -62,8 +63,7 @@ class Stepper:
     def _drop_cancelled(self) -> None:
         for trajectory, sink in list(self._active.items()):
             if (reason := sink.cancelled()) is not None:
-                del self._active[trajectory]
-                sink.fail(reason)
+                self._end(trajectory, reason)
 
     def _next_group(self) -> list[Trajectory]:
         """The trajectory that has waited longest, and those that can share its call, as many as fit."""
@@ -86,7 +86,7 @@ class Stepper:
             velocity = combine(group, await self._evaluate(group[0].path, denoiser_inputs(group)))
         except Exception as error:  # whatever the denoiser raised belongs to this group's clients and to nobody else
             for trajectory in group:
-                self._active.pop(trajectory).fail(error)
+                self._end(trajectory, error)
             return
         start = 0
         for trajectory in group:
@@ -105,12 +105,17 @@ class Stepper:
         return np.concatenate(parts)
 
     def _advance(self, trajectory: Trajectory, velocity: np.ndarray) -> None:
-        sink = self._active.pop(trajectory)
+        sink = self._active[trajectory]
         try:
             trajectory.advance(velocity)
             sink.step(trajectory)
         except Exception as error:  # one trajectory's end is not its neighbours'
-            sink.fail(error)
+            self._end(trajectory, error)
             return
+        del self._active[trajectory]
         if not trajectory.done:
             self._active[trajectory] = sink  # at the end of the queue
+
+    def _end(self, trajectory: Trajectory, error: Exception) -> None:
+        with contextlib.suppress(Exception):  # a client that cannot even be told must not stop the others
+            self._active.pop(trajectory).fail(error)

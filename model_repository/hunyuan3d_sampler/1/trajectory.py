@@ -13,6 +13,8 @@ import schedules
 from settings import Settings
 
 CHANNELS = 64
+# The largest axes the denoisers are made for; without a bound, 30 MB of request could ask for a terabyte of noise.
+MOST_LATENTS, MOST_CONTEXT = 4096, 5480
 PATHS = ("plain", "guided", "two-batch", "distilled")
 
 
@@ -33,8 +35,10 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_la
 
     Raises ValueError, naming the tensor, for anything the sampler cannot do.
     """
-    context = _tokens(tensors, "context")
-    negative = _tokens(tensors, "negative_context") if "negative_context" in tensors else None
+    context = _tokens(tensors, "context", MOST_CONTEXT)
+    if len(context) > settings.max_trajectories:
+        raise ValueError(f"context must be of at most {settings.max_trajectories} samples, got {len(context)}")
+    negative = _tokens(tensors, "negative_context", MOST_CONTEXT) if "negative_context" in tensors else None
     if negative is not None and negative.shape != context.shape:
         raise ValueError(f"negative_context must have context's shape {list(context.shape)}, got {list(negative.shape)}")
     if negative is not None and settings.guidance_embed:
@@ -68,15 +72,15 @@ def noise(seeds: np.ndarray, num_latents: int) -> np.ndarray:
 
 def _initial_latents(tensors: Mapping[str, np.ndarray], batch: int, default_num_latents: int | None) -> np.ndarray:
     if "latents" in tensors:
-        latents = _tokens(tensors, "latents")
+        latents = _tokens(tensors, "latents", MOST_LATENTS)
         if len(latents) != batch:
             raise ValueError(f"latents must have context's batch size {batch}, got {len(latents)}")
         if "num_latents" in tensors and int(_scalar(tensors, "num_latents", 0)) != latents.shape[1]:
             raise ValueError(f"num_latents must be left out or equal latents' {latents.shape[1]}, got {tensors['num_latents']}")
         return latents.astype(np.float32, copy=True)
     num_latents = _scalar(tensors, "num_latents", default_num_latents)
-    if num_latents is None or int(num_latents) < 1:
-        raise ValueError(f"num_latents must be at least 1, got {num_latents}")
+    if num_latents is None or not 1 <= int(num_latents) <= MOST_LATENTS:
+        raise ValueError(f"num_latents must be in 1..{MOST_LATENTS}, got {num_latents}")
     seeds = tensors.get("seed", np.zeros(1, np.int64))
     if seeds.shape == (1,):
         seeds = seeds + np.arange(batch)
@@ -85,10 +89,10 @@ def _initial_latents(tensors: Mapping[str, np.ndarray], batch: int, default_num_
     return noise(seeds, int(num_latents))
 
 
-def _tokens(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def _tokens(tensors: Mapping[str, np.ndarray], name: str, most: int) -> np.ndarray:
     value = tensors[name]
-    if value.ndim != 3 or 0 in value.shape:
-        raise ValueError(f"{name} must be [batch, tokens, channels] with no empty axis, got shape {list(value.shape)}")
+    if value.ndim != 3 or 0 in value.shape or value.shape[1] > most:
+        raise ValueError(f"{name} must be [batch, 1..{most} tokens, channels], got shape {list(value.shape)}")
     if not np.isfinite(value).all():
         raise ValueError(f"{name} must be finite, got NaN or Inf")
     return value
