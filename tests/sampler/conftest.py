@@ -1,0 +1,62 @@
+"""Requests and settings for the sampler's plain modules (pythonpath in pyproject.toml)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from settings import Settings
+from trajectory import SampleRequest, decode
+
+PARAMETERS = {
+    "steps": "50",
+    "guidance_scale": "5",
+    "schedule": "flow_match",
+    "guidance_embed": "false",
+    "max_batch": "8",
+    "max_trajectories": "64",
+}
+
+
+@pytest.fixture(scope="session")
+def parameters() -> dict[str, str]:
+    """What a config.pbtxt holds."""
+    return dict(PARAMETERS)
+
+
+@pytest.fixture(scope="session")
+def base() -> Settings:
+    return Settings.parse(PARAMETERS)
+
+
+@pytest.fixture(scope="session")
+def distilled() -> Settings:
+    return Settings.parse({**PARAMETERS, "guidance_embed": "true"})
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Callable[..., np.ndarray]:
+    """tokens(B, T, seed=0): a float16 context."""
+    return lambda batch, length, seed=0: np.random.default_rng(seed).standard_normal((batch, length, 1536)).astype(np.float16)
+
+
+@pytest.fixture(scope="session")
+def request_for(base: Settings, tokens: Callable[..., np.ndarray]) -> Callable[..., SampleRequest]:
+    """request_for(batch=1, latents=5, context=3, **tensors): a decoded request; numbers become tensors."""
+    kinds = {
+        "steps": np.int32,
+        "num_latents": np.int32,
+        "preview_every": np.int32,
+        "guidance_scale": np.float32,
+        "seed": np.int64,
+    }
+
+    def make(*, batch: int = 1, latents: int = 5, context: int = 3, **values: object) -> SampleRequest:
+        tensors = {"context": tokens(batch, context)}
+        for name, value in values.items():
+            array = isinstance(value, np.ndarray)
+            tensors[name] = value if array else np.array([value], kinds.get(name, np.object_))
+        return decode(tensors, base, latents)
+
+    return make

@@ -1,0 +1,77 @@
+"""Parameters of config.pbtxt: each one read, typed and known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from settings import Settings
+
+VALUES = {
+    "steps": ("12", 12),
+    "guidance_scale": ("2.5", 2.5),
+    "schedule": ("consistency", "consistency"),
+    "guidance_embed": ("true", True),
+    "max_batch": ("3", 3),
+    "max_trajectories": ("9", 9),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_each_parameter_is_read(name: str, parameters: dict[str, str], base: Settings) -> None:
+    text, value = VALUES[name]
+    found = Settings.parse({**parameters, name: text})
+    assert found == dataclasses.replace(base, **{name: value}) and found != base
+    assert type(getattr(found, name)) is type(value)
+
+
+def test_every_field_is_covered() -> None:
+    assert set(VALUES) == {field.name for field in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_missing_parameter(name: str, parameters: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="parameters must be steps, .*, got "):
+        Settings.parse({key: value for key, value in parameters.items() if key != name})
+
+
+def test_unknown_parameter(parameters: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="parameters must be .*, got .*step_count"):
+        Settings.parse({**parameters, "step_count": "5"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("guidance_embed", "False", "guidance_embed must be true or false, got 'False'"),
+        ("guidance_embed", "0", "guidance_embed must be true or false, got '0'"),
+        ("guidance_embed", "", "guidance_embed must be true or false, got ''"),
+        ("steps", "5.0", "steps must be an integer, got '5.0'"),
+        ("steps", "", "steps must be an integer, got ''"),
+        ("steps", "0", "steps must be in 1..1000"),
+        ("guidance_scale", "five", "guidance_scale must be a number, got 'five'"),
+        ("guidance_scale", "nan", "guidance_scale must be finite, got nan"),
+        ("schedule", "ddim", "schedule must be one of flow_match, consistency, got 'ddim'"),
+        ("max_batch", "0", "max_batch must be at least 1, got 0"),
+        ("max_trajectories", "-1", "max_trajectories must be at least 1, got -1"),
+    ],
+)
+def test_bad_value(name: str, text: str, message: str, parameters: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings.parse({**parameters, name: text})
+
+
+def test_the_word_false_is_false(parameters: dict[str, str]) -> None:
+    assert Settings.parse({**parameters, "guidance_embed": "false"}).guidance_embed is False
+
+
+@given(st.dictionaries(st.sampled_from(list(VALUES)), st.text(max_size=6), min_size=1))
+def test_any_text_is_settings_or_a_value_error(changes: dict[str, str]) -> None:
+    parameters = {name: text for name, (text, _) in VALUES.items()}
+    try:
+        found = Settings.parse({**parameters, **changes})
+    except ValueError:
+        return
+    assert found.steps >= 1 and found.max_batch >= 1 and found.guidance_scale == found.guidance_scale
