@@ -112,7 +112,9 @@ def _weights(manifest: Manifest, given: Weights | None) -> Weights:
             f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
         )
     weights = given or Weights(preset=identity["preset"], seed=identity["seed"])
-    if weights.identity() != identity:
+    # A file is known by its digest, whatever preset it is called by.
+    found, digest = weights.identity(), identity.get("checkpoint_sha256")
+    if (found.get("checkpoint_sha256") if digest else found) != (digest or identity):
         raise ManifestError(f"{manifest.model} must be made from these weights, got {identity}\nhint: export again from them")
     return weights
 
