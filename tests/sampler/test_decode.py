@@ -98,7 +98,10 @@ REFUSALS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "NaN latents": ({"latents": np.full((2, 4, 64), np.nan, np.float32)}, "latents must be finite"),
     "no latents": ({"latents": np.zeros((2, 0, 64), np.float32)}, "latents must be .* got shape .2, 0, 64."),
     "too many latents": ({"latents": np.zeros((2, 4097, 64), np.float32)}, "latents must be .*1..4096 tokens"),
-    "latents of another batch": ({"latents": np.zeros((3, 4, 64), np.float32)}, "latents must have context's batch size 2, got 3"),
+    "latents of another batch": (
+        {"latents": np.zeros((3, 4, 64), np.float32)},
+        "latents must have context's batch size 2, got 3",
+    ),
     "latents and num_latents": (
         {"latents": np.zeros((2, 4, 64), np.float32), "num_latents": integer(5)},
         "num_latents must be left out or equal latents' 4",

@@ -1,0 +1,145 @@
+"""Every config.pbtxt in git is what configs.py renders, and what it renders is the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from hunyuan3d_client import contract
+from hunyuan3d_export.configs import artifact_file, config_files, read_config, write_configs
+from hunyuan3d_export.dit import PRESETS
+
+DISTILLED = [name for name, preset in PRESETS.items() if preset.config.guidance_embed]
+SERVED = (contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY)
+
+
+def parse(text: str) -> pb.ModelConfig:
+    return text_format.Parse(text, pb.ModelConfig())
+
+
+def parsed(preset: str) -> dict[str, pb.ModelConfig]:
+    return {name: parse(text) for name, text in config_files(PRESETS[preset]).items()}
+
+
+def spec_of(path: str, *, distilled: bool) -> contract.ModelSpec:
+    model = Path(path).parts[0]
+    return contract.denoiser(guidance_embed=distilled) if model == contract.DIT else contract.MODELS[model]
+
+
+def test_the_files_in_git_are_the_rendered_ones(root: Path) -> None:
+    repository = root / "model_repository"
+    rendered = config_files(PRESETS["v2-0"])
+    for name, text in rendered.items():
+        assert (repository / name).read_text() == text, f"{name}: run python -m hunyuan3d_export.configs"
+    ours = {str(path.relative_to(repository)) for model in SERVED for path in (repository / model).rglob("*.pbtxt")}
+    assert ours == set(rendered)
+
+
+@pytest.mark.parametrize("preset", ["v2-0", "v2-0-turbo"])
+def test_tensors_are_the_contracts(preset: str) -> None:
+    distilled = preset in DISTILLED
+    for path, config in parsed(preset).items():
+        spec = spec_of(path, distilled=distilled)
+        batched = config.max_batch_size > 0
+        assert config.name == spec.name == Path(path).parts[0]
+        assert batched == (spec.name in (contract.DIT, contract.DIT_GUIDED))
+        for found, wanted in ((config.input, spec.inputs), (config.output, spec.outputs)):
+            assert [tensor.name for tensor in found] == [tensor.name for tensor in wanted]
+            for tensor, described in zip(found, wanted, strict=True):
+                dims = [-1 if isinstance(dim, str) else dim for dim in described.dims]
+                dims = dims[1:] if batched else dims
+                assert list(tensor.dims) == (dims or [1]), (path, tensor.name)
+                assert tensor.HasField("reshape") == (not dims) and list(tensor.reshape.shape) == []
+                name = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+                assert name == {"BYTES": "STRING"}.get(described.dtype, described.dtype)
+        assert [tensor.optional for tensor in config.input] == [tensor.optional for tensor in spec.inputs]
+
+
+@pytest.mark.parametrize("preset", ["v2-0", "v2-0-turbo"])
+def test_denoisers_batch_warm_up_and_bound_their_queue(preset: str) -> None:
+    denoisers = {name: config for name, config in parsed(preset).items() if config.max_batch_size}
+    assert len(denoisers) == (3 if preset in DISTILLED else 6)
+    for path, config in denoisers.items():
+        assert config.max_batch_size == contract.AXES["B"].max
+        assert 0 < config.dynamic_batching.max_queue_delay_microseconds <= 10_000
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0 and policy.allow_timeout_override
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+        (warmup,) = config.model_warmup
+        assert set(warmup.inputs) == {tensor.name for tensor in config.input}, path
+        for tensor in config.input:
+            sizes = list(warmup.inputs[tensor.name].dims)
+            assert all(dim in (-1, size) for dim, size in zip(tensor.dims, sizes, strict=True))
+
+
+def test_runtimes() -> None:
+    configs = parsed("v2-0")
+    for model in (contract.DIT, contract.DIT_GUIDED):
+        plan = configs[f"{model}/config.pbtxt"]
+        assert (plan.platform, artifact_file(plan)) == ("tensorrt_plan", "model.plan")
+        cpu = configs[f"{model}/configs/cpu.pbtxt"]
+        assert (cpu.backend, artifact_file(cpu)) == ("python", "model.onnx")
+        native = configs[f"{model}/configs/onnxruntime.pbtxt"]
+        assert (native.backend, artifact_file(native)) == ("onnxruntime", "model.onnx")
+    assert artifact_file(configs[f"{contract.SAMPLER}/config.pbtxt"]) is None
+
+
+def test_every_parameter_is_read_and_every_parameter_read_is_there(root: Path) -> None:
+    from settings import Settings
+
+    configs = parsed("v2-0")
+    sampler = configs[f"{contract.SAMPLER}/config.pbtxt"]
+    assert sampler.model_transaction_policy.decoupled
+    assert Settings.parse({key: value.string_value for key, value in sampler.parameters.items()}).steps == 50
+    assert not configs[f"{contract.SAMPLER_UNARY}/config.pbtxt"].parameters
+    code = (root / "model_repository" / contract.DIT / "1" / "denoiser_model.py").read_text()
+    for key in configs[f"{contract.DIT}/configs/cpu.pbtxt"].parameters:
+        assert f'parameters["{key}"]' in code
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_samplers_defaults_are_the_presets(name: str) -> None:
+    from settings import Settings
+
+    preset = PRESETS[name]
+    parameters = parsed(name)[f"{contract.SAMPLER}/config.pbtxt"].parameters
+    settings = Settings.parse({key: value.string_value for key, value in parameters.items()})
+    assert (settings.steps, settings.guidance_scale) == (preset.steps, preset.guidance_scale)
+    assert (settings.schedule, settings.guidance_embed) == (preset.schedule, preset.config.guidance_embed)
+    assert settings.max_batch == contract.AXES["B"].max
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_distilled_presets_have_no_guided_model(name: str) -> None:
+    configs = parsed(name)
+    assert not [path for path in configs if path.startswith(contract.DIT_GUIDED)]
+    assert "guidance" in [tensor.name for tensor in configs[f"{contract.DIT}/config.pbtxt"].input]
+
+
+def test_a_named_config_replaces_the_default_one(tmp_path: Path) -> None:
+    write_configs(tmp_path, PRESETS["v2-0"])
+    assert read_config(tmp_path / contract.DIT, "cpu").backend == "python"
+    assert read_config(tmp_path / contract.DIT, "no-such-name").platform == "tensorrt_plan"
+    assert read_config(tmp_path / contract.SAMPLER, "cpu").backend == "python"
+    (tmp_path / contract.DIT / "configs" / "cpu.pbtxt").write_text("name: [")
+    with pytest.raises(ValueError, match="cpu.pbtxt must be a Triton model config, got: "):
+        read_config(tmp_path / contract.DIT, "cpu")
+
+
+def test_written_files_are_the_rendered_ones(tmp_path: Path) -> None:
+    write_configs(tmp_path, PRESETS["v2-mini-turbo"])
+    written = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.pbtxt")}
+    assert written == config_files(PRESETS["v2-mini-turbo"])
+
+
+def test_names_in_the_models_code_are_the_contracts(root: Path) -> None:
+    """The Python models cannot import the contract: their few names are read from their text."""
+    sampler = (root / "model_repository" / contract.SAMPLER / "1" / "model.py").read_text()
+    assert f'PLAIN, GUIDED = "{contract.DIT}", "{contract.DIT_GUIDED}"' in sampler
+    unary = (root / "model_repository" / contract.SAMPLER_UNARY / "1" / "model.py").read_text()
+    assert f'SAMPLER = "{contract.SAMPLER}"' in unary
+    switch = 'ERRORS_AS_OUTPUTS = "errors_as_outputs"'
+    assert switch in sampler and switch in unary
