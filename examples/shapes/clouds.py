@@ -51,9 +51,14 @@ def matched_pairs(prompt: str, clouds: int, seed: int) -> NDArray[np.float32]:
 
 
 class Clouds:
-    """Endless batches; one batch holds prompts of one length, because the model has no padding mask."""
+    """Endless batches; one batch holds prompts of one length, because the model has no padding mask.
+
+    Raises ValueError for pairs of a prompt that is held out.
+    """
 
     def __init__(self, pairs: dict[str, NDArray[np.float32]], tokens: int, seed: int) -> None:
+        if unknown := sorted(set(pairs) - set(TRAINED_PROMPTS)):
+            raise ValueError(f"pairs must be of trained prompts, got {', '.join(unknown)}")
         self._pairs = {prompt: torch.from_numpy(array) for prompt, array in pairs.items()}
         self._contexts = {prompt: torch.from_numpy(embed_prompt(prompt)).float() for prompt in pairs}
         self._prompts = list(pairs)

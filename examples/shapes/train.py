@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,19 +23,30 @@ from clouds import Batch, Clouds, load_pairs
 log = logging.getLogger("train")
 
 EMA_DECAY = 0.999
+ADAMW_LR = 2e-3
 WARMUP_STEPS = 200
-CARRIED_WEIGHT = 8.0
+CARRIED_WEIGHT, REST_WEIGHT = 8.0, 4.0
 SAVE_EVERY = 500
 
 
 def new_model(config: DiTConfig, seed: int) -> Hunyuan3DDiT:
-    """Torch's default initialisation with every gate and the last layer at zero: each block starts as the identity."""
+    """Torch's default initialisation, with every gate at zero so that each block starts as the identity.
+
+    The last layer starts as minus the transpose of the first, an orthogonal matrix: minus the input, normalised, which is
+    already the velocity of the 61 channels that hold noise alone. From a start at zero they would not learn to leave.
+    """
     torch.manual_seed(seed)
     model = Hunyuan3DDiT(config)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(("mod.lin", "modulation.lin", "modulation.1", "final_layer.linear")):
+        if isinstance(module, nn.Linear) and name.endswith(("mod.lin", "modulation.lin", "adaLN_modulation.1")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+    gain = (config.hidden_size / config.in_channels) ** 0.5  # unit variance in, unit variance out
+    with torch.no_grad():
+        nn.init.orthogonal_(model.latent_in.weight, gain)
+        model.final_layer.linear.weight.copy_(-model.latent_in.weight.T / gain**2)
+        for layer in (model.latent_in, model.final_layer.linear):
+            layer.bias.zero_()
     return model
 
 
@@ -53,11 +65,14 @@ def flow_loss(model: nn.Module, batch: Batch, t: Tensor, basis: Tensor) -> Tenso
     or learning to divide by 1-t would take most of the capacity.
     """
     wide = t[:, None, None]
-    velocity = model((1 - wide) * batch.noise + wide * batch.data, t, batch.context)
+    latents = (1 - wide) * batch.noise + wide * batch.data
+    # bfloat16 is precise enough for gradients (the averaged weights stay float32) and a third faster on CPUs that have it.
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        velocity = model(latents, t, batch.context)
     error = velocity - (batch.data - batch.noise)
     carried = error @ basis.T
     rest = error - carried @ basis
-    return CARRIED_WEIGHT * carried.square().mean() + ((1 - wide) ** 2 * rest.square()).mean()
+    return CARRIED_WEIGHT * carried.square().mean() + REST_WEIGHT * ((1 - wide) ** 2 * rest.square()).mean()
 
 
 @torch.no_grad()
@@ -68,9 +83,25 @@ def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
         kept.lerp_(new, 1 - decay)
 
 
-def learning_rate(progress: float, step: int, peak: float) -> float:
-    """Linear warm-up, then a cosine to zero; progress in [0, 1]."""
-    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+def new_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, at `lr`, and AdamW for everything else: nearly twice as fast per step as AdamW alone."""
+    matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and "blocks." in name]
+    others = [value for name, value in model.named_parameters() if value.ndim != 2 or "blocks." not in name]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=ADAMW_LR, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Sets every group to `factor` times the rate it was made with."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+
+
+def learning_rate(progress: float, step: int) -> float:
+    """The share of the peak rate: linear warm-up, then a cosine to zero; progress in [0, 1]."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def train(args: argparse.Namespace) -> Hunyuan3DDiT:
@@ -80,19 +111,20 @@ def train(args: argparse.Namespace) -> Hunyuan3DDiT:
     )
     model = new_model(PRESETS["shapes"].config, args.seed)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    network = torch.compile(model, dynamic=True) if args.compile else model
+    optimizers = new_optimizers(model, args.lr)
     generator = torch.Generator().manual_seed(args.seed + 1)
     basis = torch.from_numpy(frame()).float()
     started, running, step, progress = time.monotonic(), 0.0, 0, 0.0
     while progress < 1.0:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, step, args.lr)
+        set_learning_rate(optimizers, learning_rate(progress, step))
         batch = clouds.draw()
-        loss = flow_loss(model, batch, draw_times(len(batch.data), generator), basis)
+        loss = flow_loss(network, batch, draw_times(len(batch.data), generator), basis)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         update_average(average, model, step)
         step += 1
         elapsed_s = time.monotonic() - started
@@ -110,19 +142,24 @@ def train(args: argparse.Namespace) -> Hunyuan3DDiT:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="folder of the checkpoint and the cached pairs")
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument(
         "--max-minutes", type=float, default=math.inf, help="anneal to zero by then if the steps would take longer"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=8192, help="latent tokens per step: clouds x points")
+    parser.add_argument("--tokens", type=int, default=2048, help="latent tokens per step: clouds x points")
     parser.add_argument("--clouds", type=int, default=128, help="matched clouds per prompt")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--lr", type=float, default=8e-3, help="peak learning rate of Muon")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the model: minutes at the start, steps about 20 %% faster"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    # Uncompiled, RMSNorm in bfloat16 with float32 scales takes a slower kernel, and says so at every call.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     args = parse_arguments()
     save_checkpoint(train(args), args.out / "shapes.safetensors")
 

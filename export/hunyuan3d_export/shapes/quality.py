@@ -1,0 +1,135 @@
+"""The quality gate: what a sampler draws, measured against exact surfaces, whatever path the velocities come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .codec import decode_points, out_of_subspace_energy
+from .metrics import coverage_distance, nearest_prompt, surface_distance
+from .prompts import PROMPTS, TRAINED_PROMPTS
+from .words import embed_prompt
+
+Latents = NDArray[np.float32]
+# (context [B, T, 1536] float16, initial noise [B, L, 64] float32, guidance scale) -> final latents [B, L, 64] float32
+Sample = Callable[[NDArray[np.float16], Latents, float], Latents]
+Report = dict[str, Any]
+
+Level = Literal["full", "quick"]
+THRESHOLDS = Path(__file__).with_name("thresholds.json")
+# Scales that a path cannot serve alike when it ignores the scale or swaps its branches.
+PROBE_SCALES = (0.0, 1.0, 4.0)
+QUICK_PROMPTS = ("cube", "flat torus", "two cones", "two tall tetrahedra")
+PROBE_PROMPTS = ("two flat cubes", "two tall cones", "two flat tori", "flat helix")
+
+
+def initial_noise(seeds: Iterable[int], num_latents: int) -> Latents:
+    """Standard normal noise [B, L, 64], each sample from its own seed."""
+    return np.stack([np.random.default_rng(seed).standard_normal((num_latents, 64), np.float32) for seed in seeds])
+
+
+def draw(sample: Sample, prompt: str, seeds: Sequence[int], *, num_latents: int, guidance_scale: float) -> Latents:
+    """Final latents [B, L, 64] of one prompt, one sample per seed."""
+    context = np.repeat(embed_prompt(prompt)[None], len(seeds), axis=0)
+    return sample(context, initial_noise(seeds, num_latents), guidance_scale)
+
+
+def measure(latents: Latents, prompt: str) -> dict[str, float]:
+    """The metrics of samples [B, L, 64] of one prompt: distances in units of the solid's bounding radius, accuracy in [0, 1]."""
+    if not np.isfinite(latents).all():
+        return dict.fromkeys(("mean", "p95", "coverage", "energy"), float("inf")) | {"accuracy": 0.0}
+    points = decode_points(latents)
+    distances = surface_distance(points, prompt)
+    return {
+        "mean": float(distances.mean()),
+        "p95": float(np.percentile(distances, 95)),
+        "coverage": float(np.mean([coverage_distance(cloud, prompt).mean() for cloud in points])),
+        "accuracy": float(np.mean([nearest_prompt(cloud, PROMPTS) == prompt for cloud in points])),
+        "energy": out_of_subspace_energy(latents),
+    }
+
+
+def evaluate(
+    sample: Sample,
+    prompts: Sequence[str] = TRAINED_PROMPTS,
+    seeds: Sequence[int] = range(16),
+    *,
+    num_latents: int = 256,
+    guidance_scale: float,
+    reference: Sample | None = None,
+) -> Report:
+    """Draws every prompt with every seed and reports the metrics, per prompt and overall, as plain data.
+
+    A few prompts are drawn again at PROBE_SCALES ("probes"), and compared point by point with `reference` from
+    equal noise where one is given ("deviation", root mean square in units of the bounding radius).
+    """
+    per_prompt = {
+        prompt: measure(draw(sample, prompt, seeds, num_latents=num_latents, guidance_scale=guidance_scale), prompt)
+        for prompt in prompts
+    }
+    probes, deviation = _probe(sample, seeds[:2], num_latents, reference)
+    return {
+        "num_latents": num_latents,
+        "guidance_scale": guidance_scale,
+        "seeds": len(seeds),
+        "overall": _overall(per_prompt) | ({} if deviation is None else {"deviation": deviation}),
+        "probes": probes,
+        "prompts": per_prompt,
+    }
+
+
+def _probe(
+    sample: Sample, seeds: Sequence[int], num_latents: int, reference: Sample | None
+) -> tuple[dict[str, dict[str, float]], float | None]:
+    """The metrics of PROBE_PROMPTS at each scale, and the largest deviation from the reference."""
+    probes, deviations = {}, []
+    for scale in PROBE_SCALES:
+        rows = {}
+        for prompt in PROBE_PROMPTS:
+            latents = draw(sample, prompt, seeds, num_latents=num_latents, guidance_scale=scale)
+            rows[prompt] = measure(latents, prompt)
+            if reference is not None:
+                expected = draw(reference, prompt, seeds, num_latents=num_latents, guidance_scale=scale)
+                deviations.append(float(np.sqrt(np.mean(np.square(decode_points(latents) - decode_points(expected))))))
+        probes[f"{scale:g}"] = _overall(rows)
+    return probes, float(np.max(deviations)) if deviations else None
+
+
+def _overall(per_prompt: dict[str, dict[str, float]]) -> dict[str, float]:
+    rows = per_prompt.values()
+    overall = {name: float(np.mean([row[name] for row in rows])) for name in ("mean", "p95", "coverage", "accuracy", "energy")}
+    return overall | {"worst": max(row["mean"] for row in rows)}
+
+
+def load_thresholds(level: Level = "full") -> dict[str, Any]:
+    """The table of bounds, metric -> {"min": x} or {"max": x}, overall and for the probes by scale.
+
+    "full" is for the preset's own number of steps and latents, "quick" for 8 steps of 64 latents of QUICK_PROMPTS, which
+    tells a broken path from a sound one in seconds.
+    """
+    return json.loads(THRESHOLDS.read_text())[level]
+
+
+def failures(report: Report, thresholds: dict[str, Any]) -> list[str]:
+    """One line for each bound the report misses; none means that the path passes."""
+    found = _misses("overall", report["overall"], thresholds["overall"])
+    for scale, bounds in thresholds["probes"].items():
+        found += _misses(f"guidance scale {scale}", report["probes"][scale], bounds)
+    return found
+
+
+def _misses(where: str, values: dict[str, float], bounds: dict[str, dict[str, float]]) -> list[str]:
+    found = []
+    for metric, bound in bounds.items():
+        value = values.get(metric)
+        if value is None:
+            continue  # the deviation needs a reference
+        # Written so that NaN fails.
+        if not bound.get("min", -np.inf) <= value <= bound.get("max", np.inf):
+            found.append(f"{where}: {metric} must be within {bound}, got {value:.4g}")
+    return found

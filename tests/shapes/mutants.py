@@ -1,0 +1,70 @@
+"""Plausible mistakes in a path, each of which the quality gate must catch: name -> context manager that makes it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+
+from hunyuan3d_export.dit import Hunyuan3DDiT, layers, model
+from hunyuan3d_export.shapes import reference
+
+Mutant = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+@contextlib.contextmanager
+def _guided_scale(change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    true = Hunyuan3DDiT.guided
+
+    def guided(self, latents, t, context, guidance_scale):
+        return true(self, latents, t, context, change(guidance_scale))
+
+    with mock.patch.object(Hunyuan3DDiT, "guided", guided):
+        yield
+
+
+@contextlib.contextmanager
+def _velocity_flipped() -> Iterator[None]:
+    true = Hunyuan3DDiT.guided
+    with mock.patch.object(Hunyuan3DDiT, "guided", lambda self, *inputs: -true(self, *inputs)):
+        yield
+
+
+def _context_after_latents(self, txt, img):
+    """Joins the streams in the wrong order; they are still split in the right one."""
+    txt_parts = torch.split(txt, [branch.context_tokens for branch in self.branches], dim=-2)
+    img_parts = torch.split(img, [branch.latent_tokens for branch in self.branches], dim=-2)
+    return torch.cat([part for pair in zip(img_parts, txt_parts, strict=True) for part in pair], dim=-2)
+
+
+@contextlib.contextmanager
+def _shift_and_scale_swapped() -> Iterator[None]:
+    true = layers.Modulation.forward
+
+    def forward(self, vec):
+        return tuple(layers.Modulate(part.scale, part.shift, part.gate) for part in true(self, vec))
+
+    with mock.patch.object(layers.Modulation, "forward", forward):
+        yield
+
+
+def _one_token(context_tokens, dtype, device):
+    return _TRUE_BIAS(1, dtype, device) + 0 * context_tokens
+
+
+_TRUE_BIAS = model.null_token_bias
+_TRUE_SIGMAS = reference.flow_sigmas
+
+MUTANTS: dict[str, Mutant] = {
+    "velocity sign flipped": _velocity_flipped,
+    "max_period 10000": lambda: mock.patch.object(layers, "MAX_PERIOD", 10_000.0),
+    "context after latents": lambda: mock.patch.object(layers.Layout, "join", _context_after_latents),
+    "shift and scale swapped": _shift_and_scale_swapped,
+    "sigmas reversed": lambda: mock.patch.object(reference, "flow_sigmas", lambda steps: _TRUE_SIGMAS(steps)[::-1]),
+    # v_c + s (v_u - v_c) is v_u + (1 - s) (v_c - v_u)
+    "unconditional and conditional swapped": lambda: _guided_scale(lambda scale: 1 - scale),
+    "guidance ignored": lambda: _guided_scale(torch.ones_like),
+    "missing ln(T)": lambda: mock.patch.object(model, "null_token_bias", _one_token),
+}
