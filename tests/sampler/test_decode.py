@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from settings import Settings
-from trajectory import SampleRequest, choose_path, decode, noise
+from trajectory import NoDenoiser, SampleRequest, choose_path, decode, noise
 
 from hunyuan3d_client import contract
 from hunyuan3d_export.reference_sampler import PATHS
@@ -133,6 +133,11 @@ def test_refusal(name: str, base: Settings, tokens: Tokens) -> None:
         decode({"context": tokens(2, 3), **tensors}, base, 4)
 
 
+def test_context_must_be_there(base: Settings) -> None:
+    with pytest.raises(ValueError, match="^context must be given, got none"):
+        decode({"latents": np.zeros((1, 4, 64), np.float32)}, base, 4)
+
+
 def test_without_a_deployed_preset_the_length_must_be_given(base: Settings, tokens: Tokens) -> None:
     with pytest.raises(ValueError, match="num_latents must be in 1..4096, got None"):
         decode({"context": tokens(1, 2)}, base, None)
@@ -214,7 +219,7 @@ def test_path(
         request = dataclasses.replace(request, negative_context=np.zeros_like(request.context))
     options = dataclasses.replace(base, guidance_embed=is_distilled)
     if path is None:
-        with pytest.raises(LookupError, match="must be loaded, found none\nhint: deploy the plain graph"):
+        with pytest.raises(NoDenoiser, match="must be loaded, found none\nhint: deploy the plain graph"):
             choose_path(request, options, plain_ready=plain, guided_ready=guided)
     else:
         assert choose_path(request, options, plain_ready=plain, guided_ready=guided) == path

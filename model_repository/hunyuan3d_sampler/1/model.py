@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from settings import Settings
 from stepper import Stepper
-from trajectory import Trajectory, choose_path, decode
+from trajectory import NoDenoiser, Trajectory, choose_path, decode
 
 PLAIN, GUIDED = "hunyuan3d_dit", "hunyuan3d_dit_guided"
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -83,7 +83,7 @@ class Cancelled(RuntimeError):
 
 
 # Exception class -> the name of its code in pb_utils.TritonError, which Triton adds to the module only after import.
-_CODES = {ValueError: "INVALID_ARG", LookupError: "UNAVAILABLE", Overloaded: "UNAVAILABLE", Cancelled: "CANCELLED"}
+_CODES = {ValueError: "INVALID_ARG", NoDenoiser: "UNAVAILABLE", Overloaded: "UNAVAILABLE", Cancelled: "CANCELLED"}
 
 
 class _Stream:

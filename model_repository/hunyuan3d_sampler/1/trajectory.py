@@ -30,11 +30,17 @@ class SampleRequest:
     preview_every: int
 
 
+class NoDenoiser(LookupError):
+    """Nothing that is loaded can evaluate the request."""
+
+
 def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_latents: int | None) -> SampleRequest:
     """The request in `tensors` (optional ones left out), with the deployed defaults filled in.
 
     Raises ValueError, naming the tensor, for anything the sampler cannot do.
     """
+    if "context" not in tensors:  # Triton counts a request's inputs; another optional one in its place passes
+        raise ValueError("context must be given, got none")
     context = _tokens(tensors, "context", MOST_CONTEXT)
     if len(context) > settings.max_trajectories:
         raise ValueError(f"context must be of at most {settings.max_trajectories} samples, got {len(context)}")
@@ -109,7 +115,7 @@ def _scalar(tensors: Mapping[str, np.ndarray], name: str, default: object) -> ob
 def choose_path(request: SampleRequest, settings: Settings, *, plain_ready: bool, guided_ready: bool) -> str:
     """How this request's velocities are evaluated with the denoisers that are there.
 
-    Raises LookupError when none of them can.
+    Raises NoDenoiser when none of them can.
     """
     if settings.guidance_embed:
         wanted = ["distilled"] if plain_ready else []
@@ -120,7 +126,7 @@ def choose_path(request: SampleRequest, settings: Settings, *, plain_ready: bool
     else:
         wanted = ["guided"] * guided_ready + ["two-batch"] * plain_ready
     if not wanted:
-        raise LookupError("a denoiser for this request must be loaded, found none\nhint: deploy the plain graph")
+        raise NoDenoiser("a denoiser for this request must be loaded, found none\nhint: deploy the plain graph")
     return wanted[0]
 
 
