@@ -1,0 +1,193 @@
+"""The sampler on a real server: requests share denoiser calls, and leave when nobody waits for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from hunyuan3d_client import Client, contract
+from hunyuan3d_client.errors import DeadlineExceeded
+from hunyuan3d_export.embedded_server import Endpoints
+
+pytestmark = pytest.mark.served
+
+Make = Callable[..., np.ndarray]
+WAIT_S = 60.0
+ENDLESS = {"num_latents": 512, "steps": 1000, "preview_every": 0}  # many seconds, if nobody stopped it
+
+
+class Statistics:
+    """What the server counted of one denoiser since this began."""
+
+    def __init__(self, raw: triton.InferenceServerClient, model: str = contract.DIT_GUIDED) -> None:
+        self._raw, self._model = raw, model
+        self._begin = self._read()
+
+    def _read(self) -> tuple[int, int]:
+        (found,) = self._raw.get_inference_statistics(self._model).model_stats
+        return found.inference_count, found.execution_count
+
+    @property
+    def samples(self) -> int:
+        """Rows evaluated."""
+        return self._read()[0] - self._begin[0]
+
+    @property
+    def calls(self) -> int:
+        """Executions of the model."""
+        return self._read()[1] - self._begin[1]
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits for the server to get somewhere; fails if it never does."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def is_still(statistics: Statistics) -> bool:
+    """Whether no evaluation began within a time that several take."""
+    before = statistics.calls
+    time.sleep(0.5)
+    return statistics.calls == before
+
+
+@pytest.fixture
+def statistics(raw: triton.InferenceServerClient) -> Iterator[Statistics]:
+    """Of the guided denoiser, which nothing else uses when the test begins or ends."""
+    until(lambda: is_still(Statistics(raw)), "an earlier test's trajectory still runs")
+    yield Statistics(raw)
+    until(lambda: is_still(Statistics(raw)), "this test's trajectory still runs")
+
+
+def unary_inputs(tokens: np.ndarray, *, steps: int, num_latents: int, seed: int, module: object = triton) -> list:
+    values = {
+        "context": ("FP16", tokens),
+        "steps": ("INT32", np.array([steps], np.int32)),
+        "num_latents": ("INT32", np.array([num_latents], np.int32)),
+        "seed": ("INT64", np.array([seed], np.int64)),
+    }
+    return [
+        module.InferInput(name, list(value.shape), dtype).set_data_from_numpy(value) for name, (dtype, value) in values.items()
+    ]
+
+
+def test_streams_share_calls(client: Client, statistics: Statistics, tokens: Make) -> None:
+    steps, runs = 40, 4
+    barrier = threading.Barrier(runs)
+
+    def run(seed: int) -> None:
+        barrier.wait(WAIT_S)
+        client.sample(tokens(1, 5), num_latents=64, steps=steps, seed=seed)
+
+    with ThreadPoolExecutor(runs) as pool:
+        list(pool.map(run, range(runs)))
+    assert statistics.samples == runs * (steps - 1)
+    assert statistics.calls < 0.6 * statistics.samples
+
+
+def test_a_batch_is_one_call_a_step_up_to_the_limit(client: Client, statistics: Statistics, tokens: Make) -> None:
+    client.sample(tokens(8, 5), num_latents=7, steps=5)
+    assert (statistics.samples, statistics.calls) == (8 * 4, 4)
+    client.sample(tokens(11, 5), num_latents=7, steps=5)
+    assert (statistics.samples, statistics.calls) == (19 * 4, 4 + 2 * 4)
+
+
+def test_unary_requests_and_streams_share_calls(client: Client, raw: triton.InferenceServerClient, statistics: Statistics, tokens: Make) -> None:  # fmt: skip
+    steps = 60
+    with ThreadPoolExecutor(4) as pool:
+        streamed = [pool.submit(client.sample, tokens(1, 5), num_latents=64, steps=steps, seed=seed) for seed in (1, 2)]
+        unary = [
+            pool.submit(raw.infer, contract.SAMPLER_UNARY, unary_inputs(tokens(1, 5), steps=steps, num_latents=64, seed=seed))
+            for seed in (1, 2)
+        ]
+        for one, other in zip(streamed, unary, strict=True):
+            expected, found = one.result(WAIT_S), other.result(WAIT_S).as_numpy("latents")
+            assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert statistics.samples == 4 * (steps - 1)
+    assert statistics.calls < 0.7 * statistics.samples
+
+
+def test_unary_over_http_is_the_stream(client: Client, served: Endpoints, tokens: Make) -> None:
+    expected = client.sample(tokens(2, 5), num_latents=9, steps=7, seed=3)
+    inputs = unary_inputs(tokens(2, 5), steps=7, num_latents=9, seed=3, module=tritonclient.http)
+    with tritonclient.http.InferenceServerClient(served.http) as http:
+        answer = http.infer(contract.SAMPLER_UNARY, inputs)
+    np.testing.assert_array_equal(answer.as_numpy("latents"), expected)
+    assert answer.as_numpy("step").tolist() == answer.as_numpy("total").tolist() == [7]
+    assert answer.as_numpy("t").tolist() == [1.0] and answer.as_numpy("path").tolist() == [b"guided"]
+
+
+def test_a_stream_left_early_stops_within_a_step(client: Client, statistics: Statistics, tokens: Make) -> None:
+    steps = client.stream(tokens(1, 64), **ENDLESS)
+    for step in steps:
+        if step.index == 3:
+            break
+    steps.close()
+    until(lambda: is_still(statistics), "the trajectory must end")
+    assert 3 <= statistics.calls < 100
+
+
+def test_a_cancelled_job_stops_and_its_neighbour_goes_on(client: Client, statistics: Statistics, tokens: Make) -> None:
+    endless = client.submit(tokens(1, 5), num_latents=17, steps=1000, preview_every=0)
+    until(lambda: statistics.calls > 3, "the job must begin")
+    neighbour = client.submit(tokens(1, 5), num_latents=17, steps=80, seed=1, preview_every=0)
+    assert endless.cancel()
+    found = neighbour.result(timeout_s=WAIT_S)
+    expected = client.sample(tokens(1, 5), num_latents=17, steps=80, seed=1)
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+    until(lambda: is_still(statistics), "the cancelled trajectory must end")
+    assert statistics.calls < 900
+
+
+def test_a_deadline_ends_the_trajectory_on_the_server(client: Client, statistics: Statistics, tokens: Make) -> None:
+    with pytest.raises(DeadlineExceeded):
+        client.sample(tokens(1, 64), num_latents=512, steps=1000, timeout_s=1.0)
+    until(lambda: is_still(statistics), "the trajectory must end")
+    assert 1 <= statistics.calls < 999
+
+
+def test_a_unary_requests_timeout_ends_its_trajectory(raw: triton.InferenceServerClient, statistics: Statistics, tokens: Make) -> None:  # fmt: skip
+    inputs = unary_inputs(tokens(1, 64), steps=1000, num_latents=512, seed=0)
+    with pytest.raises(InferenceServerException) as caught:
+        raw.infer(contract.SAMPLER_UNARY, inputs, timeout=1_000_000, client_timeout=WAIT_S)
+    assert caught.value.status() == "StatusCode.CANCELLED" and "deadline has passed" in caught.value.message()
+    until(lambda: is_still(statistics), "the trajectory must end")
+    assert 1 <= statistics.calls < 999
+
+
+def test_more_than_the_limit_is_refused_at_once(client: Client, raw: triton.InferenceServerClient, statistics: Statistics, tokens: Make) -> None:  # fmt: skip
+    jobs = [client.submit(tokens(32, 5), num_latents=64, steps=1000, preview_every=0) for _ in range(2)]
+    until(lambda: statistics.samples > 64, "both jobs must have begun")
+    with pytest.raises(InferenceServerException) as caught:
+        raw.infer(contract.SAMPLER_UNARY, unary_inputs(tokens(1, 5), steps=2, num_latents=64, seed=0))
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+    assert "samples in progress must stay within 64, got 64 and 1 more" in caught.value.message()
+    assert all(job.cancel() for job in jobs)
+    until(lambda: is_still(statistics), "the cancelled trajectories must end")
+    assert client.sample(tokens(1, 5), num_latents=7, steps=3).shape == (1, 7, 64)
+
+
+def test_denoise_requests_share_calls_too(client: Client, raw: triton.InferenceServerClient, tokens: Make, noise: Make) -> None:
+    plain = Statistics(raw, contract.DIT)
+    runs = 12
+    barrier = threading.Barrier(runs)
+
+    def run(seed: int) -> np.ndarray:
+        barrier.wait(WAIT_S)
+        return client.denoise(noise(1, 128, seed), 0.5, tokens(1, 64))
+
+    with ThreadPoolExecutor(runs) as pool:
+        together = list(pool.map(run, range(runs)))
+    assert plain.samples == runs and plain.calls < runs
+    alone = client.denoise(noise(1, 128, 3), 0.5, tokens(1, 64))
+    assert np.linalg.norm(together[3] - alone) <= 1e-5 * np.linalg.norm(alone)
