@@ -30,6 +30,14 @@ def as_table(report: dict) -> str:
     return "\n".join(lines)
 
 
+def record(report: dict, manifest: Path) -> None:
+    """Adds the report's overall numbers to the checkpoint's manifest."""
+    known = json.loads(manifest.read_text())
+    quality = {name: report[name] for name in ("num_latents", "guidance_scale", "seeds")}
+    quality["overall"] = {name: round(value, 5) for name, value in report["overall"].items()}
+    manifest.write_text(json.dumps({**known, "quality": quality}, indent=1) + "\n")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
@@ -40,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guidance-scale", type=float, default=PRESETS["shapes"].guidance_scale)
     parser.add_argument("--prompts", choices=("trained", "held-out", "all"), default="trained")
     parser.add_argument("--report", type=Path, help="write the report there as JSON")
+    parser.add_argument("--record", action="store_true", help="add the overall numbers to the manifest beside the checkpoint")
     parser.add_argument("--docs", type=Path, help="also draw the gallery and the curves into this folder")
     return parser.parse_args()
 
@@ -60,6 +69,8 @@ def main() -> int:
     log.info("%s", as_table(report))
     if args.report:
         args.report.write_text(json.dumps(report, indent=1) + "\n")
+    if args.record:
+        record(report, args.checkpoint.with_suffix(".json"))
     if args.docs:
         plots.draw_all(model, args.docs)
     missed = failures(report, load_thresholds())

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import logging
 import math
+import platform
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from hunyuan3d_export.dit import PRESETS, DiTConfig, Hunyuan3DDiT, save_checkpoint
+from hunyuan3d_export.files import sha256
 from hunyuan3d_export.shapes.codec import frame
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,6 +31,7 @@ ADAMW_LR = 2e-3
 WARMUP_STEPS = 200
 CARRIED_WEIGHT, REST_WEIGHT = 8.0, 4.0
 SAVE_EVERY = 500
+CHECKPOINT_NAME = "shapes.safetensors"
 
 
 def new_model(config: DiTConfig, seed: int) -> Hunyuan3DDiT:
@@ -104,8 +109,8 @@ def learning_rate(progress: float, step: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def train(args: argparse.Namespace) -> Hunyuan3DDiT:
-    """The averaged model after args.steps steps, or after args.max_minutes: the cosine ends with whichever comes first."""
+def train(args: argparse.Namespace) -> None:
+    """Writes the averaged model of args.steps steps, or of args.max_minutes: the cosine ends with whichever comes first."""
     clouds = Clouds(
         load_pairs(args.out / f"pairs-{args.seed}-{args.clouds}.npy", args.clouds, args.seed), args.tokens, args.seed
     )
@@ -134,9 +139,24 @@ def train(args: argparse.Namespace) -> Hunyuan3DDiT:
             log.info("step %d  progress %.3f  loss %.4f  %.3f s/step", step, progress, running / 100, elapsed_s / step)
             running = 0.0
         if step % SAVE_EVERY == 0:
-            save_checkpoint(average, args.out / "shapes.safetensors")
+            save_checkpoint(average, args.out / CHECKPOINT_NAME)
     log.info("finished after %d steps, %.1f minutes", step, (time.monotonic() - started) / 60)
-    return average
+    save_checkpoint(average, args.out / CHECKPOINT_NAME)
+    write_manifest(args.out / CHECKPOINT_NAME, args, steps=step, minutes=(time.monotonic() - started) / 60)
+
+
+def write_manifest(checkpoint: Path, args: argparse.Namespace, *, steps: int, minutes: float) -> None:
+    """Where the checkpoint came from, as JSON beside it; evaluate.py --record adds its quality."""
+    manifest = {
+        "sha256": sha256(checkpoint),
+        "command": f"python examples/shapes/train.py --steps {steps} --seed {args.seed} --tokens {args.tokens}"
+        f" --clouds {args.clouds} --lr {args.lr}" + (" --compile" if args.compile else ""),
+        "seed": args.seed,
+        "steps": steps,
+        "minutes": round(minutes, 1),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")} | {"python": platform.python_version()},
+    }
+    checkpoint.with_suffix(".json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -160,8 +180,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     # Uncompiled, RMSNorm in bfloat16 with float32 scales takes a slower kernel, and says so at every call.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    args = parse_arguments()
-    save_checkpoint(train(args), args.out / "shapes.safetensors")
+    train(parse_arguments())
 
 
 if __name__ == "__main__":

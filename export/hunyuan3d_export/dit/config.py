@@ -154,7 +154,7 @@ _MINI_SCALE = 1.0188137142395404
 # name, network, L, T, schedule, steps, guidance scale, scale factor
 _TABLE: tuple[tuple[str, DiTConfig, int, int, str, int, float, float], ...] = (
     ("tiny", _TINY, 128, 1370, "flow_match", 50, 5.0, 1.0),
-    ("shapes", _SHAPES, 256, 3, "flow_match", 50, 1.5, 1.0),
+    ("shapes", _SHAPES, 256, 3, "flow_match", 50, 1.3, 1.0),
     ("v2-0", _FULL, 3072, 1370, "flow_match", 50, 5.0, _FULL_SCALE),
     ("v2-0-fast", _FULL_DISTILLED, 3072, 1370, "flow_match", 50, 5.0, _FULL_SCALE),
     ("v2-0-turbo", _FULL_DISTILLED, 3072, 1370, "consistency", 5, 5.0, _FULL_SCALE),

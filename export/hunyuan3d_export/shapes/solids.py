@@ -160,8 +160,8 @@ class HelixTube:
         return np.abs(self._centre_distance(flat) - self.thickness).reshape(points.shape[:-1])
 
     def scaled(self, across: float, along: float) -> HelixTube:
-        """The helix scaled; its tube stays round, thickened by the mean factor of a uniform scaling only."""
-        thickness = self.thickness * min(across, along) if across == along else self.thickness
+        """The helix with its centre line scaled; the tube stays round, and its thickness changes by a uniform scaling alone."""
+        thickness = self.thickness * across if across == along else self.thickness
         return dataclasses.replace(self, coil=self.coil * across, half_height=self.half_height * along, thickness=thickness)
 
     def radius(self) -> float:
