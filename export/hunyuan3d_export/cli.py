@@ -173,6 +173,8 @@ def serve(
         try:
             code = server.wait()
         except KeyboardInterrupt:
+            for each in (signal.SIGINT, signal.SIGTERM):  # stopping has a time limit; interrupted, it would leave a server
+                signal.signal(each, signal.SIG_IGN)
             logging.getLogger(__name__).info("stopping tritonserver ...")
     raise typer.Exit(code)
 
