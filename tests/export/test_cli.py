@@ -1,0 +1,158 @@
+"""`hunyuan3d-export`: exit codes, one message and a hint instead of a traceback, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hunyuan3d_client import contract
+from hunyuan3d_export import cli, parity
+from hunyuan3d_export.manifest import Manifest
+from hunyuan3d_export.parity import RECEIPT
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """call(*arguments): the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["hunyuan3d-export", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            code = cli.run()
+        except SystemExit as exit_:
+            code = exit_.code
+        found = Result(int(code or 0), *capsys.readouterr())
+        assert "Traceback" not in found.err
+        return found
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A file with a VAE and no DiT."""
+    path = tmp_path / "vae.safetensors"
+    save_file({"vae.decoder.weight": torch.zeros(3)}, path)
+    return path
+
+
+def test_bad_weights(call: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    out = tmp_path / "out"
+    for weights, message in (
+        (["--checkpoint", tmp_path / "none.ckpt"], "found nothing at"),
+        (["--checkpoint", tmp_path], "found a folder at"),
+        (["--checkpoint", checkpoint], "must hold a DiT"),
+        (["--checkpoint", broken], "must be a whole .safetensors or .ckpt file"),
+        (["--preset", "v3"], "preset must be one of tiny, "),
+        ([], "weights must come from a preset or a checkpoint, got neither\nhint: pass --preset or --checkpoint"),
+        (["--preset", "tiny", "--precision", "fp8"], "precision must be one of fp32, fp16, bf16, got 'fp8'"),
+        (["--preset", "tiny", "--graph", "both"], "graph must be one of plain, guided, all, got 'both'"),
+        (["--preset", "tiny", "--attention", "flash"], "attention must be one of op, decomposed, got 'flash'"),
+        (["--preset", "v2-0-turbo", "--graph", "guided"], "graph must be plain for guidance-distilled weights"),
+    ):
+        found = call("onnx", "--out", out, *weights)
+        assert found.code == 2 and message in found.err and found.err.startswith("error: "), found
+        assert found.out == "" and not out.exists()
+
+
+def test_distilled_weights_need_a_name_and_the_right_one(
+    call: Callable[..., Result], micro: Any, micro_distilled: Any, tmp_path: Path
+) -> None:
+    found = call("onnx", "--out", tmp_path / "out", "--checkpoint", micro_distilled.checkpoint)
+    assert found.code == 2 and "preset must be named for guidance-distilled weights" in found.err
+    assert "v2-0-turbo" in found.err and "v2-0-fast" in found.err
+    for weights, preset in ((micro, "v2-0-turbo"), (micro_distilled, "v2-0")):
+        found = call("onnx", "--out", tmp_path / "out", "--checkpoint", weights.checkpoint, "--preset", preset)
+        assert found.code == 2 and f"preset must fit the weights, got {preset} for " in found.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["onnx"], ["onnx", "--outt", "x"], ["train"], ["verify"], ["deploy"]], ids=" ".join)
+def test_misuse(arguments: list[str], call: Callable[..., Result]) -> None:
+    found = call(*arguments)
+    assert found.code == 2 and "Usage" in found.err
+
+
+@pytest.mark.parametrize("command", ["", "onnx", "verify", "deploy", "serve", "info"])
+def test_help_explains(command: str, call: Callable[..., Result]) -> None:
+    found = call(*filter(None, [command]), "--help")
+    assert found.code == 0 and "Usage" in found.out and len(found.out.splitlines()) > 8
+
+
+def test_onnx_prints_its_folders(call: Callable[..., Result], artifacts: Callable[..., Path], micro: Any) -> None:
+    out = artifacts()
+    found = call("onnx", "--out", out, "--checkpoint", micro.checkpoint)
+    assert found.code == 0 and found.out.split() == [str(out / contract.DIT), str(out / contract.DIT_GUIDED)]
+
+
+def test_verify(
+    call: Callable[..., Result], artifacts: Callable[..., Path], micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "_MOST_STEPS", 4)
+    out = Path(shutil.copytree(artifacts(), tmp_path / "out"))
+    right = call("verify", "--artifacts", out, "--checkpoint", micro.checkpoint)
+    assert right.code == 0 and right.out.count("ok") == 8 and "FAILED" not in right.out
+    assert json.loads((out / contract.DIT / RECEIPT).read_text())["checks"]
+    forged = tmp_path / "forged"
+    shutil.copytree(artifacts(seed=1), forged)
+    for model in (contract.DIT, contract.DIT_GUIDED):
+        manifest = Manifest.read(forged / model, hint="")
+        identity = Manifest.read(out / model, hint="").made_from
+        Manifest(**{**vars(manifest), "made_from": identity}).write(forged / model)
+    wrong = call("verify", "--artifacts", forged, "--checkpoint", micro.checkpoint)
+    assert wrong.code == 1 and wrong.out.count("FAILED") == 8
+    missing = call("verify", "--artifacts", tmp_path / "nothing")
+    assert missing.code == 2 and "must hold artifact folders" in missing.err
+
+
+def test_deploy(call: Callable[..., Result], artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    found = call("deploy", "--artifacts", artifacts(), "--repository", tmp_path / "repository")
+    assert found.code == 0
+    assert found.out.splitlines() == [
+        f"{model} -> {tmp_path / 'repository' / model}" for model in (contract.DIT, contract.DIT_GUIDED)
+    ]
+    refused = call("deploy", "--artifacts", artifacts(distilled=True))
+    assert refused.code == 2 and "hint: deploy into a copy: --repository build/repository" in refused.err
+
+
+def test_serve_refuses_before_it_starts(call: Callable[..., Result], artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    found = call("serve", "--repository", tmp_path / "nothing")
+    assert found.code == 2 and "must be a model repository, found no config.pbtxt\nhint: " in found.err
+    call("deploy", "--artifacts", artifacts(), "--repository", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        found = call("serve", "--repository", tmp_path, "--grpc-port", port, "--http-port", 0, "--metrics-port", 0)
+    assert found.code == 1 and f"grpc port must be free, got {port}" in found.err and found.out == ""
+
+
+def test_info(call: Callable[..., Result]) -> None:
+    found = call("info", "--preset", "v2-0")
+    assert found.code == 0 and "1,113,274,432 parameters, L 3072, T 1370" in found.out
+    for cell in ("9.25", "18.5", "0.80", "42%", "two-batch", "guided"):
+        assert cell in found.out
+    assert "0.61" in call("info", "--preset", "v2-0", "--context", 5480).out
+    assert "0.61" in call("info", "--preset", "v2-mini", "--latents", 512).out
+    assert "two-batch" not in [
+        line.split()[1] for line in call("info", "--preset", "v2-0-turbo").out.splitlines()[3:] if "│" in line
+    ]
+    unknown = call("info", "--preset", "v3")
+    assert unknown.code == 2 and "v2-mini" in unknown.err
+    assert call("info", "--preset", "v2-0", "--latents", 0).code == 2

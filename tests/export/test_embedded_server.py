@@ -1,0 +1,177 @@
+"""The real tritonserver as a child process: it starts, says why it does not, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hunyuan3d_client import contract
+from hunyuan3d_export import embedded_server
+from hunyuan3d_export.embedded_server import EmbeddedServer, ServerOptions, ServerStartError
+from hunyuan3d_export.repository_from_artifacts import DeployError, deploy
+
+WAIT_S = 90.0
+
+
+@pytest.fixture
+def repository(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
+    deploy(artifacts(), tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No child process and no file in the temporary folder may outlive the test."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    children = set(psutil.Process().children(recursive=True)) - before
+    assert [child for child in children if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert list(temporary.iterdir()) == []
+
+
+def ready(http: str) -> bool:
+    with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=10) as answer:
+        return answer.status == 200
+
+
+@pytest.mark.served
+@pytest.mark.usefixtures("nothing_left")
+def test_starts_and_stops(repository: Path) -> None:
+    server = EmbeddedServer(repository)
+    with server as endpoints:
+        ports = [address.rpartition(":")[2] for address in (endpoints.grpc, endpoints.http, endpoints.metrics)]
+        assert len(set(ports)) == 3 and ready(endpoints.http)
+        process = psutil.Process(endpoints.pid)
+        family = [process, *process.children(recursive=True)]
+        assert "tritonserver" in process.name() and len(family) > 4, "a stub for each Python model"
+        with urllib.request.urlopen(f"http://{endpoints.metrics}/metrics", timeout=10) as answer:
+            assert b"nv_inference_count" in answer.read()
+        for name in contract.MODELS:
+            with urllib.request.urlopen(f"http://{endpoints.http}/v2/models/{name}/ready", timeout=10) as answer:
+                assert answer.status == 200
+    _, alive = psutil.wait_procs(family, timeout=WAIT_S)
+    assert alive == []
+    server.stop()  # a second time changes nothing
+
+
+@pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
+@pytest.mark.usefixtures("nothing_left")
+def test_a_taken_port(name: str, taken: int, repository: Path) -> None:
+    server = EmbeddedServer(repository, ServerOptions(**{f"{name}_port": taken}))
+    with pytest.raises(ServerStartError, match=f"^{name} port must be free, got {taken}: .*\nhint: pass --{name}-port 0"):
+        server.start()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_nothing_deployed(repository: Path) -> None:
+    for model in (contract.DIT, contract.DIT_GUIDED):
+        (repository / model / "1" / "model.onnx").unlink()
+    with pytest.raises(DeployError, match="must hold a deployed model.onnx for config cpu, found none\nhint: "):
+        EmbeddedServer(repository).start()
+
+
+@pytest.mark.served
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (
+            lambda model: model.write_text("raise RuntimeError('the model is broken on purpose')\n"),
+            "the model is broken on purpose",
+        ),
+        (lambda model: (model.parents[1] / "config.pbtxt").write_text("max_batch_size: many"), "config.pbtxt"),
+    ],
+    ids=["code", "config"],
+)
+def test_a_server_that_dies_shows_its_last_words(break_it: Callable[[Path], object], words: str, repository: Path) -> None:
+    break_it(repository / contract.SAMPLER / "1" / "model.py")
+    with pytest.raises((ServerStartError, ValueError)) as caught:
+        EmbeddedServer(repository).start()
+    assert words in str(caught.value)
+
+
+@pytest.mark.served
+@pytest.mark.usefixtures("nothing_left")
+def test_a_parameter_that_is_not_known_stops_the_start(repository: Path) -> None:
+    config = repository / contract.SAMPLER / "config.pbtxt"
+    config.write_text(config.read_text().replace('key: "steps"', 'key: "step_count"'))
+    with pytest.raises(
+        ServerStartError, match="(?s)must stay up, got exit code .*parameters must be steps, .* got .*step_count"
+    ):
+        EmbeddedServer(repository).start()
+
+
+@pytest.mark.served
+@pytest.mark.usefixtures("nothing_left")
+def test_not_ready_in_time(repository: Path) -> None:
+    (repository / contract.SAMPLER / "1" / "model.py").write_text("import time\ntime.sleep(600)\n")
+    with pytest.raises(ServerStartError, match="must be ready within 2 s\nlast log lines:\n"):
+        EmbeddedServer(repository, ServerOptions(ready_timeout_s=2)).start()
+
+
+def test_a_platform_without_the_wheel(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    monkeypatch.setattr(embedded_server.platform, "machine", lambda: "aarch64")
+    with pytest.raises(ServerStartError, match="must run on linux x86_64, got linux aarch64\nhint: .*docker"):
+        EmbeddedServer(repository).start()
+
+
+def test_the_wheel_is_missing(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    monkeypatch.setattr(embedded_server.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(
+        ServerStartError, match='nvidia-pytriton must be installed, found none\nhint: .*"hunyuan3d-triton.embedded."'
+    ):
+        EmbeddedServer(repository).start()
+
+
+def serve(repository: Path) -> subprocess.Popen[str]:
+    free = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+    command = [sys.executable, "-m", "hunyuan3d_export", "serve", f"--repository={repository}", *free]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.served
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGINT]], ids=str)
+def test_the_command_says_where_it_listens_and_ends_on_a_signal(signals: list[signal.Signals], repository: Path) -> None:
+    with serve(repository) as command:
+        assert command.stdout is not None
+        endpoints = json.loads(command.stdout.readline())
+        assert list(endpoints) == ["grpc", "http", "metrics", "pid"] and ready(endpoints["http"])
+        family = psutil.Process(command.pid).children(recursive=True)
+        assert endpoints["pid"] in {child.pid for child in family}
+        assert command.stderr is not None
+        for each in signals:
+            command.send_signal(each)
+            while "stopping" not in command.stderr.readline() and each is signals[0]:
+                assert command.poll() is None
+        command.stderr.read()
+        assert command.wait(WAIT_S) == 0
+        assert command.stdout.read() == "", "one line, for a script to read"
+    _, alive = psutil.wait_procs(family, timeout=WAIT_S)
+    assert alive == []
+
+
+@pytest.mark.served
+def test_the_command_ends_with_the_server(repository: Path) -> None:
+    with serve(repository) as command:
+        assert command.stdout is not None
+        psutil.Process(json.loads(command.stdout.readline())["pid"]).kill()
+        assert command.wait(WAIT_S) != 0
