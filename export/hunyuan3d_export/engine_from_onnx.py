@@ -107,8 +107,8 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
             logger.info("%s: unchanged, kept", destination)
         else:
             with atomic_folder(destination) as temporary:
-                _build_one(folder, manifest, temporary, target, options)
-                _write_manifest(temporary, manifest, made_from, target)
+                tensors = _build_one(folder, manifest, temporary, target, options)
+                _write_manifest(temporary, manifest, made_from, target, tensors)
         folders.append(destination)
     return folders
 
@@ -141,17 +141,19 @@ def _made_from(manifest: Manifest, target: Target, options: EngineOptions) -> di
     }
 
 
-def _write_manifest(folder: Path, onnx: Manifest, made_from: dict[str, Any], target: Target) -> None:
+def _write_manifest(folder: Path, onnx: Manifest, made_from: dict[str, Any], target: Target, tensors: dict[str, Any]) -> None:
     Manifest(
         model=onnx.model,
         made_from=made_from,
         serving=onnx.serving,
         versions={target.name: target.version, **versions_of("onnx", "torch")},
         files=file_digests(folder),
+        tensors=tensors,
     ).write(folder)
 
 
-def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Target, options: EngineOptions) -> None:
+def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Target, options: EngineOptions) -> dict[str, Any]:
+    """Writes the plan; returns what the builder was given, since a plan itself cannot be read without a GPU."""
     trt = target.library
     start = time.monotonic()
     log = _Log(trt)
@@ -163,7 +165,7 @@ def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Targ
     if not parser.parse_from_file(str(folder / MODEL_FILE)):
         problems = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         raise BuildError(_refusal("parse", manifest.model, problems, attention))
-    config = _config(builder, network, target, options)
+    config, profile = _config(builder, network, target, options)
     with _timing_cache(config, target, options), _progress(trt, config, manifest.model) as monitor:
         plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -171,14 +173,9 @@ def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Targ
             raise BuildCancelled(f"{manifest.model}: build cancelled, nothing written")
         raise BuildError(_refusal("build", manifest.model, log.errors, attention))
     (destination / PLAN_FILE).write_bytes(memoryview(plan))
-    logger.info(
-        "%s: %s %s plan, %.0f MB, %.1f s",
-        manifest.model,
-        target.name,
-        target.version,
-        plan.nbytes / 1e6,
-        time.monotonic() - start,
-    )
+    took = time.monotonic() - start
+    logger.info("%s: %s %s plan, %.0f MB, %.1f s", manifest.model, target.name, target.version, plan.nbytes / 1e6, took)
+    return _tensors(network, profile)
 
 
 def _refusal(step: str, model: str, problems: list[str], attention: str) -> str:
@@ -189,7 +186,7 @@ def _refusal(step: str, model: str, problems: list[str], attention: str) -> str:
     )
 
 
-def _config(builder: Any, network: Any, target: Target, options: EngineOptions) -> Any:
+def _config(builder: Any, network: Any, target: Target, options: EngineOptions) -> tuple[Any, Any]:
     trt = target.library
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
@@ -207,7 +204,16 @@ def _config(builder: Any, network: Any, target: Target, options: EngineOptions) 
         tensor = network.get_input(index)
         profile.set_shape(tensor.name, *_profile_shapes(tensor.name, options.profile))
     config.add_optimization_profile(profile)
-    return config
+    return config, profile
+
+
+def _tensors(network: Any, profile: Any) -> dict[str, Any]:
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    found = {tensor.name: {"dtype": tensor.dtype.name, "shape": list(tensor.shape)} for tensor in (*inputs, *outputs)}
+    for tensor in inputs:
+        found[tensor.name]["profile"] = [list(shape) for shape in profile.get_shape(tensor.name)]
+    return found
 
 
 def _profile_shapes(name: str, profile: Mapping[str, contract.AxisRange]) -> list[tuple[int, ...]]:

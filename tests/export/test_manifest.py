@@ -34,6 +34,7 @@ FIELDS: dict[str, Any] = {
     "serving": {"steps": 50},
     "versions": {"torch": "2"},
     "files": {"weights.bin": "0" * 64},
+    "tensors": {"t": {"dtype": "FLOAT"}},
     "format": FORMAT,
 }
 
@@ -138,7 +139,7 @@ def test_any_json_is_a_manifest_or_a_manifest_error(
     except ManifestError as error:
         assert str(error).endswith(f"\nhint: {HINT}")
     else:
-        assert not dropped - {"format"} and manifest.format == FORMAT
+        assert not dropped - {"format", "tensors"} and manifest.format == FORMAT
         with pytest.raises(ManifestError):
             manifest.check_files(folder, hint=HINT)
 

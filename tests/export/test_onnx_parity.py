@@ -71,11 +71,7 @@ def test_guided(sizes: tuple[int, int, int], graphs: tuple[OnnxDenoiser, float],
     assert relative_l2(denoiser.guided(**inputs, guidance_scale=scale), two_batch(model, inputs, scale)) <= tolerance
 
 
-# The exporter folds the sinusoids' frequencies with NumPy's exp, up to 2e-7 off torch's: 4e-5 of the velocity at guidance 7.5.
-FREQUENCIES = "frequencies are folded with another exp than torch's"
-
-
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.xfail(reason=FREQUENCIES)), "fp16"])
+@pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("sizes", SIZES[1:6], ids=str)
 def test_distilled(
     sizes: tuple[int, int, int], precision: str, artifacts: Callable[..., Path], distilled_model: Hunyuan3DDiT
@@ -106,7 +102,6 @@ def test_each_sample_has_its_own_scale_and_time(exact: OnnxDenoiser) -> None:
     assert relative_l2(exact.guided(**alone, guidance_scale=torch.tensor([3.0]))[0], scaled) <= 1e-6
 
 
-@pytest.mark.xfail(reason=FREQUENCIES, strict=False)
 @settings(max_examples=25, deadline=None)
 @given(batch=st.integers(1, 8), latents=st.integers(1, 90), tokens=st.integers(1, 200), seed=st.integers(0, 2**20))
 def test_any_shape(batch: int, latents: int, tokens: int, seed: int, exact: OnnxDenoiser, model: Hunyuan3DDiT) -> None:

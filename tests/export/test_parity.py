@@ -19,9 +19,6 @@ from hunyuan3d_export.manifest import Manifest, ManifestError, file_digests, reu
 from hunyuan3d_export.parity import CASES, RECEIPT, TOLERANCES, Check, Tolerance, example_inputs, relative_l2, verify
 from hunyuan3d_export.weights import Weights
 
-# The exporter folds the sinusoids' frequencies with NumPy's exp, up to 2e-7 off torch's: 4e-5 of the velocity at guidance 7.5.
-FREQUENCIES = pytest.mark.xfail(reason="frequencies are folded with another exp than torch's")
-
 
 @pytest.fixture
 def copied(artifacts: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
@@ -81,7 +78,6 @@ def test_a_receipt_is_not_part_of_the_artifact(verified: tuple[str, Path, dict[s
         assert RECEIPT not in manifest.files and reusable(folder / model, manifest.made_from)
 
 
-@FREQUENCIES
 def test_distilled_is_sampled_by_its_own_path(copied: Callable[..., Path], micro_distilled: Weights) -> None:
     results = verify(copied(distilled=True), micro_distilled)
     assert list(results) == [contract.DIT]
@@ -133,7 +129,6 @@ def test_a_checkpoints_artifacts_need_the_checkpoint(copied: Callable[..., Path]
         verify(copied())
 
 
-@FREQUENCIES
 @pytest.mark.usefixtures("few_steps")
 def test_the_checkpoint_alone_names_the_weights(copied: Callable[..., Path], micro_distilled: Weights) -> None:
     """The artifact remembers the preset it was exported with; asking for it again would be asking twice."""

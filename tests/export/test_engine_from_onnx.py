@@ -1,0 +1,216 @@
+"""TensorRT for RTX is the vendor's own compiler and needs no GPU: every graph form goes through it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hunyuan3d_client import contract
+from hunyuan3d_export import tensorrt_targets
+from hunyuan3d_export.engine_from_onnx import (
+    PROFILE_AXES,
+    BuildCancelled,
+    BuildError,
+    EngineOptions,
+    build_engines,
+    parse_profile,
+)
+from hunyuan3d_export.files import sha256
+from hunyuan3d_export.manifest import Manifest, ManifestError
+from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
+from hunyuan3d_export.tensorrt_targets import Target, TargetMissing, find_target
+from hunyuan3d_export.weights import Weights
+
+_TRT_DTYPES = {"FP32": "FLOAT", "FP16": "HALF"}
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Target:
+    return find_target("tensorrt-rtx")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("attention", ["op", "decomposed"])
+def test_every_form_of_the_tiny_preset_compiles(rtx: Target, root: Path, precision: str, attention: str) -> None:
+    onnx_folder = root / "build" / "test" / f"tiny-{precision}-{attention}"
+    export_onnx(Weights(preset="tiny"), onnx_folder, options=OnnxOptions(precision=precision, attention=attention))
+    out = root / "build" / "test" / f"tiny-{precision}-{attention}-rtx"
+    folders = build_engines(onnx_folder, out, rtx)
+    assert [folder.name for folder in folders] == [contract.DIT, contract.DIT_GUIDED]
+    for folder in folders:
+        manifest = Manifest.read(folder, hint="")
+        assert manifest.made_from["compute_capabilities"] == ["SM89", "SM120"]
+        assert (folder / "model.plan").stat().st_size > 1_000_000
+        _assert_tensors_are_the_contracts(manifest)
+
+
+def _assert_tensors_are_the_contracts(manifest: Manifest) -> None:
+    spec = contract.denoiser(guided=manifest.model == contract.DIT_GUIDED)
+    assert set(manifest.tensors) == {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
+    for tensor in (*spec.inputs, *spec.outputs):
+        found = manifest.tensors[tensor.name]
+        assert found["dtype"] == _TRT_DTYPES[tensor.dtype]
+        assert found["shape"] == [-1 if isinstance(dim, str) else dim for dim in tensor.dims]
+    for tensor in spec.inputs:
+        wanted = [
+            list(tensor.shape({axis: getattr(size, kind) for axis, size in contract.AXES.items()}))
+            for kind in ("min", "opt", "max")
+        ]
+        assert manifest.tensors[tensor.name]["profile"] == wanted
+
+
+@pytest.fixture(scope="module")
+def micro_fp16(artifacts: Any) -> Path:
+    return Path(artifacts(precision="fp16"))
+
+
+@pytest.fixture(scope="module")
+def micro_plans(rtx: Target, micro_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plans")
+    build_engines(micro_fp16, out, rtx)
+    return out
+
+
+def test_unchanged_plans_are_kept_and_changed_ones_rebuilt(
+    rtx: Target, micro_fp16: Path, micro_plans: Path, micro_weights: Any, tmp_path: Path
+) -> None:
+    plan = micro_plans / contract.DIT / "model.plan"
+    before = (sha256(plan), plan.stat().st_mtime_ns)
+    build_engines(micro_fp16, micro_plans, rtx)
+    assert (sha256(plan), plan.stat().st_mtime_ns) == before
+    other = tmp_path / "onnx"
+    export_onnx(micro_weights(seed=7), other, graph="plain", options=OnnxOptions(precision="fp16"))
+    build_engines(other, micro_plans, rtx)
+    assert sha256(plan) != before[0]
+
+
+def test_options_reach_the_plan(micro_fp16: Path, tmp_path: Path) -> None:
+    only_plain = tmp_path / "onnx"
+    only_plain.mkdir()
+    (only_plain / contract.DIT).symlink_to(micro_fp16 / contract.DIT)
+    one = find_target("tensorrt-rtx", ("SM86",))
+    options = EngineOptions(
+        profile=parse_profile(["latents=2..64..128", "batch=1..1..1"]), strip_weights=True, optimization_level=1
+    )
+    (folder,) = build_engines(only_plain, tmp_path / "out", one, options)
+    manifest = Manifest.read(folder, hint="")
+    assert manifest.tensors["latents"]["profile"] == [[1, 2, 64], [1, 64, 64], [1, 128, 64]]
+    assert manifest.made_from["compute_capabilities"] == ["SM86"]
+    weights_bytes = (micro_fp16 / contract.DIT / "model.onnx.data").stat().st_size
+    assert (folder / "model.plan").stat().st_size < weights_bytes, "a stripped plan holds no weights"
+
+
+def test_broken_graph_is_a_readable_error_and_leaves_nothing(rtx: Target, micro_fp16: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "onnx" / contract.DIT
+    folder.mkdir(parents=True)
+    model = onnx.load(micro_fp16 / contract.DIT / "model.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "Attention")
+    node.op_type = "Attntion"
+    onnx.save(model, folder / "model.onnx")
+    good = Manifest.read(micro_fp16 / contract.DIT, hint="")
+    values = {**good.__dict__, "files": {"model.onnx": sha256(folder / "model.onnx")}}
+    Manifest(**values).write(folder)
+    with pytest.raises(BuildError, match="parse the graph") as caught:
+        build_engines(tmp_path / "onnx", tmp_path / "out", rtx)
+    assert "Attntion" in str(caught.value)
+    assert "--attention decomposed" in str(caught.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_interrupt_cancels_the_build_and_leaves_nothing(rtx: Target, micro_fp16: Path, tmp_path: Path) -> None:
+    def interrupt_once_building() -> None:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("out/.*partial")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # The handler is in place once the builder runs; before that SIGINT is Python's own KeyboardInterrupt.
+        while signal.getsignal(signal.SIGINT) is original and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    original = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt_once_building)
+    thread.start()
+    with pytest.raises(BuildCancelled):
+        build_engines(micro_fp16, tmp_path / "out", rtx)
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is original
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_plans_need_whole_onnx_artifacts(rtx: Target, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="found none"):
+        build_engines(tmp_path, tmp_path / "out", rtx)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timing_cache": Path("cache")}, "timing cache must be left out"),
+        ({"hardware_compatible": True}, "hardware_compatible must be False"),
+    ],
+)
+def test_options_rtx_has_not_are_refused(rtx: Target, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_engines(tmp_path, tmp_path / "out", rtx, EngineOptions(**options))
+
+
+def test_missing_library_names_both_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt", ("no_such_module",))
+    with pytest.raises(TargetMissing, match=r'pip install "hunyuan3d-triton\[gpu\]"') as caught:
+        find_target("tensorrt")
+    assert "docker compose run --rm export" in str(caught.value)
+
+
+def test_the_standard_path_runs_with_the_rtx_library_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, micro_fp16: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt", tensorrt_targets._MODULES["tensorrt-rtx"])
+    with pytest.raises(TargetMissing, match="found no GPU"):
+        find_target("tensorrt")
+    monkeypatch.setattr(tensorrt_targets, "first_gpu", lambda: tensorrt_targets.Gpu("A GPU", "SM89"))
+    target = find_target("tensorrt")
+    assert (target.compute_capabilities, target.gpu) == (("SM89",), tensorrt_targets.Gpu("A GPU", "SM89"))
+    folders = build_engines(micro_fp16, tmp_path, target, EngineOptions(workspace_bytes=2**30, version_compatible=False))
+    assert json.loads((folders[0] / "manifest.json").read_text())["made_from"]["gpu"] == "A GPU"
+    with pytest.raises(ValueError, match="this GPU's SM89"):
+        find_target("tensorrt", ("SM120",))
+
+
+def test_unknown_target_and_capability_are_refused() -> None:
+    with pytest.raises(ValueError, match="target must be one of"):
+        find_target("tensorflow")
+    with pytest.raises(ValueError, match="compute capability must be one of"):
+        find_target("tensorrt-rtx", ("SM90",))
+
+
+@given(st.sampled_from(sorted(PROFILE_AXES)), st.lists(st.integers(1, 5000), min_size=3, max_size=3))
+def test_profile_is_taken_or_refused_never_bent(name: str, sizes: list[int]) -> None:
+    text = f"{name}={sizes[0]}..{sizes[1]}..{sizes[2]}"
+    axis = PROFILE_AXES[name]
+    if sizes == sorted(sizes) and sizes[2] <= contract.AXES[axis].max:
+        assert parse_profile([text])[axis] == contract.AxisRange(*sizes)
+    else:
+        with pytest.raises(ValueError, match="must"):
+            parse_profile([text])
+
+
+@pytest.mark.parametrize("text", ["latents", "latents=1..2", "latents=a..b..c", "width=1..2..3", "=1..2..3"])
+def test_malformed_profiles_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="profile"):
+        parse_profile([text])
+
+
+@pytest.mark.parametrize("options", [{"optimization_level": 6}, {"workspace_bytes": 0}, {"profile": {}}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        EngineOptions(**options)
