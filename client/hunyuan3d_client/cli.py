@@ -89,8 +89,13 @@ def denoise(
 
 @app.command()
 def sample(
-    context: Context,
     out: Output,
+    context: Annotated[Path | None, typer.Option(help="Condition tokens [B, T, 1536]; .npy, or .npz with `context`.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Words, for a server of the `shapes` preset: a condition without an encoder.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="With --prompt: also draw the points as PNG.")] = None,
+    ply: Annotated[Path | None, typer.Option(help="With --prompt: also write the points of the first sample as PLY.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale, or raw guidance.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i draws its noise from seed + i.")] = 0,
@@ -105,7 +110,7 @@ def sample(
     """Run a whole trajectory. Options left out take the deployed preset's defaults."""
     started = time.perf_counter()
     with _reported():
-        tokens, negative = _load(context, "context"), _load(negative_context, "negative_context")
+        tokens, negative = _condition(context, prompt, picture or ply), _load(negative_context, "negative_context")
         noise = _load(latents, "latents")
         with _replacing(out) as partial, Client(url) as client, _progress() as progress:
             trajectory = client.stream(
@@ -125,7 +130,41 @@ def sample(
                 progress.update(task, completed=step.index, total=step.total, description=f"sampling ({step.path})")
             assert step.latents is not None  # the trajectory's own check
             _save(partial, step.latents)
+        _draw(step.latents, str(prompt), picture, ply)
     _report(out, step.latents, started, {"steps": step.total, "path": step.path}, as_json=as_json)
+
+
+def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any] | None:
+    """The condition of `sample`: a file's, or a prompt's words."""
+    if (context is None) == (prompt is None):
+        raise errors.invalid("condition", "--context or --prompt", "both" if context else "neither", "name one of them")
+    if prompt is None:
+        if drawing is not None:
+            raise errors.invalid("--picture and --ply", "given with --prompt", str(drawing), "only `shapes` latents are points")
+        return _load(context, "context")
+    from hunyuan3d_export.shapes import embed_prompt  # numpy alone; the same distribution
+
+    try:
+        return embed_prompt(prompt)
+    except ValueError as error:
+        raise errors.invalid("--prompt", "words", repr(prompt), 'for example --prompt "two flat tori"') from error
+
+
+def _draw(latents: npt.NDArray[Any], prompt: str, picture: Path | None, ply: Path | None) -> None:
+    if picture is None and ply is None:
+        return
+    from hunyuan3d_export.shapes import decode_points, pictures
+
+    clouds = decode_points(latents)
+    if ply is not None:
+        pictures.save_ply(clouds[0], ply)
+    if picture is not None:
+        try:
+            pictures.save_grid({f"{prompt} {i}" if i else prompt: cloud for i, cloud in enumerate(clouds)}, picture)
+        except ImportError as error:
+            raise errors.invalid(
+                "--picture", "drawn by matplotlib", str(error), 'pip install "hunyuan3d-triton[shapes]"'
+            ) from error
 
 
 @contextlib.contextmanager

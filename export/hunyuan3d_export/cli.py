@@ -15,14 +15,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hunyuan3d_client import Hunyuan3DError
+
 from . import compute, parity
 from .dit import PRESETS, Preset
 from .embedded_server import EmbeddedServer, ServerOptions, ServerStartError
 from .engine_from_onnx import BuildCancelled, EngineOptions, build_engines, parse_profile
+from .files import atomic_path
 from .manifest import Manifest
 from .onnx_from_torch import OnnxOptions, export_onnx
 from .repository_from_artifacts import SOURCE
 from .repository_from_artifacts import deploy as deploy_artifacts
+from .shapes import gate
 from .tensorrt_targets import find_target
 from .weights import Weights
 
@@ -48,7 +52,7 @@ def run() -> int:
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
     try:
         app()  # ends in SystemExit, whose code is 2 for a wrong option and 130 after Ctrl-C
-    except ServerStartError as error:
+    except (ServerStartError, Hunyuan3DError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return EXIT_FAILED
     except BuildCancelled as error:
@@ -222,3 +226,37 @@ def _preset_info(preset: Preset, latents: int | None, context: int | None) -> No
     for name, (total, share) in rows.items():
         table.add_row(name, f"{total / 1e12:.3f}", f"{total / (2 * plain.total):.2f}", f"{share:.0%}")
     console.print(table)
+
+
+@app.command()
+def quality(
+    through: Annotated[str, typer.Option(help="torch, onnx or served: what evaluates the velocities.")] = "torch",
+    guidance: Annotated[str, typer.Option(help="guided or two-batch.")] = "guided",
+    checkpoint: CheckpointOption = None,
+    artifacts: Annotated[Path | None, typer.Option(help="For onnx: the folder that `onnx --preset shapes` wrote.")] = None,
+    url: Annotated[str, typer.Option(help="For served: a server of the `shapes` preset.")] = "localhost:8001",
+    seeds: Annotated[int, typer.Option(help="Samples of each prompt.", min=2)] = 16,
+    num_latents: Annotated[int | None, typer.Option(help="Points of each cloud; default the preset's.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Default the preset's.", min=1)] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write everything there as JSON.")] = None,
+) -> None:
+    """Samples every prompt of the `shapes` preset and measures the points against the true surfaces. Fails when a bound is missed."""
+    options = gate.GateOptions(
+        through=through,
+        guidance=guidance,
+        checkpoint=checkpoint,
+        artifacts=artifacts,
+        url=url,
+        seeds=seeds,
+        num_latents=num_latents,
+        steps=steps,
+    )
+    found, missed = gate.run(options)
+    if report is not None:
+        with atomic_path(report) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+    console.print(gate.table(found))
+    for line in missed:
+        errors.print(f"missed: {line}", markup=False, highlight=False, soft_wrap=True)
+    if missed:
+        raise typer.Exit(EXIT_FAILED)

@@ -21,7 +21,7 @@ from .manifest import Manifest, ManifestError, read_artifacts, versions_of
 from .onnx_from_torch import MODEL_FILE
 from .reference_sampler import Denoiser, sample, sigmas
 from .repository_from_artifacts import preset_from_json
-from .weights import Weights
+from .weights import SHIPPED, Weights
 
 RECEIPT = "parity.json"
 # (B, L, T) of the checks: all different from each other and from the traced example.
@@ -107,11 +107,11 @@ def verify(artifacts: Path, weights: Weights | None = None) -> dict[str, list[Ch
 
 def _weights(manifest: Manifest, given: Weights | None) -> Weights:
     identity = manifest.made_from["weights"]
-    if given is None and "checkpoint_sha256" in identity:
+    if given is None and "checkpoint_sha256" in identity and identity["preset"] not in SHIPPED:
         raise ManifestError(
             f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
         )
-    weights = given or Weights(preset=identity["preset"], seed=identity["seed"])
+    weights = given or Weights(preset=identity["preset"], seed=identity.get("seed", 0))
     # A file is known by its digest, whatever preset it is called by.
     found, digest = weights.identity(), identity.get("checkpoint_sha256")
     if (found.get("checkpoint_sha256") if digest else found) != (digest or identity):

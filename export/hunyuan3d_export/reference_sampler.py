@@ -58,7 +58,7 @@ def sample(
     negative = torch.zeros_like(context) if negative_context is None else negative_context
     state = latents.float()
     for now, later in zip(times[:-1], times[1:], strict=True):
-        if later > now:
+        if later != now:
             state = state + (later - now) * _velocity(denoiser, state, now, context, negative, guidance_scale, path)
     return state
 

@@ -12,14 +12,17 @@ from hunyuan3d_client import contract
 
 from .dit import PRESETS, DiTConfig, Hunyuan3DDiT, Preset, load_checkpoint, random_model
 from .files import sha256
+from .shapes import CHECKPOINT as SHAPES_CHECKPOINT
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CUSTOM = "custom"
+# Presets whose weights come with the package instead of out of a random generator.
+SHIPPED = {"shapes": SHAPES_CHECKPOINT}
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A source of weights: `checkpoint`, or (None) random weights of `preset` from `seed`."""
+    """A source of weights: `checkpoint`; or (None) the preset's shipped ones; or random weights of `preset` from `seed`."""
 
     preset: str | None = None
     checkpoint: Path | None = None
@@ -33,23 +36,28 @@ class Weights:
                 "weights must come from a preset or a checkpoint, got neither\nhint: pass --preset or --checkpoint"
             )
 
+    @property
+    def file(self) -> Path | None:
+        """The checkpoint file these weights are read from; None for random ones."""
+        return self.checkpoint or SHIPPED.get(str(self.preset))
+
     def identity(self) -> dict[str, Any]:
         """What the weights are, as JSON: the file's digest, or preset and seed."""
-        if self.checkpoint is None:
+        if self.file is None:
             return {"preset": self.preset, "seed": self.seed}
-        if not self.checkpoint.is_file():
-            raise FileNotFoundError(f"checkpoint must be a file, found nothing at {self.checkpoint}")
-        return {"preset": self.preset, "checkpoint_sha256": sha256(self.checkpoint)}
+        if not self.file.is_file():
+            raise FileNotFoundError(f"checkpoint must be a file, found nothing at {self.file}")
+        return {"preset": self.preset, "checkpoint_sha256": sha256(self.file)}
 
     def config(self) -> DiTConfig:
         """The network's shape; a checkpoint's tensors stay on disk."""
-        return load_checkpoint(self.checkpoint).config if self.checkpoint else PRESETS[str(self.preset)].config
+        return load_checkpoint(self.file).config if self.file else PRESETS[str(self.preset)].config
 
     def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> Hunyuan3DDiT:
         """The model in this dtype, in eval mode on the CPU."""
-        if self.checkpoint is None:
+        if self.file is None:
             return random_model(PRESETS[str(self.preset)].config, self.seed, dtype=dtype, attention_backend=attention_backend)
-        return load_checkpoint(self.checkpoint, dtype=dtype, attention_backend=attention_backend)
+        return load_checkpoint(self.file, dtype=dtype, attention_backend=attention_backend)
 
     def sampling(self, config: DiTConfig) -> Preset:
         """The sampling defaults for these weights, whose network is `config`.

@@ -55,14 +55,14 @@ def _one_token(context_tokens, dtype, device):
 
 
 _TRUE_BIAS = model.null_token_bias
-_TRUE_SIGMAS = reference.flow_sigmas
+_TRUE_SIGMAS = reference.sigmas
 
 MUTANTS: dict[str, Mutant] = {
     "velocity sign flipped": _velocity_flipped,
     "max_period 10000": lambda: mock.patch.object(layers, "MAX_PERIOD", 10_000.0),
     "context after latents": lambda: mock.patch.object(layers.Layout, "join", _context_after_latents),
     "shift and scale swapped": _shift_and_scale_swapped,
-    "sigmas reversed": lambda: mock.patch.object(reference, "flow_sigmas", lambda steps: _TRUE_SIGMAS(steps)[::-1]),
+    "sigmas reversed": lambda: mock.patch.object(reference, "sigmas", lambda *args: _TRUE_SIGMAS(*args)[::-1]),
     # v_c + s (v_u - v_c) is v_u + (1 - s) (v_c - v_u)
     "unconditional and conditional swapped": lambda: _guided_scale(lambda scale: 1 - scale),
     "guidance ignored": lambda: _guided_scale(torch.ones_like),

@@ -94,14 +94,14 @@ def _cat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 
 @functools.cache
-def _frequencies() -> tuple[float, ...]:
+def _frequencies(max_period: float) -> tuple[float, ...]:
     """The sinusoids' frequencies, [128], as float32 numbers.
 
     Constants, so that a graph holds the very ones torch uses: another exp() may round the last bit otherwise, which a raw
     guidance of 5 multiplies by 5000.
     """
     half = EMBEDDING_DIM // 2
-    exponents = torch.arange(half, dtype=torch.float32, device="cpu") * (-math.log(MAX_PERIOD) / half)
+    exponents = torch.arange(half, dtype=torch.float32, device="cpu") * (-math.log(max_period) / half)
     return tuple(torch.exp(exponents).tolist())
 
 
@@ -111,7 +111,7 @@ def timestep_embedding(t: Tensor) -> Tensor:
     Half precision loses most of its accuracy exactly here, so the angles never see it. A float64 t gains nothing either:
     the weights are trained on angles rounded to float32, and at 1000 t that rounding is visible in the velocity (3e-5).
     """
-    frequencies = torch.tensor(_frequencies(), dtype=torch.float32, device=t.device)
+    frequencies = torch.tensor(_frequencies(MAX_PERIOD), dtype=torch.float32, device=t.device)
     scaled = TIME_FACTOR * t.to(torch.promote_types(t.dtype, torch.float32))
     angles = scaled.to(torch.float32)[:, None] * frequencies  # [B, 128]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
@@ -149,7 +149,7 @@ class QKNorm(nn.Module):
 class MLPEmbedder(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        _frequencies()  # before any tracing, which could not take constants from tensors
+        _frequencies(MAX_PERIOD)  # before any tracing, which could not take constants from tensors
         self.in_layer = nn.Linear(EMBEDDING_DIM, hidden_size)
         self.out_layer = nn.Linear(hidden_size, hidden_size)
 

@@ -1,0 +1,96 @@
+"""`hunyuan3d-export quality`: the gate over any path that can evaluate velocities."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+from rich.table import Table
+
+from hunyuan3d_client import Client
+
+from ..dit import PRESETS, load_checkpoint
+from ..parity import OnnxDenoiser
+from . import CHECKPOINT
+from .quality import Report, Sample, evaluate, failures, load_thresholds
+from .reference import Guidance, torch_sampler
+from .served import served_sampler
+
+THROUGH = ("torch", "onnx", "served")
+_METRICS = ("mean", "p95", "coverage", "accuracy", "energy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """What to measure; None takes the `shapes` preset's own number, or the shipped checkpoint.
+
+    Raises ValueError for an unknown path, or onnx without artifacts.
+    """
+
+    through: str = "torch"
+    guidance: str = "guided"
+    checkpoint: Path | None = None
+    artifacts: Path | None = None
+    url: str = "localhost:8001"
+    seeds: int = 16
+    num_latents: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.through not in THROUGH:
+            raise ValueError(f"through must be one of {', '.join(THROUGH)}, got {self.through!r}")
+        if self.guidance not in get_args(Guidance):
+            raise ValueError(f"guidance must be one of {', '.join(get_args(Guidance))}, got {self.guidance!r}")
+        if (self.through == "onnx") != (self.artifacts is not None):
+            raise ValueError(
+                f"artifacts must be given for onnx and for nothing else, got {self.artifacts}\nhint: --artifacts DIR"
+            )
+
+
+def run(options: GateOptions) -> tuple[Report, list[str]]:
+    """The report over all trained prompts, and the bounds it misses.
+
+    Raises CheckpointError for an unreadable checkpoint, the client's errors for a server that is not there.
+    """
+    preset = PRESETS["shapes"]
+    steps = options.steps or preset.steps
+    reference = load_checkpoint(options.checkpoint or CHECKPOINT, dtype=torch.float32)
+    with _sampler(options, steps) as sample:
+        report = evaluate(
+            sample,
+            seeds=range(options.seeds),
+            num_latents=options.num_latents or preset.num_latents,
+            guidance_scale=preset.guidance_scale,
+            reference=torch_sampler(reference, steps=steps),
+        )
+    report |= {"through": options.through, "guidance": options.guidance, "steps": steps}
+    return report, failures(report, load_thresholds())
+
+
+@contextlib.contextmanager
+def _sampler(options: GateOptions, steps: int) -> Iterator[Sample]:
+    guidance = cast(Guidance, options.guidance)
+    if options.through == "served":
+        with Client(options.url) as client:
+            yield served_sampler(client, steps=steps, guidance=guidance)
+    elif options.artifacts is not None:
+        yield torch_sampler(OnnxDenoiser(options.artifacts), steps=steps, guidance=guidance)
+    else:
+        model = load_checkpoint(options.checkpoint or CHECKPOINT, dtype=torch.float32)
+        yield torch_sampler(model, steps=steps, guidance=guidance)
+
+
+def table(report: Report) -> Table:
+    """The report for a terminal: the worst prompts, all of them together, and the probes at other guidance scales."""
+    found = Table(f"{report['through']}, {report['guidance']}, {report['num_latents']} points", *_METRICS, "deviation")
+    worst = sorted(report["prompts"].items(), key=lambda row: -row[1]["mean"])[:5]
+    rows = [*worst, (f"all {len(report['prompts'])} prompts", report["overall"])]
+    rows += [(f"probes at scale {scale}", values) for scale, values in report["probes"].items()]
+    for name, values in rows:
+        deviation = f"{values['deviation']:.1e}" if "deviation" in values else ""
+        found.add_row(name, *(f"{values[metric]:.3f}" for metric in _METRICS), deviation)
+    return found
