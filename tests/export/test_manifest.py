@@ -115,11 +115,8 @@ def test_what_a_killed_export_left_is_no_artifact(tmp_path: Path) -> None:
     assert list(read_artifacts(tmp_path, hint=HINT)) == [tmp_path / "net"]
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JSON = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=3)
 
 
 @settings(max_examples=200, deadline=None)
