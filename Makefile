@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 .PHONY: demo  ## from nothing to a checked result: export, verify, deploy, serve, sample
+demo: PRESET := $(if $(filter file,$(origin PRESET)),shapes,$(PRESET))
 demo: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.demo $(WEIGHTS) --precision $(PRECISION)
 
@@ -65,7 +66,7 @@ serve: $(STAMP)
 
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
-	$(BIN)/python bench/guided.py
+	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py
 
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hunyuan3d_client import Client
+from hunyuan3d_client import Client, contract
 
 from . import compute, parity
 from .cli import CheckpointOption, PresetOption, print_checks
@@ -29,13 +29,18 @@ from .onnx_from_torch import OnnxOptions, export_onnx
 from .photograph import photograph_context
 from .reference_sampler import sample, sigmas
 from .repository_from_artifacts import deploy
+from .shapes import decode_points, embed_prompt
+from .shapes.pictures import save_grid
 from .weights import Weights
 
 BUILD = Path("build") / "demo"
+PICTURE = BUILD / "shapes.png"
 # A CPU takes minutes for one evaluation of a full-size preset: above this many parameters the demo takes few, small steps.
 _SMALL_PARAMETERS = 50_000_000
 _FEW_STEPS, _FEW_LATENTS = 3, 64
 _SEED = 1
+_PROMPT = "two flat tori"
+_GALLERY = ("sphere", "cube", "torus", "cone", "helix", "flat cylinder", "tall octahedron", "two tetrahedra")
 _TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
 
 console = Console()
@@ -50,6 +55,7 @@ class Plan:
     schedule: str
     steps: int
     guidance_scale: float
+    prompted: bool = False
 
     @property
     def sizes(self) -> str:
@@ -57,7 +63,7 @@ class Plan:
 
 
 def run(
-    preset: PresetOption = "tiny",
+    preset: PresetOption = "shapes",
     checkpoint: CheckpointOption = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16; ONNX Runtime has no bf16 on a CPU.")] = "fp32",
 ) -> None:
@@ -67,7 +73,7 @@ def run(
     logging.getLogger("hunyuan3d_export.embedded_server").setLevel(logging.WARNING)
     if precision not in _TOLERANCES:
         raise typer.BadParameter(f"must be one of {', '.join(_TOLERANCES)}, got {precision}")
-    weights = Weights(preset=None if checkpoint and preset == "tiny" else preset, checkpoint=checkpoint)
+    weights = Weights(preset=None if checkpoint and preset == "shapes" else preset, checkpoint=checkpoint)
     clock = _Clock()
     defaults = weights.sampling(weights.config())
     artifacts = BUILD / f"{checkpoint.stem if checkpoint else preset}-{precision}"
@@ -76,7 +82,7 @@ def run(
     with clock("verify against torch"):
         checks = parity.verify(artifacts, weights)
     print_checks(checks)
-    plan = _plan(defaults)
+    plan = _prompt_plan(defaults) if defaults.name == "shapes" else _photograph_plan(defaults)
     repository = BUILD / "repository"
     with clock("deploy"):
         deploy(artifacts, repository)
@@ -89,11 +95,30 @@ def run(
     console.print(f"served by the path '{path}', {plan.sizes}")
     verdict = "ok" if error <= tolerance else "[red]FAILED[/red]"
     console.print(f"served against torch: relative L2 {error:.1e} (tolerance {tolerance:.0e}) {verdict}")
+    if plan.prompted:
+        console.print(f"what was sampled: {PICTURE}")
     if error > tolerance or not all(check.passed for model in checks.values() for check in model):
         raise typer.Exit(1)
 
 
-def _plan(defaults: Preset) -> Plan:
+def _prompt_plan(defaults: Preset) -> Plan:
+    console.print(f"condition: the prompt '{_PROMPT}'")
+    return Plan(
+        embed_prompt(_PROMPT)[None],
+        _noise(defaults.num_latents),
+        defaults.schedule,
+        defaults.steps,
+        defaults.guidance_scale,
+        prompted=True,
+    )
+
+
+def _noise(num_latents: int) -> NDArray[np.float32]:
+    generator = np.random.Generator(np.random.Philox(key=_SEED))
+    return generator.standard_normal((1, num_latents, contract.LATENT_CHANNELS), dtype=np.float32)
+
+
+def _photograph_plan(defaults: Preset) -> Plan:
     context = photograph_context()
     console.print("condition: patches of a photograph through a fixed random projection, a stand-in for an image encoder")
     small = compute.parameters(defaults.config) <= _SMALL_PARAMETERS
@@ -102,10 +127,9 @@ def _plan(defaults: Preset) -> Plan:
             f"{defaults.name} on a CPU: {_FEW_STEPS} steps of {_FEW_LATENTS} latents instead of {defaults.steps} of {defaults.num_latents}"
         )
     num_latents = defaults.num_latents if small else _FEW_LATENTS
-    generator = np.random.Generator(np.random.Philox(key=_SEED))
     return Plan(
         context,
-        generator.standard_normal((1, num_latents, defaults.config.in_channels), dtype=np.float32),
+        _noise(num_latents),
         defaults.schedule,
         defaults.steps if small else _FEW_STEPS,
         defaults.guidance_scale,
@@ -130,11 +154,21 @@ def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDAr
             )
             for step in steps:
                 progress.update(task, completed=step.index, total=step.total)
+        if plan.prompted:
+            with Client(endpoints.grpc) as client, clock(f"sample {len(_GALLERY)} prompts at once"):
+                _draw_gallery(client, step.latents)
     finally:
         with clock("stop tritonserver"):
             server.stop()
     assert step.latents is not None  # the final step always carries them
     return step.latents, step.path
+
+
+def _draw_gallery(client: Client, first: NDArray[np.float32] | None) -> None:
+    """All prompts in flight together: the sampler steps those of one length as one batch."""
+    jobs = {prompt: client.submit(embed_prompt(prompt), seed=_SEED, timeout_s=600) for prompt in _GALLERY}
+    clouds = {_PROMPT: first, **{prompt: job.result(timeout_s=600) for prompt, job in jobs.items()}}
+    save_grid({prompt: decode_points(latents[0]) for prompt, latents in clouds.items() if latents is not None}, PICTURE)
 
 
 def _in_torch(weights: Weights, plan: Plan) -> torch.Tensor:

@@ -44,7 +44,7 @@ class EngineOptions:
     """profile: (min, opt, max) of B, L and T. optimization_level: the builder's 0..5. workspace_bytes: None for all memory.
 
     version_compatible: the plan runs on later versions of the library too; hardware_compatible: on other GPUs of the
-    Ampere generation and later (target tensorrt). strip_weights: the plan holds no weights and wants a refit.
+    Ampere generation and later (target tensorrt).
     timing_cache: a folder; its file is keyed by library version and GPU.
     """
 
@@ -53,7 +53,6 @@ class EngineOptions:
     workspace_bytes: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
-    strip_weights: bool = False
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -196,8 +195,6 @@ def _config(builder: Any, network: Any, target: Target, options: EngineOptions) 
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     target.configure(config)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):

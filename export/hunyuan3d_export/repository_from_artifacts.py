@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ def deploy(artifacts: Path, repository: Path = SOURCE) -> list[str]:
     """Places every artifact folder below `artifacts` into `repository`; the names of the models that can now be served.
 
     The repository in git takes any preset whose configs equal the ones in git; another folder becomes a copy of it with
-    configs of its own. Files are hard-linked, or copied across file systems; denoisers the artifacts lack are removed.
+    configs of its own. Files are copied; denoisers the artifacts lack are removed.
 
     Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the preset.
     """
@@ -154,9 +153,7 @@ def _remove_artifact(version: Path) -> None:
 def _place(folder: Path, manifest: Manifest, version: Path) -> None:
     for name in manifest.files:
         with atomic_path(version / name) as temporary:
-            try:
-                os.link(folder / name, temporary)
-            except OSError:  # another file system
-                shutil.copyfile(folder / name, temporary)
+            # A copy, not a hard link: the artifact may be rewritten in place, and onnx refuses weights with two names.
+            shutil.copyfile(folder / name, temporary)
     with atomic_path(version / MANIFEST) as temporary:  # last: with it the artifact counts as deployed
         shutil.copyfile(folder / MANIFEST, temporary)

@@ -99,15 +99,12 @@ def test_options_reach_the_plan(micro_fp16: Path, tmp_path: Path) -> None:
     only_plain.mkdir()
     (only_plain / contract.DIT).symlink_to(micro_fp16 / contract.DIT)
     one = find_target("tensorrt-rtx", ("SM86",))
-    options = EngineOptions(
-        profile=parse_profile(["latents=2..64..128", "batch=1..1..1"]), strip_weights=True, optimization_level=1
-    )
+    options = EngineOptions(profile=parse_profile(["latents=2..64..128", "batch=1..1..1"]), optimization_level=1)
     (folder,) = build_engines(only_plain, tmp_path / "out", one, options)
     manifest = Manifest.read(folder, hint="")
     assert manifest.tensors["latents"]["profile"] == [[1, 2, 64], [1, 64, 64], [1, 128, 64]]
     assert manifest.made_from["compute_capabilities"] == ["SM86"]
-    weights_bytes = (micro_fp16 / contract.DIT / "model.onnx.data").stat().st_size
-    assert (folder / "model.plan").stat().st_size < weights_bytes, "a stripped plan holds no weights"
+    assert manifest.made_from["optimization_level"] == 1
 
 
 def test_broken_graph_is_a_readable_error_and_leaves_nothing(rtx: Target, micro_fp16: Path, tmp_path: Path) -> None:
