@@ -15,7 +15,6 @@ WEIGHTS = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(or $(filter-out 
 help:
 	@awk -F '## ' '/^\.PHONY: .*##/ {sub(/\.PHONY: /, "", $$1); printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "variables: PRESET= CHECKPOINT= PRECISION=fp32|fp16|bf16 TARGET=tensorrt|tensorrt-rtx OUT= REPOSITORY="
-
 .PHONY: setup  ## make .venv with everything the other targets need
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
@@ -23,51 +22,40 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps hy3dgen==2.0.2
 	touch $@
-
 .PHONY: demo  ## from nothing to a checked result: export, verify, deploy, serve, sample
 demo: PRESET := $(if $(filter file,$(origin PRESET)),shapes,$(PRESET))
 demo: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.demo $(WEIGHTS) --precision $(PRECISION)
-
 .PHONY: test  ## the fast tests (what CI runs)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
-
 .PHONY: test-slow  ## full-size presets
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
-
 .PHONY: lint  ## ruff and strict mypy (what CI runs)
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-
 .PHONY: export-onnx  ## weights -> ONNX graphs in OUT
 export-onnx: $(STAMP)
 	$(BIN)/hunyuan3d-export onnx $(WEIGHTS) --precision $(PRECISION) --graph all --out $(OUT)
-
 .PHONY: export-engine  ## weights -> ONNX -> TensorRT plans, deployed into REPOSITORY (TARGET=tensorrt-rtx: compiled only)
 export-engine: PRECISION := $(if $(filter file,$(origin PRECISION)),fp16,$(PRECISION))
 export-engine: $(STAMP)
 	$(BIN)/hunyuan3d-export engine $(WEIGHTS) --precision $(PRECISION) --target $(TARGET) --onnx $(OUT) --out $(OUT)-$(TARGET)
 	test $(TARGET) != tensorrt || $(BIN)/hunyuan3d-export deploy --artifacts $(OUT)-$(TARGET) --repository $(REPOSITORY)
-
 .PHONY: verify  ## parity receipt: torch against ONNX Runtime
 verify: export-onnx
 	$(BIN)/hunyuan3d-export verify --artifacts $(OUT) $(if $(CHECKPOINT),$(WEIGHTS))
-
 .PHONY: deploy  ## place the artifacts into REPOSITORY, exporting what is missing or stale
 deploy: export-onnx
 	$(BIN)/hunyuan3d-export deploy --artifacts $(OUT) --repository $(REPOSITORY)
-
 .PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact
 serve: $(STAMP)
 	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model.plan' 2>/dev/null)" || $(MAKE) deploy
 	$(BIN)/hunyuan3d-export serve --repository $(REPOSITORY)
-
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py
-
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:
 	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model.plan* $(REPOSITORY)/*/1/*.json

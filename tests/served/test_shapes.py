@@ -1,0 +1,137 @@
+"""The shipped weights on a real server: the quality gate through it, and the README's own script."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hunyuan3d_client import Client
+from hunyuan3d_export.dit import PRESETS, load_checkpoint
+from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints
+from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
+from hunyuan3d_export.repository_from_artifacts import deploy
+from hunyuan3d_export.shapes import CHECKPOINT, embed_prompt
+from hunyuan3d_export.shapes.quality import QUICK_PROMPTS, evaluate, failures, load_thresholds
+from hunyuan3d_export.shapes.reference import torch_sampler
+from hunyuan3d_export.shapes.served import served_sampler
+from hunyuan3d_export.weights import Weights
+
+pytestmark = pytest.mark.served
+README = Path(__file__).parents[2] / "README.md"
+SHAPES = PRESETS["shapes"]
+QUICK_STEPS = 8
+
+
+def shapes_artifacts(precision: str = "fp32") -> Path:
+    out = README.parent / "build" / "test" / f"shapes-{precision}"
+    export_onnx(Weights(preset="shapes"), out, options=OnnxOptions(precision=precision))
+    return out
+
+
+@pytest.fixture(scope="module")
+def shapes_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
+    repository = tmp_path_factory.mktemp("shapes") / "repository"
+    deploy(shapes_artifacts(), repository)
+    with EmbeddedServer(repository) as endpoints:
+        yield endpoints
+
+
+@pytest.mark.parametrize("guidance", ["guided", "two-batch"])
+def test_served_paths_pass_the_quick_gate(shapes_server: Endpoints, guidance: str) -> None:
+    reference = torch_sampler(load_checkpoint(CHECKPOINT, dtype=torch.float32), steps=QUICK_STEPS)
+    with Client(shapes_server.grpc, timeout_s=300) as client:
+        sample = served_sampler(client, steps=QUICK_STEPS, guidance=guidance)
+        sizes = {"num_latents": 64, "guidance_scale": SHAPES.guidance_scale}
+        report = evaluate(sample, QUICK_PROMPTS, range(1), **sizes, reference=reference)
+    assert failures(report, load_thresholds("quick")) == []
+
+
+def test_the_deployed_presets_defaults_are_what_a_bare_sample_uses(shapes_server: Endpoints) -> None:
+    context = embed_prompt("torus")
+    with Client(shapes_server.grpc, timeout_s=300) as client:
+        last = list(client.stream(context, seed=3, preview_every=0))[-1]
+        same = client.sample(context, seed=3, steps=50, guidance_scale=SHAPES.guidance_scale, num_latents=SHAPES.num_latents)
+    assert (last.total, last.path) == (SHAPES.steps, "guided")
+    np.testing.assert_array_equal(last.latents, same)
+
+
+def test_the_readmes_script_runs(shapes_server: Endpoints) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {
+        "latents": np.zeros((1, 9, 64), np.float32),
+        "t": 0.5,
+        "context": embed_prompt("flat cube"),
+        "print": lambda *_: None,
+    }
+    exec(compile(script.replace("localhost:8001", shapes_server.grpc), str(README), "exec"), names)
+    assert names["velocity"].shape == (1, 9, 64)
+    assert names["latents"].shape == (1, SHAPES.num_latents, 64)
+
+
+def test_a_prompt_becomes_a_picture_and_points(shapes_server: Endpoints, tmp_path: Path) -> None:
+    out, picture, ply = (tmp_path / name for name in ("latents.npy", "torus.png", "torus.ply"))
+    command = [sys.executable, "-m", "hunyuan3d_client", "sample", "--prompt", "torus", "--steps", "4", "--out", str(out)]
+    command += ["--picture", str(picture), "--ply", str(ply), "--url", shapes_server.grpc, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["path"] == "guided"
+    assert np.load(out).shape == (1, SHAPES.num_latents, 64)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"element vertex {SHAPES.num_latents}\n".encode() in ply.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", "torus", "--context", "c.npy"], "condition must be --context or --prompt"),
+        ([], "condition must be --context or --prompt"),
+        (["--prompt", " "], "--prompt must be words"),
+        (["--context", "c.npy", "--picture", "p.png"], "must be given with --prompt"),
+    ],
+)
+def test_conditions_that_contradict_are_refused(
+    shapes_server: Endpoints, tmp_path: Path, options: list[str], message: str
+) -> None:
+    command = [sys.executable, "-m", "hunyuan3d_client", "sample", "--out", "l.npy", "--url", shapes_server.grpc, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [["--guidance", "guided"], ["--guidance", "two-batch", "--seeds", "4"], ["--num-latents", "1024", "--seeds", "2"]],
+    ids=["guided", "two-batch", "1024 points"],
+)
+def test_the_full_gate_through_the_server(shapes_server: Endpoints, options: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "hunyuan3d_export",
+        "quality",
+        "--through",
+        "served",
+        "--url",
+        shapes_server.grpc,
+        *options,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_full_gate_through_fp16_graphs() -> None:
+    command = [sys.executable, "-m", "hunyuan3d_export", "quality", "--through", "onnx", "--seeds", "2"]
+    done = subprocess.run(
+        [*command, "--artifacts", str(shapes_artifacts("fp16"))], capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
