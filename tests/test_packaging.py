@@ -73,3 +73,8 @@ def test_the_wheel_holds_both_packages_and_nothing_else(root: Path, tmp_path: Pa
     (wheel,) = tmp_path.glob("*.whl")
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"hunyuan3d_client", "hunyuan3d_export"}
+    inside = {
+        name.removeprefix("hunyuan3d_export/") for name in zipfile.ZipFile(wheel).namelist() if "model_repository/" in name
+    }
+    tracked = [*root.glob("model_repository/*/*.pbtxt"), *root.glob("model_repository/*/*/*.p*")]
+    assert inside == {str(path.relative_to(root)) for path in tracked if path.suffix in (".py", ".pbtxt")}

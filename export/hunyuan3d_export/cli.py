@@ -24,7 +24,7 @@ from .engine_from_onnx import BuildCancelled, EngineOptions, build_engines, pars
 from .files import atomic_path
 from .manifest import Manifest
 from .onnx_from_torch import OnnxOptions, export_onnx
-from .repository_from_artifacts import SOURCE
+from .repository_from_artifacts import DEFAULT_REPOSITORY
 from .repository_from_artifacts import deploy as deploy_artifacts
 from .shapes import gate
 from .tensorrt_targets import find_target
@@ -151,7 +151,7 @@ def deploy(
     artifacts: ArtifactsOption,
     repository: Annotated[
         Path, typer.Option(help="Model repository; a folder other than the one in git becomes a copy of it.")
-    ] = SOURCE,
+    ] = DEFAULT_REPOSITORY,
 ) -> None:
     """Places artifacts whose manifests match into a Triton model repository."""
     for model in deploy_artifacts(artifacts, repository):
@@ -160,7 +160,7 @@ def deploy(
 
 @app.command()
 def serve(
-    repository: Annotated[Path, typer.Option(help="Model repository with deployed artifacts.")] = SOURCE,
+    repository: Annotated[Path, typer.Option(help="Model repository with deployed artifacts.")] = DEFAULT_REPOSITORY,
     config: Annotated[str, typer.Option(help="Runtime: the name of a file in each model's configs/ folder.")] = "cpu",
     grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
     http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,

@@ -19,7 +19,10 @@ from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts
 from .tensorrt_targets import installed_version
 
-SOURCE = Path(__file__).parent.parent.parent / "model_repository"
+_CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
+# The tree that is copied: the one in git, or in an installation without a checkout the one inside the package.
+SOURCE = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "model_repository"
+DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository")
 PRESET_FILE = "preset.json"  # beside the sampler's model.py: the default L of the deployed weights
 VERSION = "1"
 
@@ -30,7 +33,7 @@ class DeployError(ValueError):
     """The artifacts cannot be placed into this repository as asked."""
 
 
-def deploy(artifacts: Path, repository: Path = SOURCE) -> list[str]:
+def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY) -> list[str]:
     """Places every artifact folder below `artifacts` into `repository`; the names of the models that can now be served.
 
     The repository in git takes any preset whose configs equal the ones in git; another folder becomes a copy of it with
