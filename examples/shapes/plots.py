@@ -23,14 +23,14 @@ CURVE_SEEDS = range(100, 104)
 
 
 def draw_all(model: Hunyuan3DDiT, folder: Path) -> None:
-    """shapes.png, steps.png, guidance.png and the numbers behind the curves, curves.json, into `folder`."""
+    """shapes.png, quality-steps.png, quality-guidance.png and the numbers behind them, quality.json, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     gallery(model, folder / "shapes.png")
     steps = {n: quality(model, n, SHAPES.guidance_scale) for n in STEPS}
     scales = {s: quality(model, SHAPES.steps, s) for s in sorted({*SCALES, SHAPES.guidance_scale})}
-    curve(steps, "Euler steps", folder / "steps.png")
-    curve(scales, "guidance scale", folder / "guidance.png")
-    (folder / "curves.json").write_text(json.dumps({"steps": steps, "guidance_scale": scales}, indent=1) + "\n")
+    curve(steps, "Euler steps", folder / "quality-steps.png")
+    curve(scales, "guidance scale", folder / "quality-guidance.png")
+    (folder / "quality.json").write_text(json.dumps({"steps": steps, "guidance_scale": scales}, indent=1) + "\n")
 
 
 def gallery(model: Hunyuan3DDiT, path: Path) -> None:

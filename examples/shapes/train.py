@@ -162,7 +162,7 @@ def write_manifest(checkpoint: Path, args: argparse.Namespace, *, steps: int, mi
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="folder of the checkpoint and the cached pairs")
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=10_400)
     parser.add_argument(
         "--max-minutes", type=float, default=math.inf, help="anneal to zero by then if the steps would take longer"
     )
