@@ -167,7 +167,8 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
 ) -> None:
     """The embedded tritonserver, until SIGINT or SIGTERM. When ready, one line of JSON with its addresses on stdout."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell starts background jobs with it ignored
+        signal.signal(each, _interrupt)
     options = ServerOptions(config=config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
     server = EmbeddedServer(repository, options)
     code = 0

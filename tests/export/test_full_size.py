@@ -1,0 +1,47 @@
+"""v2-0 itself, in a process of its own: exported within bounds of time and memory, loaded, and right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# 10 minutes and 10 GB on two cores for fp32; fp16 takes half of the memory.
+_MOST_SECONDS = 600
+_MOST_BYTES = {"fp32": 10e9, "fp16": 5e9}
+# The command line, telling its own peak memory at its end.
+_EXPORT = """
+import atexit, resource, sys
+atexit.register(lambda: sys.stderr.write("peak_kib=%d" % resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+from hunyuan3d_export.__main__ import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_v2_0_exports_within_bounds_and_agrees_with_torch(precision: str, tmp_path: Path) -> None:
+    options = ["--preset", "v2-0", "--graph", "plain", "--precision", precision, "--out", str(tmp_path)]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _EXPORT, "onnx", *options],
+        check=True,
+        timeout=2 * _MOST_SECONDS,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    took_s = time.monotonic() - start
+    peak_bytes = 1024 * int(done.stderr.rpartition("peak_kib=")[2])
+    assert took_s <= _MOST_SECONDS
+    assert peak_bytes <= _MOST_BYTES[precision]
+    if precision == "fp16":
+        command = [sys.executable, "-m", "hunyuan3d_export", "verify", "--artifacts", str(tmp_path)]
+        verified = subprocess.run(command, timeout=2000)
+        receipt = json.loads((tmp_path / "hunyuan3d_dit" / "parity.json").read_text())
+        assert verified.returncode == 0, receipt
+        assert all(check["passed"] for check in receipt["checks"])
