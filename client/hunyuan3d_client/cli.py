@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from . import errors
 from .blocking import Client
+from .requests import Step
 
 EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
     errors.InvalidInput: 2,
@@ -112,7 +113,7 @@ def sample(
     with _reported():
         tokens, negative = _condition(context, prompt, picture or ply), _load(negative_context, "negative_context")
         noise = _load(latents, "latents")
-        with _replacing(out) as partial, Client(url) as client, _progress() as progress:
+        with _replacing(out) as partial, Client(url) as client:
             trajectory = client.stream(
                 tokens,
                 steps=steps,
@@ -125,13 +126,20 @@ def sample(
                 preview_every=0,
                 timeout_s=timeout_s,
             )
-            task = progress.add_task("sampling", total=None)
-            for step in trajectory:
-                progress.update(task, completed=step.index, total=step.total, description=f"sampling ({step.path})")
-            assert step.latents is not None  # the trajectory's own check
-            _save(partial, step.latents)
-        _draw(step.latents, str(prompt), picture, ply)
-    _report(out, step.latents, started, {"steps": step.total, "path": step.path}, as_json=as_json)
+            step = _followed(trajectory)
+            result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
+            _save(partial, result)
+        _draw(result, str(prompt), picture, ply)
+    _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
+
+
+def _followed(trajectory: Iterator[Step]) -> Step:
+    """The final step, after a progress bar on a terminal."""
+    with _progress() as progress:
+        task = progress.add_task("sampling", total=None)
+        for step in trajectory:
+            progress.update(task, completed=step.index, total=step.total, description=f"sampling ({step.path})")
+    return step
 
 
 def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any] | None:

@@ -26,6 +26,7 @@ from .tensorrt_targets import Target
 
 # The command line's names of the free axes.
 PROFILE_AXES = {"batch": "B", "latents": "L", "context": "T"}
+_PROFILE_HINT = "hint: --profile latents=1..3072..4096"
 _OTHER_FORM = {"op": "decomposed", "decomposed": "op"}
 
 logger = logging.getLogger(__name__)
@@ -73,16 +74,12 @@ def parse_profile(texts: list[str]) -> dict[str, contract.AxisRange]:
     for text in texts:
         name, _, sizes = text.partition("=")
         if name not in PROFILE_AXES:
-            raise ValueError(
-                f"profile axis must be one of {', '.join(PROFILE_AXES)}, got {name!r}\nhint: --profile latents=1..3072..4096"
-            )
+            raise ValueError(f"profile axis must be one of {', '.join(PROFILE_AXES)}, got {name!r}\n{_PROFILE_HINT}")
         axis = PROFILE_AXES[name]
         try:
             low, opt, high = (int(size) for size in sizes.split(".."))
         except ValueError as error:
-            raise ValueError(
-                f"profile range must be min..opt..max, got {sizes!r}\nhint: --profile latents=1..3072..4096"
-            ) from error
+            raise ValueError(f"profile range must be min..opt..max, got {sizes!r}\n{_PROFILE_HINT}") from error
         if high > contract.AXES[axis].max:
             raise ValueError(f"profile of {name} must stay within the graph's {contract.AXES[axis].max}, got {high}")
         profile[axis] = contract.AxisRange(low, opt, high)

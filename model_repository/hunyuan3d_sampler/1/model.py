@@ -83,7 +83,7 @@ class Cancelled(RuntimeError):
 
 
 # Exception class -> the name of its code in pb_utils.TritonError, which Triton adds to the module only after import.
-_CODES = {ValueError: "INVALID_ARG", NoDenoiser: "UNAVAILABLE", Overloaded: "UNAVAILABLE", Cancelled: "CANCELLED"}
+_CODES = {ValueError: "INVALID_ARG", NoDenoiser: "NOT_FOUND", Overloaded: "UNAVAILABLE", Cancelled: "CANCELLED"}
 
 
 class _Stream:
