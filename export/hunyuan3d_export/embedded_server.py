@@ -151,7 +151,7 @@ class EmbeddedServer:
 
 def _find_server() -> tuple[Path, Path]:
     """The wheel's server folder and the stub for this Python."""
-    hint = 'hint: on Linux x86-64 with glibc >= 2.35: pip install "hunyuan3d-triton[embedded]"; elsewhere use docker compose up server'
+    hint = 'hint: on Linux x86-64 with glibc >= 2.35: pip install "hunyuan3d-triton[embedded]"; elsewhere serve the repository with the official Triton image'
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ServerStartError(f"the embedded server must run on linux x86_64, got {sys.platform} {platform.machine()}\n{hint}")
     spec = importlib.util.find_spec("pytriton")

@@ -80,7 +80,7 @@ def _tensorrt(library: ModuleType, compute_capabilities: tuple[str, ...]) -> Tar
 
 _TENSORRT_HINT = (
     'hint: on a GPU machine: pip install "hunyuan3d-triton[gpu]", then make export-engine;\n'
-    "      or in the image that will serve the plan: docker compose run --rm export"
+    "      or run the same inside the Triton image that will serve the plan, with the pip TensorRT that matches it"
 )
 
 
