@@ -130,7 +130,7 @@ def test_not_ready_in_time(repository: Path) -> None:
 
 def test_a_platform_without_the_wheel(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     monkeypatch.setattr(embedded_server.platform, "machine", lambda: "aarch64")
-    with pytest.raises(ServerStartError, match="must run on linux x86_64, got linux aarch64\nhint: .*docker"):
+    with pytest.raises(ServerStartError, match="must run on linux x86_64, got linux aarch64\nhint: .*official Triton image"):
         EmbeddedServer(repository).start()
 
 
