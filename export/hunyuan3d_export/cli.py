@@ -173,9 +173,9 @@ def serve(
     server = EmbeddedServer(repository, options)
     code = 0
     with server as endpoints:
-        sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
-        sys.stdout.flush()
-        try:
+        try:  # from the first byte on: whoever reads the line may signal at once
+            sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
+            sys.stdout.flush()
             code = server.wait()
         except KeyboardInterrupt:
             for each in (signal.SIGINT, signal.SIGTERM):  # stopping has a time limit; interrupted, it would leave a server
