@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,8 @@ from .repository_from_artifacts import loadable_models
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 _KEPT_LOG_LINES = 30
+_KEPT_ERRORS = 5
+_ERROR_LINE = re.compile(r"E\d{4} |error:")  # glog's severity, and the server's own last word
 _HOST = "127.0.0.1"
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,8 @@ class EmbeddedServer:
         self.endpoints: Endpoints | None = None
         self._process: subprocess.Popen[str] | None = None
         self._log: collections.deque[str] = collections.deque(maxlen=_KEPT_LOG_LINES)
+        # Kept apart: after a failed load the server may crash while it shuts down, long after it said why.
+        self._errors: collections.deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Endpoints:
@@ -129,6 +134,8 @@ class EmbeddedServer:
         assert self._process is not None and self._process.stdout is not None
         for line in self._process.stdout:
             self._log.append(line.rstrip())
+            if _ERROR_LINE.match(line):
+                self._errors.append(line.rstrip())
             logger.info("tritonserver: %s", line.rstrip())
 
     def _wait_ready(self) -> None:
@@ -146,7 +153,8 @@ class EmbeddedServer:
         raise ServerStartError(f"tritonserver must be ready within {self.options.ready_timeout_s:.0f} s\n{self._last_lines()}")
 
     def _last_lines(self) -> str:
-        return "last log lines:\n  " + "\n  ".join(self._log)
+        sections = {"errors": self._errors, "last log lines": self._log}
+        return "\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items() if lines)
 
 
 def _find_server() -> tuple[Path, Path]:
