@@ -58,4 +58,4 @@ bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:
-	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model.plan* $(REPOSITORY)/*/1/*.json
+	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model.plan* $(REPOSITORY)/*/1/checkpoint.safetensors $(REPOSITORY)/*/1/*.json

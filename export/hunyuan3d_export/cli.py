@@ -18,13 +18,14 @@ from rich.table import Table
 from hunyuan3d_client import Hunyuan3DError
 
 from . import compute, parity
+from .configs import torch_parameters
 from .dit import PRESETS, Preset
 from .embedded_server import EmbeddedServer, ServerOptions, ServerStartError
 from .engine_from_onnx import BuildCancelled, EngineOptions, build_engines, parse_profile
 from .files import atomic_path
 from .manifest import Manifest
 from .onnx_from_torch import OnnxOptions, export_onnx
-from .repository_from_artifacts import DEFAULT_REPOSITORY
+from .repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
 from .repository_from_artifacts import deploy as deploy_artifacts
 from .shapes import gate
 from .tensorrt_targets import find_target
@@ -148,13 +149,33 @@ def print_checks(results: dict[str, list[parity.Check]]) -> None:
 
 @app.command()
 def deploy(
-    artifacts: ArtifactsOption,
+    artifacts: Annotated[Path | None, typer.Option(help="Folder that `onnx` or `engine` wrote.")] = None,
     repository: Annotated[
         Path, typer.Option(help="Model repository; a folder other than the one in git becomes a copy of it.")
     ] = DEFAULT_REPOSITORY,
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    seed: SeedOption = 0,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16: how the weights are stored (without --artifacts).")
+    ] = "fp32",
+    torch: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, a parameter of the torch runtime (without --artifacts); repeatable.")
+    ] = None,
 ) -> None:
-    """Places artifacts whose manifests match into a Triton model repository."""
-    for model in deploy_artifacts(artifacts, repository):
+    """Artifacts whose manifests match -> a Triton model repository. Or the weights themselves, for `serve --config torch`."""
+    named = bool(preset or checkpoint)
+    if (artifacts is None) != named or (torch and not named):
+        got = "both" if named or torch else "neither"
+        raise ValueError(
+            f"deploy must get artifacts or weights, got {got}\nhint: --artifacts DIR, or --preset, --checkpoint and --torch"
+        )
+    if artifacts is not None:
+        models = deploy_artifacts(artifacts, repository)
+    else:
+        weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
+        models = deploy_checkpoint(weights, repository, precision=precision, torch=torch_parameters(torch or []))
+    for model in models:
         console.print(f"{model} -> {repository / model}", soft_wrap=True)
 
 

@@ -5,7 +5,8 @@ The files in git are those of `v2-0`; `python -m hunyuan3d_export.configs` write
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -14,9 +15,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 from hunyuan3d_client import contract
 
 from .dit import PRESETS, Preset
+from .dit.attention import BACKENDS
 
 PLAN_FILE = "model.plan"
 ONNX_FILE = "model.onnx"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 _HEADER = "# Rendered by hunyuan3d_export/configs.py from the contract table; a test holds this file against it.\n"
 _MAX_BATCH = contract.AXES["B"].max
 # Long enough for a second request of the same step to arrive, short against one evaluation.
@@ -27,9 +30,34 @@ _MAX_QUEUE = 64
 _CPU_WARMUP = {"L": 64, "T": 64}
 _GPU_WARMUP = {name: contract.AXES[name].opt for name in ("L", "T")}
 _MAX_TRAJECTORIES = 64
+# Name -> default and what else it may be; hunyuan3d_dit/1/torch_denoiser.py says what each means.
+_TORCH_PARAMETERS = {
+    "device": ("auto", r"auto|cpu|cuda|cuda:\d+"),
+    "dtype": ("auto", "auto|fp32|fp16|bf16"),
+    "attention_backend": ("auto", "|".join(["auto", *BACKENDS])),
+    "compile": ("false", "true|false"),
+    "cuda_graphs": ("false", "true|false"),
+    "threads": ("0", r"\d+"),
+}
 
 
-def config_files(preset: Preset) -> dict[str, str]:
+def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
+    """The torch runtime's parameters: the defaults with those of `texts`, each like dtype=fp16, in their place.
+
+    Raises ValueError for an unknown name or a value the runtime would refuse.
+    """
+    values = {name: default for name, (default, _) in _TORCH_PARAMETERS.items()}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in values:
+            raise ValueError(f"torch option must be one of {', '.join(values)}, got {name!r}\nhint: --torch dtype=fp16")
+        if not re.fullmatch(_TORCH_PARAMETERS[name][1], value):
+            raise ValueError(f"torch option {name} must be {_TORCH_PARAMETERS[name][1]}, got {value!r}")
+        values[name] = value
+    return values
+
+
+def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
     """Path inside the repository -> text, for every model that `preset` is served by."""
     distilled = preset.config.guidance_embed
     specs = [contract.denoiser(guidance_embed=distilled)] + ([] if distilled else [contract.denoiser(guided=True)])
@@ -38,6 +66,7 @@ def config_files(preset: Preset) -> dict[str, str]:
         files[f"{spec.name}/config.pbtxt"] = _text(_tensorrt(spec))
         files[f"{spec.name}/configs/cpu.pbtxt"] = _text(_python_onnxruntime(spec))
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = _text(_native_onnxruntime(spec))
+        files[f"{spec.name}/configs/torch.pbtxt"] = _text(_python_torch(spec, torch or torch_parameters()))
     files[f"{contract.SAMPLER}/config.pbtxt"] = _text(_sampler(preset))
     files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = _text(_sampler_unary())
     return files
@@ -131,6 +160,17 @@ def _python_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
     config = _denoiser(spec, device="KIND_CPU", warmup=_CPU_WARMUP)
     config.backend = "python"
     _set_parameters(config, {"runtime": "onnxruntime", "model_file": ONNX_FILE, "threads": "0"})
+    return config
+
+
+def _python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str]) -> pb.ModelConfig:
+    config = _denoiser(spec, device="KIND_AUTO", warmup=_CPU_WARMUP)
+    config.backend = "python"
+    # Both models read the one checkpoint.
+    folder = "" if spec.name == contract.DIT else f"../../{contract.DIT}/1/"
+    _set_parameters(config, {"runtime": "torch", "model_file": folder + CHECKPOINT_FILE, **parameters})
+    # Triton's own: a tensor that is on a GPU comes as it is.
+    _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
     return config
 
 

@@ -1,7 +1,8 @@
-"""Artifacts -> a Triton model repository: configs that fit, and only files that are proven whole."""
+"""Artifacts, or a checkpoint itself -> a Triton model repository: configs that fit, and only files that are proven whole."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -11,13 +12,14 @@ from typing import Any
 
 from hunyuan3d_client import contract
 
-from .configs import PLAN_FILE, artifact_file, config_files, read_config
-from .dit import DiTConfig, Preset
-from .files import atomic_path
+from .configs import CHECKPOINT_FILE, PLAN_FILE, artifact_file, config_files, read_config
+from .dit import DiTConfig, Preset, save_checkpoint
+from .files import atomic_path, sha256
 from .gpu import first_gpu
 from .manifest import NAME as MANIFEST
-from .manifest import Manifest, read_artifacts
+from .manifest import Manifest, read_artifacts, reusable, versions_of
 from .tensorrt_targets import installed_version
+from .weights import PRECISIONS, Weights
 
 _CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
 # The tree that is copied: the one in git, or in an installation without a checkout the one inside the package.
@@ -25,6 +27,7 @@ SOURCE = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "model_rep
 DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository")
 PRESET_FILE = "preset.json"  # beside the sampler's model.py: the default L of the deployed weights
 VERSION = "1"
+TORCH_CONFIG = "torch"
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +48,48 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY) -> list[str]:
     for folder, manifest in manifests.items():
         check_plan(manifest, folder)
     preset = _common_preset(manifests.values())
-    _prepare(repository, preset)
+    _prepare(repository, preset, config_files(preset))
     for name in (contract.DIT, contract.DIT_GUIDED):
         _remove_artifact(repository / name / VERSION)
     for folder, manifest in manifests.items():
         _place(folder, manifest, repository / manifest.model / VERSION)
         logger.info("%s: deployed into %s", manifest.model, repository)
-    with atomic_path(repository / contract.SAMPLER / VERSION / PRESET_FILE) as temporary:
-        temporary.write_text(json.dumps({"preset": preset.name, "num_latents": preset.num_latents}) + "\n")
     return [manifest.model for manifest in manifests.values()]
+
+
+def deploy_checkpoint(
+    weights: Weights, repository: Path = DEFAULT_REPOSITORY, *, precision: str = "fp32", torch: Mapping[str, str] | None = None
+) -> list[str]:
+    """Places the weights themselves, stored as fp32, fp16 or bf16, for the runtime `torch`; the models it serves them by.
+
+    torch: the runtime's parameters (configs.torch_parameters). A checkpoint that is already there is kept; other artifacts
+    are removed. The file has upstream's format.
+
+    Raises CheckpointError for unreadable weights, ValueError for another precision, DeployError as `deploy` does.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    preset = weights.sampling(weights.config())
+    models = [contract.DIT] if preset.config.guidance_embed else [contract.DIT, contract.DIT_GUIDED]
+    made_from = {"weights": weights.identity(), "precision": precision, "runtime": "torch"}
+    _prepare(repository, preset, config_files(preset, torch))
+    _remove_artifact(repository / contract.DIT_GUIDED / VERSION)
+    version = repository / contract.DIT / VERSION
+    if reusable(version, made_from):
+        logger.info("%s: unchanged, kept", version / CHECKPOINT_FILE)
+        return models
+    _remove_artifact(version)
+    dtype = PRECISIONS[precision]
+    save_checkpoint(weights.load(dtype), version / CHECKPOINT_FILE, dtype=dtype)
+    Manifest(
+        model=contract.DIT,
+        made_from=made_from,
+        serving=dataclasses.asdict(preset),
+        versions=versions_of("torch", "safetensors"),
+        files={CHECKPOINT_FILE: sha256(version / CHECKPOINT_FILE)},
+    ).write(version)
+    logger.info("%s: deployed", version / CHECKPOINT_FILE)
+    return models
 
 
 def loadable_models(repository: Path, config_name: str) -> list[str]:
@@ -62,7 +98,8 @@ def loadable_models(repository: Path, config_name: str) -> list[str]:
     Raises DeployError when there is no repository or no denoiser to serve.
     """
     folders = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
-    hint = f"hint: hunyuan3d-export deploy --artifacts DIR --repository {repository}"
+    source = "--checkpoint FILE" if config_name == TORCH_CONFIG else "--artifacts DIR"
+    hint = f"hint: hunyuan3d-export deploy {source} --repository {repository}"
     if not folders:
         raise DeployError(f"{repository} must be a model repository, found no config.pbtxt\n{hint}")
     wanted = {folder: artifact_file(read_config(folder, config_name)) for folder in folders}
@@ -114,8 +151,8 @@ def preset_from_json(serving: Mapping[str, Any]) -> Preset:
     return Preset(**{**serving, "config": DiTConfig(**serving["config"])})
 
 
-def _prepare(repository: Path, preset: Preset) -> None:
-    wanted = config_files(preset)
+def _prepare(repository: Path, preset: Preset, wanted: Mapping[str, str]) -> None:
+    """The models' code and configs, and the preset's name; the repository in git must already have these configs."""
     if repository.resolve() == SOURCE.resolve():
         different = [name for name, text in wanted.items() if (SOURCE / name).read_text() != text]
         if different:
@@ -123,12 +160,13 @@ def _prepare(repository: Path, preset: Preset) -> None:
                 f"the repository in git must keep its configs, and {preset.name} needs others ({', '.join(different)})\n"
                 "hint: deploy into a copy: --repository build/repository"
             )
-        return
-    _copy_code(repository, {Path(name).parts[0] for name in wanted})
-    for name, text in wanted.items():
-        (repository / name).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(repository / name) as temporary:
-            temporary.write_text(text)
+    else:
+        _copy_code(repository, {Path(name).parts[0] for name in wanted})
+        for name, text in wanted.items():
+            with atomic_path(repository / name) as temporary:
+                temporary.write_text(text)
+    with atomic_path(repository / contract.SAMPLER / VERSION / PRESET_FILE) as temporary:
+        temporary.write_text(json.dumps({"preset": preset.name, "num_latents": preset.num_latents}) + "\n")
 
 
 def _copy_code(repository: Path, models: set[str]) -> None:

@@ -85,7 +85,7 @@ def test_distilled_weights_need_a_name_and_the_right_one(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["onnx"], ["onnx", "--outt", "x"], ["train"], ["verify"], ["deploy"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["onnx"], ["onnx", "--outt", "x"], ["train"], ["verify"]], ids=" ".join)
 def test_misuse(arguments: list[str], call: Callable[..., Result]) -> None:
     found = call(*arguments)
     assert found.code == 2 and "Usage" in found.err
@@ -131,6 +131,21 @@ def test_deploy(call: Callable[..., Result], artifacts: Callable[..., Path], tmp
     ]
     refused = call("deploy", "--artifacts", artifacts(distilled=True))
     assert refused.code == 2 and "hint: deploy into a copy: --repository build/repository" in refused.err
+
+
+def test_deploy_weights(call: Callable[..., Result], micro: Any, artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    where = ("--repository", tmp_path / "repository")
+    nothing = call("deploy", *where)
+    assert nothing.code == 2 and "deploy must get artifacts or weights, got neither\nhint: --artifacts DIR" in nothing.err
+    found = call(
+        "deploy", "--checkpoint", micro.checkpoint, "--precision", "fp16", "--torch", "attention_backend=chunked", *where
+    )
+    assert found.code == 0 and "hunyuan3d_dit_guided -> " in found.out
+    config = (tmp_path / "repository" / "hunyuan3d_dit" / "configs" / "torch.pbtxt").read_text()
+    assert 'string_value: "chunked"' in config
+    for options in (("--checkpoint", micro.checkpoint), ("--torch", "dtype=fp16")):
+        both = call("deploy", "--artifacts", artifacts(), *options, *where)
+        assert both.code == 2 and "deploy must get artifacts or weights, got both" in both.err
 
 
 def test_serve_refuses_before_it_starts(call: Callable[..., Result], artifacts: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ DISTILLED = [name for name, preset in PRESETS.items() if preset.config.guidance_
 SERVED = (contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY)
 
 
-def parse(text: str) -> pb.ModelConfig:
+def parse_config(text: str) -> pb.ModelConfig:
     return text_format.Parse(text, pb.ModelConfig())
 
 
 def parsed(preset: str) -> dict[str, pb.ModelConfig]:
-    return {name: parse(text) for name, text in config_files(PRESETS[preset]).items()}
+    return {name: parse_config(text) for name, text in config_files(PRESETS[preset]).items()}
 
 
 def spec_of(path: str, *, distilled: bool) -> contract.ModelSpec:
@@ -61,7 +62,7 @@ def test_tensors_are_the_contracts(preset: str) -> None:
 @pytest.mark.parametrize("preset", ["v2-0", "v2-0-turbo"])
 def test_denoisers_batch_warm_up_and_bound_their_queue(preset: str) -> None:
     denoisers = {name: config for name, config in parsed(preset).items() if config.max_batch_size}
-    assert len(denoisers) == (3 if preset in DISTILLED else 6)
+    assert len(denoisers) == (4 if preset in DISTILLED else 8)
     for path, config in denoisers.items():
         assert config.max_batch_size == contract.AXES["B"].max
         assert 0 < config.dynamic_batching.max_queue_delay_microseconds <= 10_000
@@ -84,10 +85,16 @@ def test_runtimes() -> None:
         assert (cpu.backend, artifact_file(cpu)) == ("python", "model.onnx")
         native = configs[f"{model}/configs/onnxruntime.pbtxt"]
         assert (native.backend, artifact_file(native)) == ("onnxruntime", "model.onnx")
+        torch = configs[f"{model}/configs/torch.pbtxt"]
+        folder = "" if model == contract.DIT else "../../hunyuan3d_dit/1/"
+        assert (torch.backend, artifact_file(torch)) == ("python", f"{folder}checkpoint.safetensors")
     assert artifact_file(configs[f"{contract.SAMPLER}/config.pbtxt"]) is None
 
 
-def test_every_parameter_is_read_and_every_parameter_read_is_there(root: Path) -> None:
+def test_every_parameter_is_read_and_every_parameter_read_is_there() -> None:
+    import onnxruntime_denoiser
+    import torch_denoiser
+    from parameters import parse
     from settings import Settings
 
     configs = parsed("v2-0")
@@ -95,9 +102,12 @@ def test_every_parameter_is_read_and_every_parameter_read_is_there(root: Path) -
     assert sampler.model_transaction_policy.decoupled
     assert Settings.parse({key: value.string_value for key, value in sampler.parameters.items()}).steps == 50
     assert not configs[f"{contract.SAMPLER_UNARY}/config.pbtxt"].parameters
-    code = (root / "model_repository" / contract.DIT / "1" / "denoiser_model.py").read_text()
-    for key in configs[f"{contract.DIT}/configs/cpu.pbtxt"].parameters:
-        assert f'parameters["{key}"]' in code
+    runtimes = {"cpu": onnxruntime_denoiser.Options, "torch": torch_denoiser.Options}
+    for model, (name, options) in itertools.product((contract.DIT, contract.DIT_GUIDED), runtimes.items()):
+        texts = {key: value.string_value for key, value in configs[f"{model}/configs/{name}.pbtxt"].parameters.items()}
+        assert (texts.pop("runtime"), texts.pop("model_file")[-10:]) in (("onnxruntime", "model.onnx"), ("torch", "afetensors"))
+        texts.pop("FORCE_CPU_ONLY_INPUT_TENSORS", None)  # Triton's own
+        assert parse(options, texts)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -105,13 +105,29 @@ def _frequencies(max_period: float) -> tuple[float, ...]:
     return tuple(torch.exp(exponents).tolist())
 
 
+def _frequency_tensor(device: torch.device, max_period: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(_frequencies(max_period), dtype=torch.float32, device=device)
+
+
+_kept_frequency_tensor = functools.cache(_frequency_tensor)
+
+
+@torch.compiler.assume_constant_result
+def _constant_frequencies(device: torch.device) -> Tensor:
+    """Kept, [128]: made anew they would be a copy to the GPU in every evaluation, which no CUDA graph can hold."""
+    return _kept_frequency_tensor(device, MAX_PERIOD)
+
+
 def timestep_embedding(t: Tensor) -> Tensor:
     """Sinusoids of t, [B] -> [B, 256], cosines first, always float32.
 
     Half precision loses most of its accuracy exactly here, so the angles never see it. A float64 t gains nothing either:
     the weights are trained on angles rounded to float32, and at 1000 t that rounding is visible in the velocity (3e-5).
     """
-    frequencies = torch.tensor(_frequencies(MAX_PERIOD), dtype=torch.float32, device=t.device)
+    # The exporter's tensors are fake ones, which must not be kept.
+    exporting = torch.compiler.is_exporting()
+    frequencies = _frequency_tensor(t.device, MAX_PERIOD) if exporting else _constant_frequencies(t.device)
     scaled = TIME_FACTOR * t.to(torch.promote_types(t.dtype, torch.float32))
     angles = scaled.to(torch.float32)[:, None] * frequencies  # [B, 128]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)

@@ -1,36 +1,49 @@
-"""Triton's Python backend around a denoiser (configs/cpu.pbtxt); TensorRT serves this model without any of it."""
+"""Triton's Python backend around a denoiser (configs/cpu.pbtxt, configs/torch.pbtxt); a TensorRT plan needs none of it."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
+import batching
+import parameters
 import triton_python_backend_utils as pb_utils
-from onnxruntime_denoiser import Denoiser
 
-_PARAMETERS = ("runtime", "model_file", "threads")
+# Runtime -> the module with its Options, Denoiser and LIBRARY; only the one that is asked for is imported.
+RUNTIMES = {"onnxruntime": "onnxruntime_denoiser", "torch": "torch_denoiser"}
+_TRITONS_OWN = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        if set(parameters) != set(_PARAMETERS) or parameters["runtime"] != "onnxruntime":
+        given = {name: value["string_value"] for name, value in config["parameters"].items() if name != _TRITONS_OWN}
+        name, model_file = given.pop("runtime", None), given.pop("model_file", "")
+        if name not in RUNTIMES:
+            raise pb_utils.TritonModelException(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
+        try:
+            self._runtime = importlib.import_module(RUNTIMES[name])
+        except ModuleNotFoundError as error:
             raise pb_utils.TritonModelException(
-                f"parameters must be {', '.join(_PARAMETERS)} with runtime onnxruntime, got {parameters}"
-            )
-        path = Path(args["model_repository"]) / args["model_version"] / parameters["model_file"]
+                f"runtime {name} must have its packages in the server's Python, missing {error.name}\n"
+                'hint: pip install "hunyuan3d-triton[export]" there'
+            ) from error
+        path = Path(args["model_repository"]) / args["model_version"] / model_file
         self._inputs = [tensor["name"] for tensor in config["input"]]
-        self._denoiser = Denoiser(path, threads=int(parameters["threads"]))
+        self._denoiser = self._runtime.Denoiser(path, parameters.parse(self._runtime.Options, given))
 
     def execute(self, requests: list) -> list:
+        # By DLPack in and out: a tensor on a GPU stays there.
+        library = self._runtime.LIBRARY
         batch = [
-            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs} for request in requests
+            {name: library.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
+            for request in requests
         ]
-        return [_response(result) for result in self._denoiser.velocity(batch)]
+        return [_response(result) for result in batching.velocities(batch, self._denoiser.evaluate, library)]
 
 
 def _response(result: object) -> pb_utils.InferenceResponse:
     if isinstance(result, Exception):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG))
-    return pb_utils.InferenceResponse([pb_utils.Tensor("velocity", result)])
+    return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("velocity", result)])

@@ -1,0 +1,162 @@
+"""The Python runtimes against torch, and every parameter of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime_denoiser
+import parameters
+import pytest
+import torch
+import torch_denoiser
+
+from hunyuan3d_export.configs import torch_parameters
+from hunyuan3d_export.dit.attention import BACKENDS
+from hunyuan3d_export.parity import TOLERANCES, example_inputs, relative_l2
+
+InTorch = Callable[..., torch_denoiser.Denoiser]
+SIZES = (2, 33, 19)
+
+
+@pytest.fixture
+def threads() -> Any:
+    """Restores torch's setting."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def inputs(guided: bool) -> dict[str, torch.Tensor]:
+    scale = {"guidance_scale": torch.tensor([1.5, 4.0])} if guided else {}
+    return {**example_inputs(SIZES), **scale}
+
+
+def expected(micro: Any, guided: bool) -> torch.Tensor:
+    model = micro.load(torch.float32)
+    return (model.guided if guided else model)(**inputs(guided))
+
+
+def test_both_runtimes_give_the_guided_velocity(evaluate: Callable[..., list], micro: Any) -> None:
+    tensors = {name: value.numpy() for name, value in inputs(True).items()}
+    (found,) = evaluate([tensors])
+    assert relative_l2(torch.from_numpy(found), expected(micro, True)) <= TOLERANCES["fp32"].evaluation
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("backend", sorted({"auto", *BACKENDS} - {"sage"}))
+def test_attention_backends(backend: str, guided: bool, in_torch: InTorch, micro: Any) -> None:
+    denoiser = in_torch(f"attention_backend={backend}")
+    assert denoiser.model.attention_backend == ("sdpa" if backend == "auto" else backend)
+    found = denoiser.evaluate(inputs(guided))
+    assert relative_l2(found, expected(micro, guided)) <= TOLERANCES["fp32"].evaluation
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", TOLERANCES["fp16"].evaluation), ("bf16", 5e-2)])
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+def test_dtypes(dtype: str, tolerance: float, guided: bool, in_torch: InTorch, micro: Any) -> None:
+    denoiser = in_torch(f"dtype={dtype}")
+    found = denoiser.evaluate(inputs(guided))
+    assert denoiser.model.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype] and found.dtype == torch.float32
+    assert 1e-5 < relative_l2(found, expected(micro, guided)) <= tolerance
+
+
+def test_distilled_weights_take_their_guidance(micro_distilled: Any, tmp_path: Path) -> None:
+    from hunyuan3d_export.dit import save_checkpoint
+
+    path = tmp_path / "checkpoint.safetensors"
+    model = micro_distilled.load(torch.float32)
+    save_checkpoint(model, path, dtype=torch.float32)
+    denoiser = torch_denoiser.Denoiser(path, parameters.parse(torch_denoiser.Options, torch_parameters(["device=cpu"])))
+    tensors = {**example_inputs(SIZES), "guidance": torch.tensor([1.5, 4.0])}
+    assert relative_l2(denoiser.evaluate(tensors), model(**tensors)) <= TOLERANCES["fp32"].evaluation
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # torch, importing itself
+def test_compiled(in_torch: InTorch, micro: Any) -> None:
+    denoiser, model = in_torch("compile=true"), micro.load(torch.float32)
+    torch._dynamo.utils.counters.clear()
+    for sizes in (SIZES, (1, 40, 7), (3, 9, 11)):
+        tensors = example_inputs(sizes) | {"guidance_scale": torch.linspace(1, 4, sizes[0])}
+        expected = model.guided(**tensors)
+        assert relative_l2(denoiser.evaluate(tensors), expected) <= TOLERANCES["fp32"].evaluation
+    counted = torch._dynamo.utils.counters
+    assert not counted["graph_break"], "CUDA graphs need the whole evaluation in one"
+    assert 1 <= counted["stats"]["unique_graphs"] <= 2, "sizes must stay free; a batch of one is a graph of its own"
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads(in_torch: InTorch) -> None:
+    in_torch("threads=1")
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["cuda_graphs=true"], "cuda_graphs must be false on cpu, got true\nhint: they need an NVIDIA GPU"),
+        (["device=cuda:7"], r"device must be on this machine, got cuda:7 of \d GPUs"),
+    ],
+)
+def test_what_this_machine_lacks(texts: list[str], message: str, in_torch: InTorch) -> None:
+    with pytest.raises(ValueError, match=message):
+        in_torch(*texts)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("texts", [["dtype=fp16"], ["dtype=bf16", "compile=true"], ["dtype=fp16", "cuda_graphs=true"]], ids=str)
+def test_on_a_gpu(texts: list[str], in_torch: InTorch, micro: Any) -> None:
+    denoiser = in_torch("device=cuda", *texts)
+    first, again = (denoiser.evaluate(inputs(True)) for _ in range(2))
+    assert first.device.type == "cuda" and torch.equal(first, again)
+    assert relative_l2(first.cpu(), expected(micro, True)) <= 5e-2
+
+
+def test_the_parameters_that_deploy_writes_are_those_that_are_read() -> None:
+    options = parameters.parse(torch_denoiser.Options, torch_parameters())
+    assert (options.device, options.dtype, options.attention_backend) == ("auto", "auto", "auto")
+    assert (options.compile, options.cuda_graphs, options.threads) == (False, False, 0)
+    assert options.torch_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compile": "yes"}, "compile must be true or false, got 'yes'"),
+        ({"threads": "two"}, "threads must be an integer, got 'two'"),
+        ({"threads": "-1"}, "threads must be at least 0, got -1"),
+        ({"dtype": "fp8"}, "dtype must be one of auto, fp32, fp16, bf16, got 'fp8'"),
+        ({"colour": "red"}, "parameters must be device, dtype, .*, got .*colour"),
+    ],
+)
+def test_wrong_parameters(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameters.parse(torch_denoiser.Options, {**torch_parameters(), **changes})
+
+
+def test_an_unknown_device() -> None:
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'abacus'"):
+        parameters.parse(torch_denoiser.Options, {**torch_parameters(), "device": "abacus"}).torch_device()
+
+
+def test_nothing_deployed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="graph must be deployed, found none at .*\nhint: hunyuan3d-export deploy"):
+        onnxruntime_denoiser.Denoiser(tmp_path / "model.onnx", onnxruntime_denoiser.Options(threads=0))
+    options = parameters.parse(torch_denoiser.Options, torch_parameters())
+    with pytest.raises(FileNotFoundError, match="checkpoint must be deployed, found none at .*\nhint: hunyuan3d-export deploy"):
+        torch_denoiser.Denoiser(tmp_path / "checkpoint.safetensors", options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dtype=fp8", "torch option dtype must be auto|fp32|fp16|bf16, got 'fp8'"),
+        ("colour=red", "torch option must be one of device, dtype, .*, got 'colour'\nhint: --torch dtype=fp16"),
+        ("compile", "torch option compile must be true|false, got ''"),
+    ],
+)
+def test_wrong_options_of_deploy(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        torch_parameters([text])
