@@ -10,7 +10,8 @@ import batching
 import parameters
 import triton_python_backend_utils as pb_utils
 
-# Runtime -> the module with its Options, Denoiser and LIBRARY; only the one that is asked for is imported.
+# Runtime -> the module with its Options, Denoiser, LIBRARY and how tensors become its arrays; only the one that is asked for
+# is imported.
 RUNTIMES = {"onnxruntime": "onnxruntime_denoiser", "torch": "torch_denoiser"}
 _TRITONS_OWN = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
@@ -34,16 +35,13 @@ class TritonPythonModel:
         self._denoiser = self._runtime.Denoiser(path, parameters.parse(self._runtime.Options, given))
 
     def execute(self, requests: list) -> list:
-        # By DLPack in and out: a tensor on a GPU stays there.
-        library = self._runtime.LIBRARY
         batch = [
-            {name: library.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
+            {name: self._runtime.to_array(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
             for request in requests
         ]
-        return [_response(result) for result in batching.velocities(batch, self._denoiser.evaluate, library)]
+        return [self._response(result) for result in batching.velocities(batch, self._denoiser.evaluate, self._runtime.LIBRARY)]
 
-
-def _response(result: object) -> pb_utils.InferenceResponse:
-    if isinstance(result, Exception):
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG))
-    return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("velocity", result)])
+    def _response(self, result: object) -> pb_utils.InferenceResponse:
+        if isinstance(result, Exception):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG))
+        return pb_utils.InferenceResponse([self._runtime.to_tensor(pb_utils.Tensor, "velocity", result)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,16 @@ class Options:
     """threads: of one evaluation, 0 for every core."""
 
     threads: int
+
+
+def to_array(tensor: Any) -> np.ndarray:
+    """A tensor of Triton's as an array."""
+    return tensor.as_numpy()
+
+
+def to_tensor(kind: Any, name: str, array: np.ndarray) -> Any:
+    """An array as a tensor of `kind`, Triton's class."""
+    return kind(name, array)
 
 
 class Denoiser:

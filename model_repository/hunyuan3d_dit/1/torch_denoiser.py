@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.utils.dlpack
 
 from hunyuan3d_export.dit import load_checkpoint
 
@@ -51,6 +53,16 @@ class Options:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device must be on this machine, got {self.device} of {torch.cuda.device_count()} GPUs")
         return device
+
+
+def to_array(tensor: Any) -> torch.Tensor:
+    """A tensor of Triton's as torch's, by DLPack: one that is on a GPU stays there."""
+    return torch.from_dlpack(tensor.to_dlpack())
+
+
+def to_tensor(kind: Any, name: str, array: torch.Tensor) -> Any:
+    """The other way; `kind` is Triton's class."""
+    return kind.from_dlpack(name, torch.utils.dlpack.to_dlpack(array))
 
 
 class Denoiser:
