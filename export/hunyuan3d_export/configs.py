@@ -16,9 +16,8 @@ from hunyuan3d_client import contract
 
 from .dit import PRESETS, Preset
 from .dit.attention import BACKENDS
+from .files import ONNX_FILE, PLAN_FILE
 
-PLAN_FILE = "model.plan"
-ONNX_FILE = "model.onnx"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _HEADER = "# Rendered by hunyuan3d_export/configs.py from the contract table; a test holds this file against it.\n"
 _MAX_BATCH = contract.AXES["B"].max

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any
 
 from hunyuan3d_client import contract
 
-from .configs import PLAN_FILE
-from .files import atomic_folder, atomic_path
+from .build_progress import watched
+from .files import ONNX_FILE, PLAN_FILE, atomic_folder, atomic_path
+from .graph_structure import structure_digest
 from .manifest import Manifest, code_digest, file_digests, read_artifacts, reusable, versions_of
-from .onnx_from_torch import MODEL_FILE
+from .tensorrt_log import log_of
 from .tensorrt_targets import Target
+
+if TYPE_CHECKING:
+    import tensorrt
 
 # The command line's names of the free axes.
 PROFILE_AXES = {"batch": "B", "latents": "L", "context": "T"}
@@ -46,6 +44,7 @@ class EngineOptions:
 
     version_compatible: the plan runs on later versions of the library too; hardware_compatible: on other GPUs of the
     Ampere generation and later (target tensorrt).
+    weight_stripped: the plan holds no weights; refit puts in those of any checkpoint of the same network.
     timing_cache: a folder; its file is keyed by library version and GPU.
     """
 
@@ -54,6 +53,7 @@ class EngineOptions:
     workspace_bytes: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    weight_stripped: bool = False
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
     folders = []
     for folder, manifest in read_artifacts(onnx, hint="export again with: hunyuan3d-export onnx").items():
         destination = out / manifest.model
-        made_from = _made_from(manifest, target, options)
+        made_from = _made_from(folder, manifest, target, options)
         if reusable(destination, made_from):
             logger.info("%s: unchanged, kept", destination)
         else:
@@ -120,13 +120,16 @@ def _check_for_target(options: EngineOptions, target: Target) -> None:
             )
 
 
-def _made_from(manifest: Manifest, target: Target, options: EngineOptions) -> dict[str, Any]:
+def _made_from(folder: Path, manifest: Manifest, target: Target, options: EngineOptions) -> dict[str, Any]:
     chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("timing_cache", "profile")}
+    # A plan without weights is nobody's: other weights of the same network would give the same one.
+    weights = (None, None) if options.weight_stripped else (manifest.made_from["weights"], dict(manifest.files))
     return {
-        "weights": manifest.made_from["weights"],
+        "weights": weights[0],
+        "onnx": weights[1],
+        "structure": structure_digest(folder / ONNX_FILE),
         "precision": manifest.made_from["precision"],
         "attention": manifest.made_from["attention"],
-        "onnx": dict(manifest.files),
         "target": target.name,
         "library_version": target.version,
         "compute_capabilities": list(target.compute_capabilities),
@@ -152,37 +155,39 @@ def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Targ
     """Writes the plan; returns what the builder was given, since a plan itself cannot be read without a GPU."""
     trt = target.library
     start = time.monotonic()
-    log = _Log(trt)
+    log = log_of(trt)
     builder = trt.Builder(log.logger)
     # Needed on TensorRT 10, the only kind of network on 11.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
-    attention = manifest.made_from["attention"]
-    if not parser.parse_from_file(str(folder / MODEL_FILE)):
+    if not parser.parse_from_file(str(folder / ONNX_FILE)):
         problems = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BuildError(_refusal("parse", manifest.model, problems, attention))
+        raise BuildError(_refusal("parse", manifest, problems, options))
     config, profile = _config(builder, network, target, options)
-    with _timing_cache(config, target, options), _progress(trt, config, manifest.model) as monitor:
+    with _timing_cache(config, target, options), watched(trt, manifest.model) as watch:
+        config.progress_monitor = watch.monitor
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        if monitor.cancelled:
+        if watch.cancelled:
             raise BuildCancelled(f"{manifest.model}: build cancelled, nothing written")
-        raise BuildError(_refusal("build", manifest.model, log.errors, attention))
+        raise BuildError(_refusal("build", manifest, log.errors, options))
     (destination / PLAN_FILE).write_bytes(memoryview(plan))
     took = time.monotonic() - start
     logger.info("%s: %s %s plan, %.0f MB, %.1f s", manifest.model, target.name, target.version, plan.nbytes / 1e6, took)
     return _tensors(network, profile)
 
 
-def _refusal(step: str, model: str, problems: list[str], attention: str) -> str:
+def _refusal(step: str, manifest: Manifest, problems: list[str], options: EngineOptions) -> str:
     reasons = "\n  ".join(problems[:5]) or "no reason given"
-    return (
-        f"{model}: TensorRT must {step} the graph, got:\n  {reasons}\n"
-        f"hint: try the other form of attention: hunyuan3d-export onnx --attention {_OTHER_FORM[attention]}"
-    )
+    hint = f"try the other form of attention: hunyuan3d-export onnx --attention {_OTHER_FORM[manifest.made_from['attention']]}"
+    if options.weight_stripped and step == "build":
+        hint = "a plan whose weights can be exchanged compiles only on a GPU, for every target: build there, or leave out --weight-stripped"
+    return f"{manifest.model}: TensorRT must {step} the graph, got:\n  {reasons}\nhint: {hint}"
 
 
-def _config(builder: Any, network: Any, target: Target, options: EngineOptions) -> tuple[Any, Any]:
+def _config(
+    builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, target: Target, options: EngineOptions
+) -> tuple[tensorrt.IBuilderConfig, tensorrt.IOptimizationProfile]:
     trt = target.library
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
@@ -192,22 +197,30 @@ def _config(builder: Any, network: Any, target: Target, options: EngineOptions) 
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.weight_stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT)  # alone, STRIP_PLAN means REFIT_IDENTICAL: the very weights it was built with
     target.configure(config)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        profile.set_shape(tensor.name, *_profile_shapes(tensor.name, options.profile))
+        shapes = (trt.Dims(list(shape)) for shape in _profile_shapes(tensor.name, options.profile))
+        profile.set_shape(tensor.name, *shapes)
     config.add_optimization_profile(profile)
     return config, profile
 
 
-def _tensors(network: Any, profile: Any) -> dict[str, Any]:
+def _tensors(network: tensorrt.INetworkDefinition, profile: tensorrt.IOptimizationProfile) -> dict[str, Any]:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    found = {tensor.name: {"dtype": tensor.dtype.name, "shape": list(tensor.shape)} for tensor in (*inputs, *outputs)}
+    found = {tensor.name: {"dtype": tensor.dtype.name, "shape": _sizes(tensor.shape)} for tensor in (*inputs, *outputs)}
     for tensor in inputs:
-        found[tensor.name]["profile"] = [list(shape) for shape in profile.get_shape(tensor.name)]
+        found[tensor.name]["profile"] = [_sizes(shape) for shape in profile.get_shape(tensor.name)]
     return found
+
+
+def _sizes(shape: tensorrt.Dims) -> list[int]:
+    return [shape[axis] for axis in range(len(shape))]
 
 
 def _profile_shapes(name: str, profile: Mapping[str, contract.AxisRange]) -> list[tuple[int, ...]]:
@@ -217,7 +230,7 @@ def _profile_shapes(name: str, profile: Mapping[str, contract.AxisRange]) -> lis
 
 
 @contextlib.contextmanager
-def _timing_cache(config: Any, target: Target, options: EngineOptions) -> Iterator[None]:
+def _timing_cache(config: tensorrt.IBuilderConfig, target: Target, options: EngineOptions) -> Iterator[None]:
     if options.timing_cache is None:
         yield
         return
@@ -228,73 +241,3 @@ def _timing_cache(config: Any, target: Target, options: EngineOptions) -> Iterat
     yield
     with atomic_path(path) as temporary:
         temporary.write_bytes(memoryview(cache.serialize()))
-
-
-class _Log:
-    """The library's messages: warnings and worse go to logging, errors are kept for the exception."""
-
-    def __init__(self, trt: Any) -> None:
-        self.errors: list[str] = []
-        errors = self.errors
-
-        class Logger(trt.ILogger):
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    errors.append(message)
-                if severity != trt.ILogger.VERBOSE and severity != trt.ILogger.INFO:
-                    logger.warning("tensorrt: %s", message)
-
-        self.logger = Logger()
-
-
-@contextlib.contextmanager
-def _progress(trt: Any, config: Any, title: str) -> Iterator[Any]:
-    """A bar for each of the builder's phases; Ctrl-C asks the builder to stop at its next step."""
-    bars = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
-    )
-    cancel = threading.Event()
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.tasks: dict[str, TaskID] = {}
-
-        @property
-        def cancelled(self) -> bool:
-            return cancel.is_set()
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            indent = "  " if parent_phase else ""
-            self.tasks[phase_name] = bars.add_task(f"{title}: {indent}{phase_name}", total=num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            bars.update(self.tasks[phase_name], completed=step + 1)
-            return not cancel.is_set()
-
-        def phase_finish(self, phase_name: str) -> None:
-            bars.remove_task(self.tasks.pop(phase_name))
-
-    config.progress_monitor = monitor = Monitor()
-    with bars, _on_interrupt(cancel):
-        yield monitor
-
-
-@contextlib.contextmanager
-def _on_interrupt(event: threading.Event) -> Iterator[None]:
-    """While inside, SIGINT sets `event` instead of raising through the library's C++ frames."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def request_stop(_signal: int, _frame: FrameType | None) -> None:
-        event.set()
-
-    previous = signal.signal(signal.SIGINT, request_stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

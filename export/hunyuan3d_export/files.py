@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# What the backends expect in a version folder, and so the names from the export on.
+ONNX_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
 _CHUNK_BYTES = 1 << 22
 
 

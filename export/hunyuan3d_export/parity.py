@@ -20,8 +20,7 @@ from .manifest import NAME as MANIFEST
 from .manifest import Manifest, ManifestError, read_artifacts, versions_of
 from .onnx_from_torch import MODEL_FILE
 from .reference_sampler import Denoiser, sample, sigmas
-from .repository_from_artifacts import preset_from_json
-from .weights import SHIPPED, Weights
+from .weights import SHIPPED, Weights, preset_from_json
 
 RECEIPT = "parity.json"
 # (B, L, T) of the checks: all different from each other and from the traced example.

@@ -8,18 +8,17 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from hunyuan3d_client import contract
 
-from .configs import CHECKPOINT_FILE, PLAN_FILE, artifact_file, config_files, read_config
-from .dit import DiTConfig, Preset, save_checkpoint
-from .files import atomic_path, sha256
+from .configs import CHECKPOINT_FILE, artifact_file, config_files, read_config
+from .dit import Preset, save_checkpoint
+from .files import PLAN_FILE, atomic_path, sha256
 from .gpu import first_gpu
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, reusable, versions_of
 from .tensorrt_targets import installed_version
-from .weights import PRECISIONS, Weights
+from .weights import PRECISIONS, Weights, preset_from_json
 
 _CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
 # The tree that is copied: the one in git, or in an installation without a checkout the one inside the package.
@@ -144,11 +143,6 @@ def _common_preset(manifests: Iterable[Manifest]) -> Preset:
         )
     (serving,) = sources.values()
     return preset_from_json(serving)
-
-
-def preset_from_json(serving: Mapping[str, Any]) -> Preset:
-    """The Preset that a manifest's `serving` holds."""
-    return Preset(**{**serving, "config": DiTConfig(**serving["config"])})
 
 
 def _prepare(repository: Path, preset: Preset, wanted: Mapping[str, str]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .gpu import Gpu, first_gpu
+from .tensorrt_api import TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt
 
 # Module names to try for each target. The RTX bindings' wheel has its own name; the front package renames it.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -24,7 +27,7 @@ class Target:
     """A TensorRT library and what it builds for: gpu (tensorrt: the one in this machine), or named compute capabilities."""
 
     name: str
-    library: ModuleType
+    library: TensorRT
     compute_capabilities: tuple[str, ...]
     gpu: Gpu | None
 
@@ -32,13 +35,14 @@ class Target:
     def version(self) -> str:
         return str(self.library.__version__)
 
-    def configure(self, config: Any) -> None:
+    def configure(self, config: tensorrt.IBuilderConfig) -> None:
         """Sets the compute capabilities of a builder config; tensorrt always builds for its own GPU."""
         if self.name != "tensorrt-rtx":
             return
-        config.num_compute_capabilities = len(self.compute_capabilities)
+        rtx_config: Any = config  # TensorRT has neither these nor the class, so its stubs do not either
+        rtx_config.num_compute_capabilities = len(self.compute_capabilities)
         for index, name in enumerate(self.compute_capabilities):
-            config.set_compute_capability(getattr(self.library.ComputeCapability, name), index)
+            rtx_config.set_compute_capability(getattr(_compute_capabilities(self.library), name), index)
 
 
 def find_target(name: str, compute_capabilities: tuple[str, ...] = ()) -> Target:
@@ -51,7 +55,7 @@ def find_target(name: str, compute_capabilities: tuple[str, ...] = ()) -> Target
     library = _import(name)
     if name == "tensorrt":
         return _tensorrt(library, compute_capabilities)
-    known = [key for key in dir(library.ComputeCapability) if key.startswith("SM")]
+    known = [key for key in dir(_compute_capabilities(library)) if key.startswith("SM")]
     wanted = compute_capabilities or DEFAULT_COMPUTE_CAPABILITIES
     if unknown := [key for key in wanted if key not in known]:
         raise ValueError(f"compute capability must be one of {', '.join(known)}, got {', '.join(unknown)}")
@@ -66,7 +70,11 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def _tensorrt(library: ModuleType, compute_capabilities: tuple[str, ...]) -> Target:
+def _compute_capabilities(library: Any) -> Any:
+    return library.ComputeCapability
+
+
+def _tensorrt(library: TensorRT, compute_capabilities: tuple[str, ...]) -> Target:
     gpu = first_gpu()
     if gpu is None:
         raise TargetMissing(f"target tensorrt must run on the GPU its plans are for, found no GPU\n{_TENSORRT_HINT}")
@@ -84,12 +92,14 @@ _TENSORRT_HINT = (
 )
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str) -> TensorRT:
     for module in _MODULES[name]:
         try:
-            return importlib.import_module(module)
+            found = importlib.import_module(module)
         except ImportError:
             continue
+        if hasattr(found, "Builder"):  # the package of type stubs alone leaves an empty one of this name
+            return cast(TensorRT, found)
     if name == "tensorrt":
         raise TargetMissing(f"target tensorrt must have the package tensorrt, found none\n{_TENSORRT_HINT}")
     raise TargetMissing(

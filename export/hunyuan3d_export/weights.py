@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 CUSTOM = "custom"
 # Presets whose weights come with the package instead of out of a random generator.
 SHIPPED = {"shapes": SHAPES_CHECKPOINT}
+
+
+def preset_from_json(serving: Mapping[str, Any]) -> Preset:
+    """The Preset that a manifest's `serving` holds."""
+    return Preset(**{**serving, "config": DiTConfig(**serving["config"])})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,6 +168,15 @@ def test_missing_library_names_both_fixes(monkeypatch: pytest.MonkeyPatch) -> No
     assert "inside the Triton image" in str(caught.value)
 
 
+def test_the_stubs_package_is_not_taken_for_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "only_stubs").mkdir()  # what type stubs leave behind: a folder to import, with nothing in it
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt", ("only_stubs",))
+    with pytest.raises(TargetMissing, match="found none"):
+        find_target("tensorrt")
+    assert tensorrt_targets.installed_version("tensorrt") is None
+
+
 def test_the_standard_path_runs_with_the_rtx_library_in_its_place(
     monkeypatch: pytest.MonkeyPatch, micro_fp16: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,119 @@
+"""A TensorRT build that is watched: a bar for each of the builder's phases, and Ctrl-C that stops it at its next step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
+
+from .tensorrt_api import TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt
+
+logger = logging.getLogger(__name__)
+
+
+class Bars(Protocol):
+    """Where the phases of a build are shown."""
+
+    def start(self, phase: str, indent: str, steps: int) -> None:
+        """A phase begins."""
+
+    def step(self, phase: str, done: int) -> None:
+        """`done` of its steps are over."""
+
+    def finish(self, phase: str) -> None:
+        """It is over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What a build hands to its config, and whether Ctrl-C came."""
+
+    monitor: tensorrt.IProgressMonitor
+    _cancel: threading.Event
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel.is_set()
+
+
+@contextlib.contextmanager
+def watched(trt: TensorRT, title: str) -> Iterator[Watch]:
+    """While inside, SIGINT asks the builder to stop instead of raising through its C++ frames."""
+    cancel = threading.Event()
+    with _bars(title) as bars, _on_interrupt(cancel):
+        yield Watch(_monitor(trt, bars, cancel), cancel)
+
+
+def _monitor(trt: TensorRT, bars: Bars, cancel: threading.Event) -> tensorrt.IProgressMonitor:
+    if TYPE_CHECKING:
+        from tensorrt import IProgressMonitor
+    else:
+        IProgressMonitor = trt.IProgressMonitor
+
+    class Monitor(IProgressMonitor):
+        def __init__(self) -> None:
+            IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            bars.start(phase_name, "  " if parent_phase else "", num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            bars.step(phase_name, step + 1)
+            return not cancel.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            bars.finish(phase_name)
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _bars(title: str) -> Iterator[Bars]:
+    try:
+        from .terminal_bars import TerminalBars
+    except ImportError:  # a machine with the libraries of gpu-check alone
+        yield _LoggedPhases(title)
+        return
+    with TerminalBars(title) as bars:
+        yield bars
+
+
+class _LoggedPhases:
+    """Bars of a machine without rich: the outer phases as lines of the log."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def start(self, phase: str, indent: str, steps: int) -> None:
+        if not indent:
+            logger.info("%s: %s, %d steps", self._title, phase, steps)
+
+    def step(self, phase: str, done: int) -> None:
+        pass
+
+    def finish(self, phase: str) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _on_interrupt(event: threading.Event) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request_stop(_signal: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,24 @@
+"""What two ONNX graphs share when only their weights differ: a plan built from one can be refitted from the other."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+
+_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_VALUES = ("raw_data", "float_data", "int32_data", "double_data", "external_data", "data_location")
+
+
+def structure_digest(path: Path) -> str:
+    """sha256 of a graph's nodes, tensors, shapes and integers without its floating-point values; weights stay on disk."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _FLOATING:
+            for field in _VALUES:
+                tensor.ClearField(field)
+    for node in model.graph.node:  # where in the sources the exporter found it
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
