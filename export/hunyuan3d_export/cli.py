@@ -17,18 +17,18 @@ from rich.table import Table
 
 from hunyuan3d_client import Hunyuan3DError
 
-from . import compute, parity
+from . import cli_engines, compute, engine_parity, parity
+from .cli_options import CheckpointOption, PresetOption, SeedOption
 from .configs import torch_parameters
 from .dit import PRESETS, Preset
 from .embedded_server import EmbeddedServer, ServerOptions, ServerStartError
-from .engine_from_onnx import BuildCancelled, EngineOptions, build_engines, parse_profile
+from .engine_from_onnx import BuildCancelled
 from .files import atomic_path
 from .manifest import Manifest
 from .onnx_from_torch import OnnxOptions, export_onnx
 from .repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
 from .repository_from_artifacts import deploy as deploy_artifacts
 from .shapes import gate
-from .tensorrt_targets import find_target
 from .weights import Weights
 
 EXIT_FAILED = 1  # a check did not pass, the server did not start
@@ -38,13 +38,6 @@ EXIT_INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
-
-PresetOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
-CheckpointOption = Annotated[
-    Path | None, typer.Option(help="A .safetensors or .ckpt file; without it, random weights of the preset.")
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of the random weights.")]
-ArtifactsOption = Annotated[Path, typer.Option(help="Folder that `onnx` wrote.")]
 
 
 def run() -> int:
@@ -81,60 +74,37 @@ def onnx(
         console.print(str(folder), soft_wrap=True)
 
 
-@app.command()
-def engine(
-    onnx_folder: Annotated[
-        Path, typer.Option("--onnx", help="Folder of ONNX artifacts; exported there first when weights are named.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the plans, one subfolder for each Triton model.")],
-    target: Annotated[
-        str, typer.Option(help="tensorrt (needs the GPU it will run on) or tensorrt-rtx (compiles anywhere).")
-    ] = "tensorrt",
-    compute_capability: Annotated[list[str] | None, typer.Option(help="For tensorrt-rtx, e.g. SM89; repeatable.")] = None,
-    profile: Annotated[
-        list[str] | None, typer.Option(help="NAME=MIN..OPT..MAX, NAME batch, latents or context; repeatable.")
-    ] = None,
-    optimization_level: Annotated[int, typer.Option(help="The builder's, 0 to 5.")] = 3,
-    workspace_gib: Annotated[float | None, typer.Option(help="Limit of the builder's workspace; default all memory.")] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="Folder of timing caches (target tensorrt).")] = None,
-    version_compatible: Annotated[bool, typer.Option(help="Let later library versions run the plan.")] = False,
-    hardware_compatible: Annotated[
-        bool, typer.Option(help="Let other GPUs since Ampere run the plan (target tensorrt).")
-    ] = False,
-    preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
-    precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
-) -> None:
-    """ONNX -> TensorRT plans, strongly typed, one optimization profile over B, L and T. Unchanged plans are kept."""
-    found = find_target(target, tuple(compute_capability or ()))  # first: without it nothing is written
-    options = EngineOptions(
-        profile=parse_profile(profile or []),
-        optimization_level=optimization_level,
-        workspace_bytes=None if workspace_gib is None else int(workspace_gib * 2**30),
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        timing_cache=timing_cache,
-    )
-    if preset or checkpoint:
-        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
-    for folder in build_engines(onnx_folder, out, found, options):
-        console.print(str(folder), soft_wrap=True)
+app.command()(cli_engines.engine)
+app.command()(cli_engines.refit)
 
 
 @app.command()
 def verify(
-    artifacts: ArtifactsOption, preset: PresetOption = None, checkpoint: CheckpointOption = None, seed: SeedOption = 0
+    artifacts: Annotated[
+        Path | None, typer.Option(help="Folder that `onnx` wrote; beside --engine, what its plans are compared with too.")
+    ] = None,
+    engine: Annotated[Path | None, typer.Option(help="Folder that `engine` or `refit` wrote; needs its GPU.")] = None,
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    seed: SeedOption = 0,
 ) -> None:
     """Parity of each artifact with torch, as a table and a receipt beside its manifest."""
+    if artifacts is None and engine is None:
+        raise ValueError("verify must get a folder, got none\nhint: --artifacts DIR, --engine DIR or both")
     weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed) if preset or checkpoint else None
-    results = parity.verify(artifacts, weights)
-    print_checks(results)
-    if not all(check.passed for checks in results.values() for check in checks):
+    passed = True
+    if artifacts is not None:
+        passed &= print_checks(parity.verify(artifacts, weights))
+    if engine is not None and (reason := engine_parity.why_skipped(engine)):
+        console.print(f"{engine}: skipped: {reason}", soft_wrap=True)
+    elif engine is not None:
+        passed &= print_checks(engine_parity.verify_engines(engine, weights, artifacts))
+    if not passed:
         raise typer.Exit(EXIT_FAILED)
 
 
-def print_checks(results: dict[str, list[parity.Check]]) -> None:
-    """The table of a verification."""
+def print_checks(results: dict[str, list[parity.Check]]) -> bool:
+    """The table of a verification; whether everything in it passed."""
     table = Table("model", "check", "B, L, T", "relative L2", "tolerance", "max abs", "")
     for model, checks in results.items():
         for check in checks:
@@ -145,6 +115,7 @@ def print_checks(results: dict[str, list[parity.Check]]) -> None:
         if not checks:
             table.add_row(model, "not compared: ONNX Runtime has no kernels of this precision on a CPU")
     console.print(table)
+    return all(check.passed for checks in results.values() for check in checks)
 
 
 @app.command()

@@ -22,7 +22,8 @@ from rich.table import Table
 from hunyuan3d_client import Client, contract
 
 from . import compute, parity
-from .cli import CheckpointOption, PresetOption, print_checks
+from .cli import print_checks
+from .cli_options import CheckpointOption, PresetOption
 from .dit import Preset
 from .embedded_server import EmbeddedServer
 from .onnx_from_torch import OnnxOptions, export_onnx

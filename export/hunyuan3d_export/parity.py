@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -26,6 +26,9 @@ RECEIPT = "parity.json"
 # (B, L, T) of the checks: all different from each other and from the traced example.
 CASES = ((1, 40, 19), (2, 33, 130), (3, 96, 7))
 _SAMPLING_SIZES = (2, 48, 23)
+# (min, ..., max) of each axis, as a plan's manifest has it.
+Profile = Mapping[str, Sequence[int]]
+WHOLE_PROFILE: Profile = {axis: (size.min, size.max) for axis, size in contract.AXES.items()}
 # Steps of the full sampling check; enough for errors to add up, whatever the preset's own number.
 _MOST_STEPS = 50
 _SEED = 2025
@@ -41,7 +44,7 @@ class Tolerance:
     sampling: float
 
 
-TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "fp16": Tolerance(5e-3, 3e-2)}
+TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "fp16": Tolerance(5e-3, 3e-2), "bf16": Tolerance(4e-2, 2e-1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +100,18 @@ def verify(artifacts: Path, weights: Weights | None = None) -> dict[str, list[Ch
     """
     results = {}
     for folder, manifest in read_artifacts(artifacts, hint="export again with: hunyuan3d-export onnx").items():
-        checks = list(_checks(artifacts, manifest, _weights(manifest, weights)))
-        _write_receipt(folder, manifest, checks)
+        checks = list(_checks(artifacts, manifest, weights_of(manifest, weights)))
+        write_receipt(folder, manifest, checks)
         results[manifest.model] = checks
         gc.collect()  # a full-size model is gigabytes: free it before the next one loads
     return results
 
 
-def _weights(manifest: Manifest, given: Weights | None) -> Weights:
+def weights_of(manifest: Manifest, given: Weights | None) -> Weights:
+    """The weights an artifact was made from: those given, which must be the same, or the ones its manifest names.
+
+    Raises ManifestError when they are others, or of a checkpoint that was not given.
+    """
     identity = manifest.made_from["weights"]
     if given is None and "checkpoint_sha256" in identity and identity["preset"] not in SHIPPED:
         raise ManifestError(
@@ -119,28 +126,44 @@ def _weights(manifest: Manifest, given: Weights | None) -> Weights:
 
 
 def _checks(artifacts: Path, manifest: Manifest, weights: Weights) -> Iterator[Check]:
-    precision = manifest.made_from["precision"]
-    if precision not in TOLERANCES:
-        logger.info("%s: ONNX Runtime has no %s kernels on a CPU; nothing to compare", manifest.model, precision)
+    if manifest.made_from["precision"] == "bf16":
+        logger.info("%s: ONNX Runtime has no bf16 kernels on a CPU; nothing to compare", manifest.model)
         return
-    tolerance = TOLERANCES[precision]
-    denoiser = OnnxDenoiser(artifacts)
-    model = weights.load(torch.float32)
+    yield from compare(manifest, OnnxDenoiser(artifacts), weights.load(torch.float32))
+
+
+def compare(
+    manifest: Manifest, found_by: Denoiser, expected_by: Denoiser, *, profile: Profile = WHOLE_PROFILE, against: str = ""
+) -> Iterator[Check]:
+    """Evaluations at several sizes within `profile`, then a whole sampling, all on CPU tensors, of one artifact's model.
+
+    against: what the checks' names say of expected_by.
+    """
+    tolerance = TOLERANCES[manifest.made_from["precision"]]
     guided = manifest.model == contract.DIT_GUIDED
     preset = preset_from_json(manifest.serving)
     scale_input = "guidance_scale" if guided else "guidance" if preset.config.guidance_embed else None
-    for sizes in CASES:
-        found, expected = (_evaluate(run, sizes, scale_input) for run in (denoiser, model))
-        yield _compare("evaluation", sizes, found, expected, tolerance.evaluation)
+    for sizes in dict.fromkeys(_within(profile, case) for case in CASES):
+        found, expected = (_evaluate(run, sizes, scale_input) for run in (found_by, expected_by))
+        yield _compare(f"evaluation{against}", sizes, found, expected, tolerance.evaluation)
     times = sigmas(preset.schedule, min(preset.steps, _MOST_STEPS))
     expected_path = "distilled" if preset.config.guidance_embed else "two-batch"
     path = "guided" if guided else expected_path
-    inputs = example_inputs(_SAMPLING_SIZES)
+    sizes = _within(profile, _SAMPLING_SIZES)
+    inputs = example_inputs(sizes)
     found, expected = (
         sample(run, inputs["context"], inputs["latents"], times, guidance_scale=preset.guidance_scale, path=how)
-        for run, how in ((denoiser, path), (model, expected_path))
+        for run, how in ((found_by, path), (expected_by, expected_path))
     )
-    yield _compare(f"{len(times) - 1} steps, {path}", _SAMPLING_SIZES, found, expected, tolerance.sampling)
+    yield _compare(f"{len(times) - 1} steps, {path}{against}", sizes, found, expected, tolerance.sampling)
+
+
+def _within(profile: Profile, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(B, L, T), each moved to the nearest size the profile has."""
+    batch, latents, context = (
+        min(max(size, profile[axis][0]), profile[axis][-1]) for axis, size in zip("BLT", sizes, strict=True)
+    )
+    return batch, latents, context
 
 
 def example_inputs(sizes: tuple[int, int, int], seed: int = _SEED) -> dict[str, Tensor]:
@@ -165,12 +188,13 @@ def _compare(name: str, sizes: tuple[int, int, int], found: Tensor, expected: Te
     return Check(name, sizes, relative_l2(found, expected), float((found - expected).abs().max()), tolerance)
 
 
-def _write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None:
+def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None:
+    """Writes the checks beside the manifest, bound to it by its digest."""
     receipt = {
         "model": manifest.model,
         "manifest_sha256": sha256(folder / MANIFEST),
         "checks": [{**dataclasses.asdict(check), "passed": check.passed} for check in checks],
-        "versions": versions_of("torch", "onnxruntime", "onnxruntime-gpu"),
+        "versions": {**manifest.versions, **versions_of("torch", "onnxruntime", "onnxruntime-gpu")},
     }
     with atomic_path(folder / RECEIPT) as temporary:
         temporary.write_text(json.dumps(receipt, indent=2) + "\n")

@@ -125,6 +125,11 @@ def check_plan(manifest: Manifest, folder: Path) -> None:
     hint = "hint: on the machine that will serve: hunyuan3d-export engine --target tensorrt --onnx DIR --out DIR"
     if target != "tensorrt":
         raise DeployError(f"{folder} must hold a plan of target tensorrt, which Triton's backend loads, got {target}\n{hint}")
+    if manifest.made_from.get("weight_stripped"):
+        raise DeployError(
+            f"{folder} must hold a plan with weights, got a weight-stripped one\n"
+            f"hint: hunyuan3d-export refit --plan DIR --onnx DIR --out DIR, then deploy that"
+        )
     version, wanted = installed_version("tensorrt"), manifest.made_from["library_version"]
     if version is not None and version != wanted and not manifest.made_from["version_compatible"]:
         raise DeployError(f"{folder} must be built by this machine's TensorRT {version}, got {wanted}\n{hint}")

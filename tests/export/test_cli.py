@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from hunyuan3d_client import contract
 from hunyuan3d_export import cli, parity
+from hunyuan3d_export.gpu import first_gpu
 from hunyuan3d_export.manifest import Manifest
 from hunyuan3d_export.parity import RECEIPT
 
@@ -171,3 +172,16 @@ def test_info(call: Callable[..., Result]) -> None:
     unknown = call("info", "--preset", "v3")
     assert unknown.code == 2 and "v2-mini" in unknown.err
     assert call("info", "--preset", "v2-0", "--latents", 0).code == 2
+
+
+@pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU: plans are tried")
+def test_verify_of_plans_without_a_gpu_is_skipped(call: Callable[..., Result], artifacts: Any, tmp_path: Path) -> None:
+    onnx, plans = artifacts(precision="fp16"), tmp_path / "plans"
+    found = call("engine", "--onnx", onnx, "--out", plans, "--target", "tensorrt-rtx", "--compute-capability", "SM89")
+    assert found.code == 0
+    found = call("verify", "--engine", plans)
+    assert (found.code, found.out) == (0, f"{plans}: skipped: a plan runs on a GPU, and this machine has none\n")
+    found = call("verify")
+    assert found.code == 2 and "verify must get a folder, got none\nhint: --artifacts DIR" in found.err
+    found = call("refit", "--plan", plans, "--onnx", onnx, "--out", tmp_path / "out")
+    assert found.code == 2 and "must hold a weight-stripped plan, got none\nhint: hunyuan3d-export engine" in found.err

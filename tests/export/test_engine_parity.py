@@ -1,0 +1,117 @@
+"""Plans against torch and ONNX Runtime: real on a GPU; elsewhere the reason why not, and everything up to the driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hunyuan3d_client import contract
+from hunyuan3d_export import parity, tensorrt_targets
+from hunyuan3d_export.engine_from_onnx import EngineOptions, build_engines, parse_profile
+from hunyuan3d_export.engine_parity import verify_engines, why_skipped
+from hunyuan3d_export.engine_runtime import PlanLoadError, load_engine
+from hunyuan3d_export.gpu import Gpu, first_gpu
+from hunyuan3d_export.manifest import Manifest, ManifestError
+from hunyuan3d_export.parity import CASES, RECEIPT, compare
+from hunyuan3d_export.tensorrt_targets import TargetMissing, find_target
+
+without_gpu = pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU: plans are tried")
+
+
+@pytest.fixture(scope="module")
+def built(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built")
+    build_engines(artifacts(precision="fp16"), out, find_target("tensorrt-rtx", ("SM89",)))
+    return out
+
+
+@pytest.fixture
+def plans(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "plans"))
+
+
+@without_gpu
+def test_without_a_gpu_the_reason_is_one_line(plans: Path) -> None:
+    assert why_skipped(plans) == "a plan runs on a GPU, and this machine has none"
+
+
+def test_without_the_library_the_reason_names_it(plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hunyuan3d_export.engine_parity.first_gpu", lambda: Gpu("A GPU", "SM89"))
+    assert why_skipped(plans) is None
+    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt-rtx", ("no_such_module",))
+    assert why_skipped(plans) == "target tensorrt-rtx must have the package tensorrt-rtx, found none"
+
+
+def test_damaged_plans_are_no_skip(plans: Path) -> None:
+    (plans / contract.DIT / "model.plan").write_bytes(b"")
+    with pytest.raises(ManifestError, match="must have sha256 .*\nhint: build them again with: hunyuan3d-export engine"):
+        why_skipped(plans)
+
+
+@without_gpu
+def test_the_library_says_why_a_plan_does_not_load(plans: Path) -> None:
+    with pytest.raises(PlanLoadError, match="must load on this machine, got:\n  .*CUDA driver version is insufficient"):
+        load_engine(plans / contract.DIT / "model.plan", find_target("tensorrt-rtx").library)
+
+
+def test_stripped_plans_and_foreign_graphs_are_refused(plans: Path, artifacts: Callable[..., Path], micro: Any) -> None:
+    with pytest.raises(PlanLoadError, match="must be compared with the ONNX artifact it was built from, got another\nhint: "):
+        verify_engines(plans, micro, artifacts(precision="fp16", seed=1))
+    for folder in plans.iterdir():
+        manifest = Manifest.read(folder, hint="")
+        made_from = {**manifest.made_from, "weight_stripped": True, "weights": None}
+        dataclasses.replace(manifest, made_from=made_from).write(folder)
+    with pytest.raises(PlanLoadError, match="got a weight-stripped one\nhint: hunyuan3d-export refit"):
+        verify_engines(plans, micro)
+    assert not list(plans.rglob(RECEIPT))
+
+
+@given(st.data())
+def test_checks_stay_within_the_profile(data: st.DataObject) -> None:
+    profile = {}
+    for axis, most in (("B", 8), ("L", 4096), ("T", 5480)):
+        low = data.draw(st.integers(1, most))
+        profile[axis] = [low, low, data.draw(st.integers(low, most))]
+    for case in CASES:
+        sizes = parity._within(profile, case)
+        for axis, size, wanted in zip("BLT", sizes, case, strict=True):
+            assert profile[axis][0] <= size <= profile[axis][2]
+            assert size == wanted or size in profile[axis]  # moved no further than to the nearest end
+
+
+def test_a_narrow_profile_is_compared_once_where_cases_meet(artifacts: Callable[..., Path], micro: Any) -> None:
+    """The comparison itself, with ONNX Runtime in the engine's place and the torch model on the CPU."""
+    onnx = artifacts(precision="fp16")
+    manifest = Manifest.read(onnx / contract.DIT_GUIDED, hint="")
+    profile = {"B": [1, 1, 1], "L": [16, 16, 16], "T": [1, 5, 9]}
+    found = parity.OnnxDenoiser(onnx)
+    checks = list(compare(manifest, found, micro.load(torch.float32), profile=profile, against=", torch"))
+    assert [(check.name, check.sizes) for check in checks] == [
+        ("evaluation, torch", (1, 16, 9)),
+        ("evaluation, torch", (1, 16, 7)),
+        ("50 steps, guided, torch", (1, 16, 9)),
+    ]
+    assert all(check.passed for check in checks)
+
+
+@pytest.mark.gpu
+def test_plans_compute_what_the_weights_mean(artifacts: Callable[..., Path], micro: Any, tmp_path: Path) -> None:
+    try:
+        target = find_target("tensorrt")
+    except TargetMissing as error:
+        pytest.skip(str(error).splitlines()[0])
+    for precision in ("fp16", "bf16"):
+        onnx, plans = artifacts(precision=precision), tmp_path / precision
+        build_engines(onnx, plans, target, EngineOptions(profile=parse_profile(["latents=1..64..256", "context=1..64..256"])))
+        results = verify_engines(plans, micro, onnx)
+        assert all(check.passed and check.relative_l2 > 0 for checks in results.values() for check in checks), results
+        assert json.loads((plans / contract.DIT / RECEIPT).read_text())["versions"]["tensorrt"] == target.version
