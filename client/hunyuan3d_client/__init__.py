@@ -1,19 +1,23 @@
 """Client of the Hunyuan3D-2 shape denoiser and sampler on Triton Inference Server."""
 
-from .blocking import Client, Job
-from .client import AsyncClient
-from .errors import (
-    Cancelled,
-    DeadlineExceeded,
-    Hunyuan3DError,
-    InvalidInput,
-    ModelFailed,
-    ModelNotReady,
-    Overloaded,
-    ServerUnavailable,
-)
-from .requests import Step
-from .transport import GrpcTransport, Health, InputInfo, MockTransport, ModelInfo, Request, StatusError, Transport
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .blocking import Client, Job
+    from .client import AsyncClient
+    from .errors import (
+        Cancelled,
+        DeadlineExceeded,
+        Hunyuan3DError,
+        InvalidInput,
+        ModelFailed,
+        ModelNotReady,
+        Overloaded,
+        ServerUnavailable,
+    )
+    from .requests import Step
+    from .transport import GrpcTransport, Health, InputInfo, MockTransport, ModelInfo, Request, StatusError, Transport
 
 __all__ = [
     "AsyncClient",
@@ -37,3 +41,14 @@ __all__ = [
     "Step",
     "Transport",
 ]
+
+if not TYPE_CHECKING:
+    # On first use: whoever needs the contract table alone (the export, on a GPU machine) needs no gRPC for it.
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            for module in ("blocking", "client", "errors", "requests", "transport"):
+                found = getattr(importlib.import_module(f".{module}", __name__), name, None)
+                if found is not None:
+                    globals()[name] = found
+                    return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,8 +66,8 @@ def sample(
 def _velocity(
     denoiser: Denoiser, latents: Tensor, now: float, context: Tensor, negative: Tensor, guidance_scale: float, path: str
 ) -> Tensor:
-    t = torch.full((len(latents),), now)
-    scale = torch.full((len(latents),), guidance_scale)
+    t = torch.full((len(latents),), now, device=latents.device)
+    scale = torch.full((len(latents),), guidance_scale, device=latents.device)
     if path == "guided":
         return denoiser.guided(latents, t, context, scale)
     if path == "distilled":

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 import hunyuan3d_client as h
 
 
@@ -25,3 +27,14 @@ def test_all_is_sorted_and_whole() -> None:
     assert h.__all__ == sorted(h.__all__) and all(hasattr(h, name) for name in h.__all__)
     public = {name for name, value in vars(h).items() if isinstance(value, type) and not name.startswith("_")}
     assert public == {name for name in h.__all__ if isinstance(getattr(h, name), type)}
+
+
+def test_the_contract_alone_needs_no_grpc() -> None:
+    code = "import sys; from hunyuan3d_client import contract; print(sorted({'grpc', 'tritonclient'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="module 'hunyuan3d_client' has no attribute 'Klient'"):
+        _ = h.Klient  # type: ignore[attr-defined]

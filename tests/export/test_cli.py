@@ -86,7 +86,7 @@ def test_distilled_weights_need_a_name_and_the_right_one(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["onnx"], ["onnx", "--outt", "x"], ["train"], ["verify"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["onnx"], ["onnx", "--outt", "x"], ["train"]], ids=" ".join)
 def test_misuse(arguments: list[str], call: Callable[..., Result]) -> None:
     found = call(*arguments)
     assert found.code == 2 and "Usage" in found.err

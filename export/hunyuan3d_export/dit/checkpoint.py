@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_path
@@ -68,6 +66,8 @@ def save_checkpoint(model: Hunyuan3DDiT, path: str | Path, *, dtype: torch.dtype
         if path.suffix == ".ckpt":
             torch.save({PREFIX.rstrip("."): state}, temporary)
         else:
+            from safetensors.torch import save_file  # here: a network with random weights needs no such file
+
             save_file({PREFIX + key: value for key, value in state.items()}, temporary)
 
 
@@ -164,6 +164,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             return _select(list(file.keys()), file.get_tensor, path)

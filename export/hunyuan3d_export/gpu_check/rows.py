@@ -1,0 +1,123 @@
+"""What a check's table is made of, and how its rows come about within a time limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+class Skip(Exception):
+    """This machine lacks what the row needs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement. roofline_ms: the time of its matrix products alone at the measured rate of this device.
+
+    error: relative L2 against float32 torch. note: a ratio, or why there is nothing to show.
+    """
+
+    part: str
+    name: str
+    time_ms: float | None = None
+    tflop: float | None = None
+    roofline_ms: float | None = None
+    memory_mib: float | None = None
+    error: float | None = None
+    tolerance: float | None = None
+    note: str = ""
+    failed: bool = False
+
+    @property
+    def passed(self) -> bool:
+        within = self.error is None or self.tolerance is None or self.error <= self.tolerance
+        return within and not self.failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A row to be: run gives it, or raises Skip."""
+
+    part: str
+    name: str
+    run: Callable[[], Row]
+
+
+def collect(jobs: Iterable[Job], *, limit_s: float, report: Path, machine: dict[str, str]) -> list[Row]:
+    """Runs the jobs in their order; those that would begin after limit_s are listed as skipped.
+
+    The report is written after each row, so that an interrupted run leaves what it had.
+    """
+    deadline = time.monotonic() + limit_s
+    rows = []
+    for job in jobs:
+        rows.append(_row(job) if time.monotonic() < deadline else _late(job, limit_s))
+        logger.info("%s", " | ".join(filter(None, cells(rows[-1]))))
+        with atomic_path(report) as temporary:
+            content = {"machine": machine, "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in rows]}
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return rows
+
+
+def _late(job: Job, limit_s: float) -> Row:
+    return Row(part=job.part, name=job.name, note=f"skipped: the limit of {limit_s:g} s has passed")
+
+
+def _row(job: Job) -> Row:
+    try:
+        return job.run()
+    except Skip as reason:
+        return Row(part=job.part, name=job.name, note=f"skipped: {reason}")
+    except Exception as error:  # one row's failure must not cost the others, which may never run on this machine again
+        logger.warning("%s, %s failed", job.part, job.name, exc_info=error)
+        return Row(
+            part=job.part, name=job.name, note=f"failed: {str(error).splitlines()[0] if str(error) else error!r}", failed=True
+        )
+
+
+HEADER = ("part", "what", "ms", "TFLOP", "roofline ms", "of roofline", "MiB", "error", "tolerance", "")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The row's texts, in HEADER's order."""
+    share = "" if row.time_ms is None or row.roofline_ms is None else f"{row.roofline_ms / row.time_ms:.0%}"
+    verdict = "" if row.passed else "FAILED "
+    return (
+        row.part,
+        row.name,
+        _number(row.time_ms, ".2f"),
+        _number(row.tflop, ".3f"),
+        _number(row.roofline_ms, ".2f"),
+        share,
+        _number(row.memory_mib, ".0f"),
+        _number(row.error, ".1e"),
+        _number(row.tolerance, ".0e"),
+        verdict + row.note,
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a table of plain text."""
+    lines = [HEADER, *(cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    left = (0, 1, len(HEADER) - 1)
+    texts = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([texts[0].rstrip(), "-" * len(texts[0].rstrip()), *(text.rstrip() for text in texts[1:])]) + "\n"

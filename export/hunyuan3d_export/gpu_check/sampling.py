@@ -1,0 +1,93 @@
+"""A whole guided sampling, in this process and through the embedded tritonserver."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+
+from ..dit import PRESETS, Preset
+from ..parity import example_inputs
+from ..reference_sampler import sample, sigmas
+from ..weights import PRECISIONS, Weights
+from .rows import Job, Row, Skip
+from .setting import GUIDANCE_SCALE, Networks, Setting, flop
+from .stopwatch import matmul_tflops, seconds
+
+PART = "sample"
+_NEEDED = ("pytriton", "tritonclient", "safetensors")
+_TIMEOUT_S = 600.0
+
+
+class Samplings:
+    """The jobs of one preset: flow_match steps at the guidance scale the presets have, by the guided evaluation."""
+
+    def __init__(self, setting: Setting, networks: Networks) -> None:
+        self._setting = setting
+        self._networks = networks
+
+    def jobs(self, preset: str) -> Iterator[Job]:
+        for where, run in {"in this process": self._here, "served by tritonserver": self._served}.items():
+            name = f"{preset}, {self._setting.steps} steps, torch {self._setting.served_precision}, {where}"
+            yield Job(PART, name, functools.partial(run, preset, name))
+
+    @torch.inference_mode()
+    def _here(self, preset: str, name: str) -> Row:
+        device = self._setting.device
+        chosen = PRESETS[preset]
+        inputs = example_inputs((1, chosen.num_latents, chosen.context_tokens))
+        latents, context = inputs["latents"].to(device), inputs["context"].to(device)
+        network = self._networks.get(preset, self._setting.served_precision)
+
+        def run(steps: int) -> object:
+            times = sigmas("flow_match", steps)
+            return sample(network, context, latents, times, guidance_scale=GUIDANCE_SCALE, path="guided")
+
+        run(2)
+        return self._row(name, chosen, seconds(lambda: run(self._setting.steps), device))
+
+    def _served(self, preset: str, name: str) -> Row:
+        """tritonserver with the torch runtime on this device; the client sends the context once and gets the result."""
+        if absent := [package for package in _NEEDED if importlib.util.find_spec(package) is None]:
+            raise Skip(f"the embedded server needs {', '.join(absent)}")
+        from hunyuan3d_client import Client
+
+        from ..configs import torch_parameters
+        from ..embedded_server import EmbeddedServer, ServerOptions
+        from ..repository_from_artifacts import TORCH_CONFIG, deploy_checkpoint
+
+        chosen, precision = PRESETS[preset], self._setting.served_precision
+        repository = self._setting.build / f"gpu-check-{preset}-{self._setting.device.type}"
+        parameters = torch_parameters([f"device={self._setting.device}"])
+        deploy_checkpoint(Weights(preset=preset), repository, precision=precision, torch=parameters)
+        inputs = example_inputs((1, chosen.num_latents, chosen.context_tokens))
+        latents, context = inputs["latents"].numpy(), inputs["context"].numpy()
+        with EmbeddedServer(repository, ServerOptions(config=TORCH_CONFIG)) as endpoints, Client(endpoints.grpc) as client:
+
+            def run(steps: int) -> object:
+                return client.sample(
+                    context,
+                    latents=latents,
+                    steps=steps,
+                    guidance_scale=GUIDANCE_SCALE,
+                    schedule="flow_match",
+                    timeout_s=_TIMEOUT_S,
+                )
+
+            run(2)
+            return self._row(name, chosen, seconds(lambda: run(self._setting.steps), torch.device("cpu")))
+
+    def _row(self, name: str, preset: Preset, took_s: float) -> Row:
+        precision = self._setting.served_precision
+        evaluations = max(self._setting.steps - 1, 1)  # the schedule's last step has size 0 and is not evaluated
+        work = evaluations * flop(preset, "guided", precision)
+        return Row(
+            part=PART,
+            name=name,
+            time_ms=1000 * took_s,
+            tflop=work / 1e12,
+            roofline_ms=work / 1e9 / matmul_tflops(self._setting.device, PRECISIONS[precision]),
+            note=f"{1000 * took_s / evaluations:.1f} ms an evaluation",
+        )

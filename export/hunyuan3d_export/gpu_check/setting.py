@@ -1,0 +1,121 @@
+"""What a check runs on and with: the device, the presets and their networks, one of which is in memory at a time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import compute
+from ..dit import PRESETS, Hunyuan3DDiT, Preset, random_model
+from ..onnx_from_torch import OnnxOptions, export_onnx
+from ..parity import example_inputs
+from ..weights import PRECISIONS, Weights
+from .rows import Skip
+
+PATHS = ("plain", "two-batch", "guided")
+GUIDANCE_SCALE = 5.0
+# The guided graph's copies of the null token.
+_NULL_TOKENS = {"fp32": 1, "fp16": 2, "bf16": 3}
+
+Kept = TypeVar("Kept")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """build: where artifacts are looked for and made, as PRESET-PRECISION/. steps: of the sampling."""
+
+    device: torch.device
+    presets: tuple[str, ...]
+    build: Path
+    steps: int
+    attention_length: int
+
+    def __post_init__(self) -> None:
+        known = [name for name, preset in PRESETS.items() if not preset.config.guidance_embed]
+        if unknown := [name for name in self.presets if name not in known]:
+            raise ValueError(f"preset must be one of {', '.join(known)}, got {', '.join(unknown)}")
+
+    @property
+    def served_precision(self) -> str:
+        """What is exported and served: half precision where it is fast."""
+        return "fp16" if self.device.type == "cuda" else "fp32"
+
+
+def flop(preset: Preset, path: str, precision: str) -> int:
+    """Of one evaluation of one sample at the preset's own sizes."""
+    sizes = {"latent_tokens": preset.num_latents, "context_tokens": preset.context_tokens}
+    if path == "guided":
+        return compute.guided(preset.config, **sizes, null_tokens=_NULL_TOKENS[precision]).total
+    return compute.plain(preset.config, **sizes).total * (2 if path == "two-batch" else 1)
+
+
+def inputs_of(preset: Preset, path: str, device: torch.device) -> dict[str, Tensor]:
+    """A path's tensors at the preset's own sizes: one sample, or its conditional and unconditional rows."""
+    inputs = {name: value.to(device) for name, value in example_inputs((1, preset.num_latents, preset.context_tokens)).items()}
+    if path == "two-batch":
+        inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        inputs["context"][1] = 0
+    if path == "guided":
+        inputs["guidance_scale"] = torch.full((1,), GUIDANCE_SCALE, device=device)
+    return inputs
+
+
+class OneAtATime:
+    """Keeps the last thing made, and frees it before another is made: two full-size networks may not fit.
+
+    What could not be made is not tried again: a failed build may have taken minutes.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._kept: Any = None
+        self._failure: Exception | None = None
+
+    def get(self, key: object, make: Callable[[], Kept]) -> Kept:
+        if key != self._key:
+            self._key, self._kept, self._failure = key, None, None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            try:
+                self._kept = make()
+            except Exception as error:
+                self._failure = error
+        if self._failure is not None:
+            raise self._failure
+        kept: Kept = self._kept
+        return kept
+
+
+class Networks:
+    """The presets' torch models with seeded random weights on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._whole, self._rounded = OneAtATime(), OneAtATime()
+
+    def get(self, preset: str, precision: str) -> Hunyuan3DDiT:
+        """In this precision; float32 ones are kept for the next precision of the same preset."""
+        config = PRESETS[preset].config
+        whole = self._whole.get(preset, lambda: random_model(config, attention_backend="sdpa").to(self._device))
+        if precision == "fp32":
+            return whole
+        return self._rounded.get((preset, precision), lambda: copy.deepcopy(whole).to(PRECISIONS[precision]))
+
+
+def onnx_artifacts(setting: Setting, preset: str) -> Path:
+    """The folder with the preset's ONNX graphs, exported there when they are missing or stale and this machine can."""
+    folder = setting.build / f"{preset}-{setting.served_precision}"
+    if importlib.util.find_spec("onnxscript") is not None:
+        export_onnx(Weights(preset=preset), folder, options=OnnxOptions(precision=setting.served_precision))
+    elif not folder.is_dir():
+        raise Skip(f"an ONNX export needs onnxscript, and {folder} is not there")
+    return folder
