@@ -59,6 +59,9 @@ serve: $(STAMP)
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py
+.PHONY: gpu-check  ## on a GPU machine: parity, speed beside the roofline, attention, a served sample; says so where there is no GPU
+gpu-check: $(STAMP)
+	$(BIN)/python -m hunyuan3d_export.gpu_check
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:
 	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model.plan* $(REPOSITORY)/*/1/checkpoint.safetensors $(REPOSITORY)/*/1/*.json

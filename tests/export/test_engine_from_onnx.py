@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_interrupt_cancels_the_build_and_leaves_nothing(rtx: Target, micro_fp16:
     thread.join()
     assert signal.getsignal(signal.SIGINT) is original
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_rich_the_phases_are_lines_of_the_log(
+    rtx: Target, micro_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "hunyuan3d_export.terminal_bars", None)  # its import fails, as without rich
+    build_engines(micro_fp16, tmp_path / "out", rtx)
+    assert any(f"{contract.DIT}: " in line and line.endswith(" steps") for line in caplog.messages), caplog.messages
 
 
 def test_plans_need_whole_onnx_artifacts(rtx: Target, tmp_path: Path) -> None:

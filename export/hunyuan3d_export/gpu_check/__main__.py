@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             build=options.build,
             steps=options.steps,
             attention_length=options.attention_length,
+            row_s=options.row_s,
         )
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu runs the very same code, to test it")
     parser.add_argument("--preset", action="append", help="a base preset; repeatable; default v2-mini and v2-0")
     parser.add_argument("--limit-s", type=float, default=1500.0, help="no row begins after it")
+    parser.add_argument("--row-s", type=float, default=8.0, help="for the timed calls of one row, of which there are 5 to 50")
     parser.add_argument("--steps", type=int, default=50, help="of the sampling")
     parser.add_argument("--attention-length", type=int, default=4096, help="L of the attention rows")
     parser.add_argument(

@@ -12,7 +12,7 @@ from ..dit.attention import BACKENDS, CHUNK_SIZE, Call, attention
 from ..dit.memory import PeakMemory
 from .rows import Job, Row, Skip
 from .setting import Setting
-from .stopwatch import matmul_tflops, median_ms, wait
+from .stopwatch import wait
 
 PART = "attention"
 HEADS, HEAD_DIM = 16, 64
@@ -52,9 +52,9 @@ class AttentionRows:
         row = Row(
             part=PART,
             name=self._name(backend),
-            time_ms=median_ms(run, device),
+            time_ms=self._setting.stopwatch.median_ms(run),
             tflop=work / 1e12,
-            roofline_ms=work / 1e9 / matmul_tflops(device, dtype),
+            roofline_ms=work / 1e9 / self._setting.stopwatch.matmul_tflops(dtype),
             memory_mib=None if peak.bytes is None else peak.bytes / _MIB,
             note=_claim(backend),
         )

@@ -16,7 +16,6 @@ from ..weights import PRECISIONS
 from .onnxruntime_denoiser import BoundDenoiser
 from .rows import Job, Row, Skip
 from .setting import PATHS, Networks, OneAtATime, Setting, flop, inputs_of, onnx_artifacts
-from .stopwatch import matmul_tflops, median_ms
 
 ROOFLINE, EVALUATION, BUILD = "matmul", "evaluation", "build"
 
@@ -60,7 +59,7 @@ class Evaluations:
             yield Job(EVALUATION, name, functools.partial(self._evaluation, name, preset, path, precision, denoiser))
 
     def _roofline(self, precision: str) -> Row:
-        rate = matmul_tflops(self._setting.device, PRECISIONS[precision])
+        rate = self._setting.stopwatch.matmul_tflops(PRECISIONS[precision])
         return Row(part=ROOFLINE, name=precision, note=f"{rate:.3g} TFLOP/s")
 
     @torch.inference_mode()
@@ -75,9 +74,9 @@ class Evaluations:
         return Row(
             part=EVALUATION,
             name=name,
-            time_ms=median_ms(run, device),
+            time_ms=self._setting.stopwatch.median_ms(run),
             tflop=work / 1e12,
-            roofline_ms=work / 1e9 / matmul_tflops(device, PRECISIONS[precision]),
+            roofline_ms=work / 1e9 / self._setting.stopwatch.matmul_tflops(PRECISIONS[precision]),
             error=error,
             tolerance=TOLERANCES[precision].evaluation,
         )

@@ -78,9 +78,8 @@ def _row(job: Job) -> Row:
         return Row(part=job.part, name=job.name, note=f"skipped: {reason}")
     except Exception as error:  # one row's failure must not cost the others, which may never run on this machine again
         logger.warning("%s, %s failed", job.part, job.name, exc_info=error)
-        return Row(
-            part=job.part, name=job.name, note=f"failed: {str(error).splitlines()[0] if str(error) else error!r}", failed=True
-        )
+        first_line = (str(error) or repr(error)).splitlines()[0]
+        return Row(part=job.part, name=job.name, note=f"failed: {first_line}", failed=True)
 
 
 HEADER = ("part", "what", "ms", "TFLOP", "roofline ms", "of roofline", "MiB", "error", "tolerance", "")
@@ -89,7 +88,7 @@ HEADER = ("part", "what", "ms", "TFLOP", "roofline ms", "of roofline", "MiB", "e
 def cells(row: Row) -> tuple[str, ...]:
     """The row's texts, in HEADER's order."""
     share = "" if row.time_ms is None or row.roofline_ms is None else f"{row.roofline_ms / row.time_ms:.0%}"
-    verdict = "" if row.passed else "FAILED "
+    verdict = "" if row.passed or row.failed else "FAILED "
     return (
         row.part,
         row.name,

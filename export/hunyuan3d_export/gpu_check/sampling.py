@@ -14,7 +14,7 @@ from ..reference_sampler import sample, sigmas
 from ..weights import PRECISIONS, Weights
 from .rows import Job, Row, Skip
 from .setting import GUIDANCE_SCALE, Networks, Setting, flop
-from .stopwatch import matmul_tflops, seconds
+from .stopwatch import seconds
 
 PART = "sample"
 _NEEDED = ("pytriton", "tritonclient", "safetensors")
@@ -88,6 +88,6 @@ class Samplings:
             name=name,
             time_ms=1000 * took_s,
             tflop=work / 1e12,
-            roofline_ms=work / 1e9 / matmul_tflops(self._setting.device, PRECISIONS[precision]),
+            roofline_ms=work / 1e9 / self._setting.stopwatch.matmul_tflops(PRECISIONS[precision]),
             note=f"{1000 * took_s / evaluations:.1f} ms an evaluation",
         )

@@ -19,6 +19,7 @@ from ..onnx_from_torch import OnnxOptions, export_onnx
 from ..parity import example_inputs
 from ..weights import PRECISIONS, Weights
 from .rows import Skip
+from .stopwatch import Stopwatch
 
 PATHS = ("plain", "two-batch", "guided")
 GUIDANCE_SCALE = 5.0
@@ -30,18 +31,23 @@ Kept = TypeVar("Kept")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """build: where artifacts are looked for and made, as PRESET-PRECISION/. steps: of the sampling."""
+    """build: where artifacts are looked for and made, as PRESET-PRECISION/. steps: of the sampling. row_s: for one row's timed calls."""
 
     device: torch.device
     presets: tuple[str, ...]
     build: Path
     steps: int
     attention_length: int
+    row_s: float
 
     def __post_init__(self) -> None:
         known = [name for name, preset in PRESETS.items() if not preset.config.guidance_embed]
         if unknown := [name for name in self.presets if name not in known]:
             raise ValueError(f"preset must be one of {', '.join(known)}, got {', '.join(unknown)}")
+
+    @property
+    def stopwatch(self) -> Stopwatch:
+        return Stopwatch(self.device, self.row_s)
 
     @property
     def served_precision(self) -> str:

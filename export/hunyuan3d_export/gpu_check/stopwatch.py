@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -11,8 +12,7 @@ import torch
 
 _WARM_UPS = 3
 _FEWEST, _MOST = 5, 50
-_BUDGET_S = 8.0
-_MATRIX = {"cuda": 8192, "cpu": 1024}
+_MATRIX = {"cuda": 8192, "cpu": 256}
 
 
 def wait(device: torch.device) -> None:
@@ -30,27 +30,37 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def median_ms(run: Callable[[], object], device: torch.device) -> float:
-    """Median of 5 to 50 calls, as many as fit a few seconds, after warm-up; by CUDA events on a GPU."""
-    for _ in range(_WARM_UPS - 1):
-        run()
-    calls = int(min(max(_BUDGET_S / seconds(run, device), _FEWEST), _MOST))
-    if device.type != "cuda":
-        return 1000 * statistics.median(seconds(run, device) for _ in range(calls))
-    with torch.cuda.device(device):
-        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
-        for start, end in events:
-            start.record()
+@dataclasses.dataclass(frozen=True)
+class Stopwatch:
+    """budget_s: of the timed calls of one measurement; there are at least 5 and at most 50."""
+
+    device: torch.device
+    budget_s: float
+
+    def median_ms(self, run: Callable[[], object]) -> float:
+        """Median over the calls, after warm-up; by CUDA events on a GPU."""
+        for _ in range(_WARM_UPS - 1):
             run()
-            end.record()
-        torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
+        calls = int(min(max(self.budget_s / seconds(run, self.device), _FEWEST), _MOST))
+        if self.device.type != "cuda":
+            return 1000 * statistics.median(seconds(run, self.device) for _ in range(calls))
+        with torch.cuda.device(self.device):
+            events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
+            for start, end in events:
+                start.record()
+                run()
+                end.record()
+            torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(end) for start, end in events)
+
+    def matmul_tflops(self, dtype: torch.dtype) -> float:
+        """TFLOP/s of one large square matrix product, measured once."""
+        return _matmul_tflops(self, dtype)
 
 
 @functools.cache
-def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of one large square matrix product."""
-    size = _MATRIX[device.type]
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+def _matmul_tflops(stopwatch: Stopwatch, dtype: torch.dtype) -> float:
+    size = _MATRIX[stopwatch.device.type]
+    left, right = (torch.randn(size, size, device=stopwatch.device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    return 2 * size**3 / 1e9 / median_ms(lambda: torch.mm(left, right, out=out), device)
+    return 2 * size**3 / 1e9 / stopwatch.median_ms(lambda: torch.mm(left, right, out=out))
