@@ -81,6 +81,7 @@ def test_runtimes() -> None:
     for model in (contract.DIT, contract.DIT_GUIDED):
         plan = configs[f"{model}/config.pbtxt"]
         assert (plan.platform, artifact_file(plan)) == ("tensorrt_plan", "model.plan")
+        assert not plan.HasField("optimization")  # no CUDA graphs (docs/engines.md), no accelerator TensorRT 11 dropped
         cpu = configs[f"{model}/configs/cpu.pbtxt"]
         assert (cpu.backend, artifact_file(cpu)) == ("python", "model.onnx")
         native = configs[f"{model}/configs/onnxruntime.pbtxt"]

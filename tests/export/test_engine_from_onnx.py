@@ -15,6 +15,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from hunyuan3d_client import contract
 from hunyuan3d_export import tensorrt_targets
@@ -82,15 +83,18 @@ def micro_plans(rtx: Target, micro_fp16: Path, tmp_path_factory: pytest.TempPath
     return out
 
 
-def test_unchanged_plans_are_kept_and_changed_ones_rebuilt(
-    rtx: Target, micro_fp16: Path, micro_plans: Path, micro_weights: Any, tmp_path: Path
+def test_unchanged_plans_are_kept_and_one_changed_weight_rebuilds(
+    rtx: Target, micro_fp16: Path, micro_plans: Path, micro: Weights, tmp_path: Path
 ) -> None:
     plan = micro_plans / contract.DIT / "model.plan"
     before = (sha256(plan), plan.stat().st_mtime_ns)
     build_engines(micro_fp16, micro_plans, rtx)
     assert (sha256(plan), plan.stat().st_mtime_ns) == before
-    other = tmp_path / "onnx"
-    export_onnx(micro_weights(seed=7), other, graph="plain", options=OnnxOptions(precision="fp16"))
+    other, changed = tmp_path / "onnx", load_file(str(micro.checkpoint))
+    changed["model.final_layer.linear.bias"][0] += 0.5
+    save_file(changed, tmp_path / "changed.safetensors")
+    weights = Weights(checkpoint=tmp_path / "changed.safetensors")
+    export_onnx(weights, other, graph="plain", options=OnnxOptions(precision="fp16"))
     build_engines(other, micro_plans, rtx)
     assert sha256(plan) != before[0]
 
