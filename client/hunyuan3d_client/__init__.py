@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         Overloaded,
         ServerUnavailable,
     )
-    from .requests import Step
+    from .requests import Step, noise
     from .transport import GrpcTransport, Health, InputInfo, MockTransport, ModelInfo, Request, StatusError, Transport
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "StatusError",
     "Step",
     "Transport",
+    "noise",
 ]
 
 if not TYPE_CHECKING:

@@ -3,7 +3,7 @@
     Hunyuan3DError
     ├── InvalidInput       also a ValueError        the request is wrong; sending it again cannot help
     ├── Overloaded         retry_after_s            the server is up and refused the request before running it
-    ├── DeadlineExceeded   also a TimeoutError      timeout_s passed
+    ├── DeadlineExceeded   also a TimeoutError      timeout_s passed, or a time limit of the server
     ├── Cancelled                                   stopped by the caller, or the client was closed
     ├── ServerUnavailable  also a ConnectionError   nobody answers, the connection broke or the server refuses this caller
     ├── ModelNotReady                               the server is up, the model is missing, loading or of another contract
@@ -55,7 +55,7 @@ class Overloaded(Hunyuan3DError):
 
 
 class DeadlineExceeded(Hunyuan3DError, TimeoutError):
-    """timeout_s passed before the answer was complete."""
+    """timeout_s, or a time limit of the server, passed before the answer was complete."""
 
     hint = "raise timeout_s="
 
@@ -85,7 +85,7 @@ class ModelFailed(Hunyuan3DError):
 
 
 BY_STATUS: Mapping[grpc.StatusCode, type[Hunyuan3DError]] = {
-    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.CANCELLED: Cancelled,  # refined by the client: the server says it when a time limit has passed
     grpc.StatusCode.UNKNOWN: ModelFailed,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

@@ -89,6 +89,23 @@ def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
     return inputs
 
 
+def noise(seed: int | Sequence[int], num_latents: int, *, batch: int = 1) -> npt.NDArray[np.float32]:
+    """The initial noise [B, num_latents, 64] that the server draws for `seed` (sample i: seed + i) or B seeds.
+
+    Row i is standard normal from numpy's Philox generator with its 64-bit seed as the key; it depends on nothing else.
+    Raises InvalidInput for a seed or size outside the contract's.
+    """
+    length = _integer("num_latents", num_latents, *_RANGES["num_latents"])
+    seeds = _seeds(seed, batch)
+    if len(seeds) != batch:
+        seeds = seeds[0] + np.arange(batch)
+    rows = [
+        np.random.Generator(np.random.Philox(key=int(each))).standard_normal((length, contract.LATENT_CHANNELS), np.float32)
+        for each in seeds
+    ]
+    return np.stack(rows)
+
+
 def conform(inputs: Tensors, model: ModelInfo) -> dict[str, Array]:
     """The inputs in the server's shapes ([B] travels as [B, 1] where it says so), checked against its own declaration."""
     for name in inputs.keys() - model.inputs.keys():

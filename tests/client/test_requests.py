@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hunyuan3d_client import InvalidInput, contract, requests
+from hunyuan3d_client import InvalidInput, contract, noise, requests
 from hunyuan3d_client.transport import MockTransport
 
 FLOATS = st.sampled_from([np.float16, np.float32, np.float64])
@@ -255,3 +255,29 @@ def test_seeds(seed: int, batch: int) -> None:
     many = [seed + 3 * index for index in range(batch)]
     assert sample(context=context(batch), seed=many)["seed"].tolist() == many
     assert sample(context=context(batch), seed=np.array(many))["seed"].tolist() == many
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**62), batch=st.integers(1, 3), length=st.integers(1, 9))
+def test_noise_is_what_the_server_draws(seed: int, batch: int, length: int) -> None:
+    from trajectory import noise as served
+
+    found = noise(seed, length, batch=batch)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, served(np.arange(seed, seed + batch), length))
+    np.testing.assert_array_equal(noise([seed] * batch, length, batch=batch)[-1:], noise(seed, length))
+
+
+def test_noise_uses_all_64_bits_and_is_normal() -> None:
+    assert not np.array_equal(noise(1, 5), noise(1 + 2**32, 5)) and not np.array_equal(noise(1, 5), noise(1 + 2**61, 5))
+    many = noise(3, 4096)
+    assert abs(many.mean()) < 0.01 and abs(many.std() - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [((-1, 5), "seed"), (([1, 2], 5), "seed"), ((0, 0), "num_latents"), ((0, 4097), "num_latents")]
+)
+def test_bad_noise(arguments: tuple[Any, int], name: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        noise(*arguments)
+    check(error, name)
