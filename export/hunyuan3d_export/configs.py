@@ -38,6 +38,14 @@ _TORCH_PARAMETERS = {
     "cuda_graphs": ("false", "true|false"),
     "threads": ("0", r"\d+"),
 }
+# A full batch at the usual sizes; longer sequences get fewer rows a call, which keeps a step's latency.
+_MAX_TOKENS = _MAX_BATCH * (contract.AXES["L"].opt + contract.AXES["T"].opt)
+# The sampler's parameters that depend on the denoiser's runtime; a plan has no process of its own to lose.
+_SAMPLER_RUNTIMES = {
+    "config.pbtxt": {"arrays": "auto", "restart_denoiser": "false"},
+    "configs/cpu.pbtxt": {"arrays": "numpy", "restart_denoiser": "true"},
+    "configs/torch.pbtxt": {"arrays": "auto", "restart_denoiser": "true"},
+}
 
 
 def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
@@ -66,7 +74,8 @@ def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict
         files[f"{spec.name}/configs/cpu.pbtxt"] = _text(_python_onnxruntime(spec))
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = _text(_native_onnxruntime(spec))
         files[f"{spec.name}/configs/torch.pbtxt"] = _text(_python_torch(spec, torch or torch_parameters()))
-    files[f"{contract.SAMPLER}/config.pbtxt"] = _text(_sampler(preset))
+    for name, runtime in _SAMPLER_RUNTIMES.items():
+        files[f"{contract.SAMPLER}/{name}"] = _text(_sampler(preset, runtime))
     files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = _text(_sampler_unary())
     return files
 
@@ -178,7 +187,7 @@ def _set_parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
         config.parameters[key].string_value = value
 
 
-def _sampler(preset: Preset) -> pb.ModelConfig:
+def _sampler(preset: Preset, runtime: Mapping[str, str]) -> pb.ModelConfig:
     config = _code_model(contract.MODELS[contract.SAMPLER])
     config.model_transaction_policy.decoupled = True
     parameters = {
@@ -187,8 +196,17 @@ def _sampler(preset: Preset) -> pb.ModelConfig:
         "schedule": preset.schedule,
         "guidance_embed": str(preset.config.guidance_embed).lower(),
         "max_batch": str(_MAX_BATCH),
+        "max_tokens_per_step": str(_MAX_TOKENS),
         "max_trajectories": str(_MAX_TRAJECTORIES),
+        "max_queued": str(_MAX_TRAJECTORIES),
+        "lanes": "1",  # as many as the denoiser has instances
+        "queue_timeout_s": "600",
+        "total_timeout_s": "14400",  # 50 steps of v2-0 on a laptop's CPU take hours
+        "evaluation_timeout_s": "1800",
+        **runtime,
     }
+    if runtime["arrays"] == "auto":
+        parameters["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"  # the denoiser's velocities stay on the GPU
     _set_parameters(config, parameters)
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -116,8 +117,12 @@ def test_the_samplers_defaults_are_the_presets(name: str) -> None:
     from settings import Settings
 
     preset = PRESETS[name]
-    parameters = parsed(name)[f"{contract.SAMPLER}/config.pbtxt"].parameters
-    settings = Settings.parse({key: value.string_value for key, value in parameters.items()})
+    files = [f"{contract.SAMPLER}/{file}" for file in ("config.pbtxt", "configs/cpu.pbtxt", "configs/torch.pbtxt")]
+    texts = [{key: value.string_value for key, value in parsed(name)[file].parameters.items()} for file in files]
+    settings, on_cpu, with_torch = (Settings.parse(parameters) for parameters in texts)
+    assert on_cpu == dataclasses.replace(settings, arrays="numpy", restart_denoiser=True) != settings
+    assert with_torch == dataclasses.replace(settings, restart_denoiser=True)
+    assert ["FORCE_CPU_ONLY_INPUT_TENSORS" in parameters for parameters in texts] == [True, False, True]
     assert (settings.steps, settings.guidance_scale) == (preset.steps, preset.guidance_scale)
     assert (settings.schedule, settings.guidance_embed) == (preset.schedule, preset.config.guidance_embed)
     assert settings.max_batch == contract.AXES["B"].max
@@ -148,8 +153,9 @@ def test_written_files_are_the_rendered_ones(tmp_path: Path) -> None:
 
 def test_names_in_the_models_code_are_the_contracts(root: Path) -> None:
     """The Python models cannot import the contract: their few names are read from their text."""
-    sampler = (root / "model_repository" / contract.SAMPLER / "1" / "model.py").read_text()
-    assert f'PLAIN, GUIDED = "{contract.DIT}", "{contract.DIT_GUIDED}"' in sampler
+    code = root / "model_repository" / contract.SAMPLER / "1"
+    assert f'PLAIN, GUIDED = "{contract.DIT}", "{contract.DIT_GUIDED}"' in (code / "denoisers.py").read_text()
+    sampler = (code / "model.py").read_text()
     unary = (root / "model_repository" / contract.SAMPLER_UNARY / "1" / "model.py").read_text()
     assert f'SAMPLER = "{contract.SAMPLER}"' in unary
     switch = 'ERRORS_AS_OUTPUTS = "errors_as_outputs"'

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from doubles import PARAMETERS
 from settings import Settings
 from trajectory import SampleRequest, decode
-
-PARAMETERS = {
-    "steps": "50",
-    "guidance_scale": "5",
-    "schedule": "flow_match",
-    "guidance_embed": "false",
-    "max_batch": "8",
-    "max_trajectories": "64",
-}
 
 
 @pytest.fixture(scope="session")

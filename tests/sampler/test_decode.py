@@ -8,12 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import trajectory
+from doubles import PARAMETERS
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from outcomes import NoDenoiser
 from settings import Settings
-from trajectory import NoDenoiser, SampleRequest, choose_path, decode, noise
+from trajectory import SampleRequest, choose_path, decode, noise
 
 from hunyuan3d_client import contract
 from hunyuan3d_export.reference_sampler import PATHS
@@ -88,7 +90,7 @@ REFUSALS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "no samples": ({"context": NAN[:0]}, "context must be .* got shape .0, 3, 1536."),
     "flat context": ({"context": NAN[0]}, "context must be .* got shape .3, 1536."),
     "too many context tokens": ({"context": np.zeros((1, 5481, 1536), np.float16)}, "context must be .*1..5480 tokens"),
-    "too many samples": ({"context": np.zeros((65, 1, 1536), np.float16)}, "context must be of at most 64 samples, got 65"),
+    "too many samples": ({"context": np.zeros((81, 1, 1536), np.float16)}, "context must be of at most 80 samples, got 81"),
     "NaN negative": ({"negative_context": NAN}, "negative_context must be finite"),
     "other negative": ({"negative_context": NAN[:1]}, "negative_context must be finite"),
     "shorter negative": (
@@ -175,7 +177,7 @@ def any_tensors(draw: st.DrawFn) -> dict[str, np.ndarray]:
 @hypothesis_settings(max_examples=400, deadline=None)
 @given(any_tensors())
 def test_anything_is_a_request_or_a_value_error(tensors: dict[str, np.ndarray]) -> None:
-    base = Settings(steps=4, guidance_scale=5.0, schedule="flow_match", guidance_embed=False, max_batch=8, max_trajectories=64)
+    base = Settings.parse({**PARAMETERS, "steps": "4"})
     try:
         found = decode(tensors, base, 4)
     except ValueError:
@@ -231,3 +233,9 @@ def test_constants_are_the_contracts() -> None:
     assert trajectory.PATHS == ("plain", "guided", "two-batch", "distilled") and set(trajectory.PATHS) == set(PATHS)
     assert set(DTYPES) | {"schedule"} == {tensor.name for tensor in contract.SAMPLER_INPUTS}
     assert {tensor.name: tensor.numpy_dtype for tensor in contract.SAMPLER_INPUTS if tensor.dtype != "BYTES"} == DTYPES
+
+
+@hypothesis_settings(deadline=None, max_examples=200)
+@given(arrays.arrays(np.float16, (1, 2, 3), elements=st.floats(width=16)))
+def test_finite_by_bits_is_numpys(value: np.ndarray) -> None:
+    assert trajectory._finite(value) == np.isfinite(value).all()

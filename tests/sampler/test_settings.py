@@ -15,7 +15,15 @@ VALUES = {
     "schedule": ("consistency", "consistency"),
     "guidance_embed": ("true", True),
     "max_batch": ("3", 3),
+    "max_tokens_per_step": ("77", 77),
     "max_trajectories": ("9", 9),
+    "max_queued": ("0", 0),
+    "lanes": ("2", 2),
+    "queue_timeout_s": ("1.5", 1.5),
+    "total_timeout_s": ("9", 9.0),
+    "evaluation_timeout_s": ("0.5", 0.5),
+    "arrays": ("auto", "auto"),
+    "restart_denoiser": ("false", False),
 }
 
 
@@ -54,13 +62,24 @@ def test_unknown_parameter(parameters: dict[str, str]) -> None:
         ("guidance_scale", "five", "guidance_scale must be a number, got 'five'"),
         ("guidance_scale", "nan", "guidance_scale must be finite, got nan"),
         ("schedule", "ddim", "schedule must be one of flow_match, consistency, got 'ddim'"),
-        ("max_batch", "0", "max_batch must be at least 1, got 0"),
+        ("max_batch", "1", "max_batch must be at least 2, got 1"),
+        ("max_queued", "-1", "max_queued must be at least 0, got -1"),
+        ("lanes", "0", "lanes must be at least 1, got 0"),
+        ("max_tokens_per_step", "0", "max_tokens_per_step must be at least 1, got 0"),
+        ("queue_timeout_s", "0", "queue_timeout_s must be above 0, got 0"),
+        ("total_timeout_s", "-2", "total_timeout_s must be above 0, got -2"),
+        ("evaluation_timeout_s", "inf", "evaluation_timeout_s must be finite, got inf"),
+        ("arrays", "cupy", "arrays must be numpy or auto, got 'cupy'"),
         ("max_trajectories", "-1", "max_trajectories must be at least 1, got -1"),
     ],
 )
 def test_bad_value(name: str, text: str, message: str, parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=message):
         Settings.parse({**parameters, name: text})
+
+
+def test_tritons_own_parameter_is_not_ours(parameters: dict[str, str], base: Settings) -> None:
+    assert Settings.parse({**parameters, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) == base
 
 
 def test_the_word_false_is_false(parameters: dict[str, str]) -> None:

@@ -3,85 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from stepper import Stepper
+from doubles import Denoiser, Recorder, expected, make_stepper, run_together
+from outcomes import Ended
 from trajectory import SampleRequest, Trajectory
 
-
-@dataclasses.dataclass
-class Recorder:
-    """A sink that keeps what it is told."""
-
-    steps: list[int] = dataclasses.field(default_factory=list)
-    final: np.ndarray | None = None
-    error: Exception | None = None
-    gone: bool = False
-    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-
-    def cancelled(self) -> Exception | None:
-        return RuntimeError("gone") if self.gone else None
-
-    def step(self, trajectory: Trajectory) -> None:
-        assert not self.ended.is_set()
-        self.steps.append(trajectory.step)
-        if trajectory.done:
-            self.final = trajectory.latents
-            self.ended.set()
-
-    def fail(self, error: Exception) -> None:
-        assert not self.ended.is_set()
-        self.error = error
-        self.ended.set()
-
-
-class Denoiser:
-    """An asynchronous denoiser: velocity = t - latents. `calls` are (path, rows, L); `at` runs code during the n-th call."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, int, int]] = []
-        self.at: dict[int, Callable[[], None]] = {}
-        self.bad: Callable[[dict[str, np.ndarray]], np.ndarray | None] = lambda _tensors: None
-
-    async def __call__(self, path: str, tensors: dict[str, np.ndarray]) -> np.ndarray:
-        rows, length = tensors["latents"].shape[:2]
-        assert {len(value) for value in tensors.values()} == {rows} and tensors["t"].shape == (rows, 1)
-        self.calls.append((path, rows, length))
-        await asyncio.sleep(0)
-        self.at.pop(len(self.calls), lambda: None)()
-        answer = self.bad(tensors)
-        return tensors["t"][:, :, None] - tensors["latents"] if answer is None else answer
-
-    @property
-    def rows(self) -> list[int]:
-        return [rows for _, rows, _ in self.calls]
-
-
 Make = Callable[..., SampleRequest]
-
-
-def expected(request: SampleRequest) -> np.ndarray:
-    state = request.latents
-    for now, later in zip(request.sigmas[:-1], request.sigmas[1:], strict=True):
-        state = state + np.float32(later - now) * (np.float32(now) - state)
-    return state
-
-
-async def run_together(stepper: Stepper, requests: list[SampleRequest], path: str = "guided") -> list[Recorder]:
-    sinks = [Recorder() for _ in requests]
-    for request, sink in zip(requests, sinks, strict=True):
-        stepper.submit(Trajectory(request, path), sink)
-    await asyncio.gather(*(sink.ended.wait() for sink in sinks))
-    return sinks
 
 
 def test_one_trajectory(request_for: Make) -> None:
     denoiser = Denoiser()
     request = request_for(batch=2, steps=4)
-    (sink,) = asyncio.run(run_together(Stepper(denoiser, max_batch=8), [request]))
+    (sink,) = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), [request]))
     assert denoiser.calls == [("guided", 2, 5)] * 3, "the last of four steps has size 0"
     assert sink.steps == [1, 2, 4]
     np.testing.assert_allclose(sink.final, expected(request), rtol=1e-6)
@@ -94,7 +30,7 @@ def test_equal_shapes_share_calls_whatever_their_time_scale_and_schedule(request
         request_for(steps=7, guidance_scale=2.0, seed=2),
         request_for(batch=2, steps=3, schedule=b"consistency", seed=3),
     ]
-    sinks = asyncio.run(run_together(Stepper(denoiser, max_batch=8), requests))
+    sinks = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), requests))
     assert denoiser.rows == [4, 4, 4, 1, 1, 1]
     for request, sink in zip(requests, sinks, strict=True):
         np.testing.assert_allclose(sink.final, expected(request), rtol=1e-6)
@@ -104,7 +40,7 @@ def test_a_late_one_joins_at_the_next_step(request_for: Make) -> None:
     denoiser, late = Denoiser(), Recorder()
 
     async def scenario() -> None:
-        stepper = Stepper(denoiser, max_batch=8)
+        stepper = make_stepper(denoiser, max_batch=8)
         request = request_for(steps=4, seed=9)
         denoiser.at[2] = lambda: stepper.submit(Trajectory(request, "guided"), late)
         await run_together(stepper, [request_for(steps=6)])
@@ -119,7 +55,7 @@ def test_different_groups_take_turns(request_for: Make) -> None:
     denoiser = Denoiser()
 
     async def scenario() -> None:
-        stepper, sinks = Stepper(denoiser, max_batch=8), [Recorder() for _ in range(3)]
+        stepper, sinks = make_stepper(denoiser, max_batch=8), [Recorder() for _ in range(3)]
         stepper.submit(Trajectory(request_for(steps=4), "guided"), sinks[0])
         stepper.submit(Trajectory(request_for(steps=4, latents=6), "guided"), sinks[1])
         stepper.submit(Trajectory(request_for(steps=4), "plain"), sinks[2])
@@ -132,8 +68,8 @@ def test_different_groups_take_turns(request_for: Make) -> None:
 def test_more_than_fit_alternate_fairly(request_for: Make) -> None:
     denoiser = Denoiser()
     requests = [request_for(batch=3, steps=6, seed=10 * i) for i in range(4)]
-    sinks = asyncio.run(run_together(Stepper(denoiser, max_batch=8), requests))
-    assert denoiser.rows == [6] * 10, "two of the four at a time, in turn"
+    sinks = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), requests))
+    assert denoiser.rows == [8] * 7 + [4], "a request's samples may go into two calls, so calls are full"
     for request, sink in zip(requests, sinks, strict=True):
         np.testing.assert_allclose(sink.final, expected(request), rtol=1e-6)
 
@@ -142,14 +78,16 @@ def test_more_than_fit_alternate_fairly(request_for: Make) -> None:
 def test_a_request_larger_than_a_call_is_split(path: str, batch: int, rows: list[int], request_for: Make) -> None:
     denoiser = Denoiser()
     request = request_for(batch=batch, steps=3)
-    (sink,) = asyncio.run(run_together(Stepper(denoiser, max_batch=4), [request], path))
+    (sink,) = asyncio.run(run_together(make_stepper(denoiser, max_batch=4), [request], path))
     assert denoiser.rows == rows * 2
     np.testing.assert_allclose(sink.final, expected(request), rtol=1e-5, atol=1e-6)
 
 
 def test_two_batch_counts_both_branches(request_for: Make) -> None:
     denoiser = Denoiser()
-    asyncio.run(run_together(Stepper(denoiser, max_batch=4), [request_for(steps=2, seed=i) for i in range(3)], "two-batch"))
+    asyncio.run(
+        run_together(make_stepper(denoiser, max_batch=4), [request_for(steps=2, seed=i) for i in range(3)], "two-batch")
+    )
     assert denoiser.rows == [4, 2]
 
 
@@ -162,7 +100,7 @@ def test_a_failing_denoiser_ends_its_group_alone(request_for: Make) -> None:
 
     denoiser.bad = fail_long
     requests = [request_for(steps=4, latents=length) for length in (5, 6, 6)]
-    fine, *failed = asyncio.run(run_together(Stepper(denoiser, max_batch=8), requests))
+    fine, *failed = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), requests))
     assert fine.error is None and fine.steps == [1, 2, 4]
     assert [str(sink.error) for sink in failed] == ["out of memory"] * 2 and all(sink.steps == [] for sink in failed)
 
@@ -170,8 +108,8 @@ def test_a_failing_denoiser_ends_its_group_alone(request_for: Make) -> None:
 def test_a_wrong_answer_of_the_denoiser_ends_its_group(request_for: Make) -> None:
     denoiser = Denoiser()
     denoiser.bad = lambda tensors: tensors["latents"][:, :-1]
-    (sink,) = asyncio.run(run_together(Stepper(denoiser, max_batch=8), [request_for(steps=4)]))
-    assert isinstance(sink.error, ValueError)
+    (sink,) = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), [request_for(steps=4)]))
+    assert isinstance(sink.error, Ended) and "velocity must be [1, 5, 64], got [1, 4, 64]" in str(sink.error)
 
 
 def test_nan_ends_one_trajectory_only(request_for: Make) -> None:
@@ -186,7 +124,7 @@ def test_nan_ends_one_trajectory_only(request_for: Make) -> None:
         return velocity
 
     denoiser.bad = poison
-    first, second, third = asyncio.run(run_together(Stepper(denoiser, max_batch=8), requests))
+    first, second, third = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), requests))
     assert isinstance(second.error, FloatingPointError) and second.steps == [1]
     assert "NaN or Inf at step 2 of 4" in str(second.error)
     for request, sink in ((requests[0], first), (requests[2], third)):
@@ -199,7 +137,7 @@ def test_a_cancelled_one_leaves_within_a_step(request_for: Make) -> None:
     denoiser = Denoiser()
 
     async def scenario() -> tuple[Recorder, Recorder]:
-        stepper, stays, leaves = Stepper(denoiser, max_batch=8), Recorder(), Recorder()
+        stepper, stays, leaves = make_stepper(denoiser, max_batch=8), Recorder(), Recorder()
         denoiser.at[3] = lambda: setattr(leaves, "gone", True)
         stepper.submit(Trajectory(request_for(steps=9, seed=1), "guided"), stays)
         stepper.submit(Trajectory(request_for(steps=9, seed=2), "guided"), leaves)
@@ -210,7 +148,7 @@ def test_a_cancelled_one_leaves_within_a_step(request_for: Make) -> None:
 
     stays, leaves = asyncio.run(scenario())
     assert denoiser.rows == [2, 2, 2, 1, 1, 1, 1, 1]
-    assert str(leaves.error) == "gone" and leaves.steps == [1, 2, 3]
+    assert str(leaves.error) == "gone" and leaves.steps == [1, 2], "it was gone when the third would have been told"
     assert stays.steps == [1, 2, 3, 4, 5, 6, 7, 9]
 
 
@@ -224,7 +162,7 @@ def test_a_sink_that_fails_ends_its_own_trajectory(request_for: Make) -> None:
             raise ConnectionError("nobody there either")
 
     async def scenario() -> tuple[Recorder, Recorder]:
-        stepper, broken, fine = Stepper(Denoiser(), max_batch=8), Broken(), Recorder()
+        stepper, broken, fine = make_stepper(Denoiser(), max_batch=8), Broken(), Recorder()
         stepper.submit(Trajectory(request_for(steps=4), "guided"), broken)
         stepper.submit(Trajectory(request_for(steps=4, seed=3), "guided"), fine)
         await asyncio.wait_for(fine.ended.wait(), 20)
@@ -238,7 +176,7 @@ def test_it_comes_back_after_it_was_idle(request_for: Make) -> None:
     denoiser = Denoiser()
 
     async def scenario() -> None:
-        stepper = Stepper(denoiser, max_batch=8)
+        stepper = make_stepper(denoiser, max_batch=8)
         for seed in range(3):
             (sink,) = await run_together(stepper, [request_for(steps=2, seed=seed)])
             assert sink.final is not None and stepper.samples == 0

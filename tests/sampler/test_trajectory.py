@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from outcomes import Ended
 from settings import Settings
-from trajectory import SampleRequest, Trajectory, combine, denoiser_inputs
+from trajectory import SampleRequest, Trajectory, combine, context_rows, state_rows
 
 from hunyuan3d_export.dit import Hunyuan3DDiT
 from hunyuan3d_export.parity import relative_l2
@@ -47,10 +48,11 @@ def evaluate(model: Hunyuan3DDiT, path: str, tensors: dict[str, np.ndarray]) -> 
 def run(model: Hunyuan3DDiT, requests: list[SampleRequest], path: str) -> list[np.ndarray]:
     trajectories = [Trajectory(request, path) for request in requests]
     while active := [trajectory for trajectory in trajectories if not trajectory.done]:
-        velocity = combine(active, evaluate(model, path, denoiser_inputs(active)))
-        rows = np.split(velocity, np.cumsum([len(item.latents) for item in active])[:-1])
-        for trajectory, part in zip(active, rows, strict=True):
-            trajectory.advance(part)
+        parts = [trajectory.take(trajectory.samples) for trajectory in active]
+        velocity = combine(parts, evaluate(model, path, {**state_rows(parts), "context": context_rows(parts)}))
+        rows = np.split(velocity, np.cumsum([part.samples for part in parts])[:-1])
+        for part, values in zip(parts, rows, strict=True):
+            assert part.trajectory.receive(part, values)
     return [trajectory.latents for trajectory in trajectories]
 
 
@@ -93,13 +95,18 @@ def test_distilled(distilled_model: Hunyuan3DDiT, request_for: Make) -> None:
         assert relative_l2(torch.from_numpy(found), reference(distilled_model, request, "distilled")) <= 1e-5
 
 
+def advance(trajectory: Trajectory, velocity: np.ndarray) -> None:
+    """One step, all samples at once."""
+    assert trajectory.receive(trajectory.take(trajectory.samples), velocity)
+
+
 @pytest.mark.parametrize(("steps", "evaluations"), [(1, 1), (2, 1), (5, 4), (50, 49)])
 def test_a_step_of_size_zero_is_not_evaluated(steps: int, evaluations: int, request_for: Make) -> None:
     trajectory = Trajectory(request_for(steps=steps), "guided")
     seen = []
     while not trajectory.done:
         seen.append(trajectory.t)
-        trajectory.advance(np.ones_like(trajectory.latents))
+        advance(trajectory, np.ones_like(trajectory.latents))
     assert len(seen) == evaluations and trajectory.step == trajectory.total == steps and trajectory.t == 1
     np.testing.assert_allclose(seen, sigmas("flow_match", steps)[:evaluations])
     np.testing.assert_allclose(trajectory.latents, trajectory.request.latents + 1, rtol=1e-5, atol=1e-5)
@@ -110,7 +117,7 @@ def test_previews(every: int, previews: list[int], request_for: Make) -> None:
     trajectory = Trajectory(request_for(steps=5, preview_every=every), "guided")
     due = []
     while not trajectory.done:
-        trajectory.advance(np.zeros_like(trajectory.latents))
+        advance(trajectory, np.zeros_like(trajectory.latents))
         due += [trajectory.step] if trajectory.preview_due else []
     assert due == previews
 
@@ -118,7 +125,7 @@ def test_previews(every: int, previews: list[int], request_for: Make) -> None:
 def test_state_is_float32_and_the_requests_noise_stays(request_for: Make) -> None:
     trajectory = Trajectory(request_for(steps=3), "plain")
     noise = trajectory.request.latents.copy()
-    trajectory.advance(np.ones(trajectory.latents.shape, np.float32))
+    advance(trajectory, np.ones(trajectory.latents.shape, np.float32))
     assert trajectory.latents.dtype == np.float32
     np.testing.assert_array_equal(trajectory.request.latents, noise)
 
@@ -131,7 +138,26 @@ def test_a_state_that_is_not_finite_ends_it(value: float, request_for: Make) -> 
         pytest.raises(FloatingPointError, match="latents must stay finite, got NaN or Inf at step 1 of 1"),
         np.errstate(over="ignore"),
     ):
-        trajectory.advance(np.full(trajectory.latents.shape, value, np.float32))
+        advance(trajectory, np.full(trajectory.latents.shape, value, np.float32))
+
+
+def test_a_step_is_done_when_all_its_parts_have_come(request_for: Make) -> None:
+    trajectory = Trajectory(request_for(batch=5, steps=3), "plain")
+    velocity = np.random.default_rng(0).standard_normal(trajectory.latents.shape, np.float32)
+    before = trajectory.latents
+    parts = [trajectory.take(2), trajectory.take(2), trajectory.take(2)]
+    assert [part.samples for part in parts] == [2, 2, 1] and trajectory.waiting == 0
+    done = [trajectory.receive(parts[i], velocity[parts[i].slice]) for i in (2, 0, 1)]
+    assert done == [False, False, True] and trajectory.waiting == 5 and trajectory.step == 1
+    np.testing.assert_array_equal(trajectory.latents, before + np.float32(0.5) * velocity)
+
+
+@pytest.mark.parametrize("path", ["plain", "two-batch"])
+def test_an_answer_of_another_shape_is_refused(path: str, request_for: Make) -> None:
+    part = Trajectory(request_for(batch=2), path).take(2)
+    rows = 2 * part.trajectory.rows_per_sample
+    with pytest.raises(Ended, match=rf"velocity must be \[{rows}, 5, 64\], got \[{rows}, 4, 64\]"):
+        combine([part], np.zeros((rows, 4, 64), np.float32))
 
 
 def test_groups(request_for: Make) -> None:

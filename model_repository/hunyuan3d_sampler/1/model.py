@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from arrays import Arrays
+from denoisers import GUIDED, Denoisers
+from metrics import Metrics
+from outcomes import Cancelled, Expired, code, outcome
 from settings import Settings
 from stepper import Stepper
-from trajectory import NoDenoiser, Trajectory, choose_path, decode
+from trajectory import Trajectory, choose_path, decode
 
-PLAIN, GUIDED = "hunyuan3d_dit", "hunyuan3d_dit_guided"
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _PRESET_FILE = "preset.json"
 # A call between models loses an error's code (every one arrives as INTERNAL), so hunyuan3d_sampler_unary sets this request
@@ -27,34 +31,30 @@ class TritonPythonModel:
             self._settings = Settings.parse({name: value["string_value"] for name, value in config["parameters"].items()})
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from error
+        logging.basicConfig(handlers=[_TritonLog()], level=logging.INFO, force=True)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._num_latents = _deployed_num_latents(Path(args["model_repository"]) / args["model_version"])
-        self._stepper = Stepper(self._denoise, max_batch=self._settings.max_batch)
+        self._metrics = Metrics(pb_utils.MetricFamily)
+        self._arrays = Arrays(self._settings.arrays, pb_utils)
+        self._denoisers = Denoisers(pb_utils, self._settings, self._arrays, self._metrics)
+        self._stepper = Stepper(self._denoisers, self._settings, self._metrics)
         self._said: set[str] = set()
 
     async def execute(self, requests: list) -> None:
         for request in requests:
-            stream = _Stream(request)
+            stream = _Stream(request, self._arrays, self._metrics)
             try:
                 self._admit(request, stream)
             except Exception as error:  # a refused request is its own client's news only
+                self._metrics.ended(outcome(error))
                 stream.fail(error)
 
     def _admit(self, request: object, stream: _Stream) -> None:
         decoded = decode(_tensors(request, self._inputs), self._settings, self._num_latents)
-        limit = self._settings.max_trajectories
-        if self._stepper.samples + len(decoded.latents) > limit:
-            raise Overloaded(
-                f"samples in progress must stay within {limit}, got {self._stepper.samples} and {len(decoded.latents)} more"
-            )
-        path = choose_path(
-            decoded,
-            self._settings,
-            plain_ready=pb_utils.is_model_ready(PLAIN),
-            guided_ready=not self._settings.guidance_embed and pb_utils.is_model_ready(GUIDED),
-        )
+        ready = {"plain_ready": self._denoisers.plain_ready, "guided_ready": self._denoisers.guided_ready}
+        path = choose_path(decoded, self._settings, **ready)
         self._say_once(decoded, path)
-        self._stepper.submit(Trajectory(decoded, path), stream)
+        self._stepper.submit(Trajectory(self._arrays.upload(decoded), path), stream)
 
     def _say_once(self, decoded: object, path: str) -> None:
         fallback = path == "two-batch" and decoded.negative_context is None
@@ -62,35 +62,14 @@ class TritonPythonModel:
             self._said.add(path)
             pb_utils.Logger.log_warn(f"{GUIDED} is not loaded: guidance runs as two-batch, at up to 1.6 times the compute")
 
-    async def _denoise(self, path: str, tensors: dict[str, np.ndarray]) -> np.ndarray:
-        call = pb_utils.InferenceRequest(
-            model_name=GUIDED if path == "guided" else PLAIN,
-            requested_output_names=["velocity"],
-            inputs=[pb_utils.Tensor(name, value) for name, value in tensors.items()],
-        )
-        response = await call.async_exec()
-        if response.has_error():
-            raise RuntimeError(f"{call.model_name()} failed: {response.error().message()}")
-        return pb_utils.get_output_tensor_by_name(response, "velocity").as_numpy()
-
-
-class Overloaded(RuntimeError):
-    """Refused at once because too much is in progress."""
-
-
-class Cancelled(RuntimeError):
-    """The client went away, or its deadline passed."""
-
-
-# Exception class -> the name of its code in pb_utils.TritonError, which Triton adds to the module only after import.
-_CODES = {ValueError: "INVALID_ARG", NoDenoiser: "NOT_FOUND", Overloaded: "UNAVAILABLE", Cancelled: "CANCELLED"}
-
 
 class _Stream:
     """One request's responses (stepper.Sink)."""
 
-    def __init__(self, request: object) -> None:
+    def __init__(self, request: object, arrays: Arrays, metrics: Metrics) -> None:
         self._sender = request.get_response_sender()
+        self._arrays = arrays
+        self._metrics = metrics
         self._errors_as_outputs = ERRORS_AS_OUTPUTS in json.loads(request.parameters() or "{}")
         timeout_us = request.timeout()
         self._deadline = time.monotonic() + timeout_us / 1e6 if timeout_us else None
@@ -99,7 +78,7 @@ class _Stream:
         if self._sender.is_cancelled():
             return Cancelled("the client cancelled")
         if self._deadline is not None and time.monotonic() > self._deadline:
-            return Cancelled("the request's deadline has passed")
+            return Expired("the request's deadline has passed")
         return None
 
     def step(self, trajectory: Trajectory) -> None:
@@ -110,18 +89,27 @@ class _Stream:
             pb_utils.Tensor("path", np.array([trajectory.path.encode()], np.object_)),
         ]
         if trajectory.preview_due:
-            outputs.append(pb_utils.Tensor("latents", trajectory.latents))
+            outputs.append(pb_utils.Tensor("latents", self._arrays.host(trajectory.latents)))
+            self._metrics.moved("response", trajectory.latents.nbytes)
         self._sender.send(pb_utils.InferenceResponse(outputs), flags=_FINAL if trajectory.done else 0)
 
     def fail(self, error: Exception) -> None:
-        code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "INTERNAL")
+        name = code(error)
         if self._errors_as_outputs:
             answer = pb_utils.InferenceResponse(
-                [pb_utils.Tensor("path", np.array([code.encode(), str(error).encode()], np.object_))]
+                [pb_utils.Tensor("path", np.array([name.encode(), str(error).encode()], np.object_))]
             )
-        else:
-            answer = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code)))
+        else:  # Triton adds TritonError to its module only after models are imported, so it is looked up here
+            answer = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, name)))
         self._sender.send(answer, flags=_FINAL)
+
+
+class _TritonLog(logging.Handler):
+    """The server's own log takes what the plain modules say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = pb_utils.Logger.log_error if record.levelno >= logging.ERROR else pb_utils.Logger.log_warn
+        (pb_utils.Logger.log_info if record.levelno < logging.WARNING else log)(self.format(record))
 
 
 def _tensors(request: object, names: list[str]) -> dict[str, np.ndarray]:

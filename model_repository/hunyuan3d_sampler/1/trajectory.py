@@ -1,4 +1,6 @@
-"""One request's way from noise to latents: decoded and checked, then stepped. numpy only; knows nothing of Triton.
+"""One request's way from noise to latents: decoded and checked, then stepped. Knows nothing of Triton.
+
+NumPy's functions here take CuPy arrays as well (arrays.py) and then work on the GPU.
 
 Axes: B samples of the request, L latent tokens, T context tokens.
 """
@@ -6,10 +8,11 @@ Axes: B samples of the request, L latent tokens, T context tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import schedules
+from outcomes import Ended, NoDenoiser
 from settings import Settings
 
 CHANNELS = 64
@@ -30,10 +33,6 @@ class SampleRequest:
     preview_every: int
 
 
-class NoDenoiser(LookupError):
-    """Nothing that is loaded can evaluate the request."""
-
-
 def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_latents: int | None) -> SampleRequest:
     """The request in `tensors` (optional ones left out), with the deployed defaults filled in.
 
@@ -42,8 +41,8 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_la
     if "context" not in tensors:  # Triton counts a request's inputs; another optional one in its place passes
         raise ValueError("context must be given, got none")
     context = _tokens(tensors, "context", MOST_CONTEXT)
-    if len(context) > settings.max_trajectories:
-        raise ValueError(f"context must be of at most {settings.max_trajectories} samples, got {len(context)}")
+    if len(context) > settings.largest_request:
+        raise ValueError(f"context must be of at most {settings.largest_request} samples, got {len(context)}")
     negative = _tokens(tensors, "negative_context", MOST_CONTEXT) if "negative_context" in tensors else None
     if negative is not None and negative.shape != context.shape:
         raise ValueError(f"negative_context must have context's shape {list(context.shape)}, got {list(negative.shape)}")
@@ -99,9 +98,16 @@ def _tokens(tensors: Mapping[str, np.ndarray], name: str, most: int) -> np.ndarr
     value = tensors[name]
     if value.ndim != 3 or 0 in value.shape or value.shape[1] > most:
         raise ValueError(f"{name} must be [batch, 1..{most} tokens, channels], got shape {list(value.shape)}")
-    if not np.isfinite(value).all():
+    if not _finite(value):
         raise ValueError(f"{name} must be finite, got NaN or Inf")
     return value
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether all is finite; float16 by its bits: np.isfinite takes 10 ms there for one context of v2-0, and all steps wait."""
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    return bool(array.view(np.int16).max() < 0x7C00 and array.view(np.uint16).max() < 0xFC00)
 
 
 def _scalar(tensors: Mapping[str, np.ndarray], name: str, default: object) -> object:
@@ -130,14 +136,42 @@ def choose_path(request: SampleRequest, settings: Settings, *, plain_ready: bool
     return wanted[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Samples start .. start + samples of a trajectory: its share of one denoiser call."""
+
+    trajectory: Trajectory
+    start: int
+    samples: int
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.start + self.samples)
+
+
 class Trajectory:
-    """The state of one request between steps."""
+    """The state of one request between steps. All its samples are at the same step; a step may take several calls."""
 
     def __init__(self, request: SampleRequest, path: str) -> None:
         self.request = request
         self.path = path
         self.latents = request.latents
         self.step = 0
+        self._taken = 0  # samples whose evaluation of this step has been given out
+        self._velocities: dict[int, np.ndarray] = {}  # start of a part -> its velocity
+
+    @property
+    def samples(self) -> int:
+        return len(self.latents)
+
+    @property
+    def waiting(self) -> int:
+        """Samples that are not yet part of a call of this step."""
+        return self.samples - self._taken
+
+    @property
+    def rows_per_sample(self) -> int:
+        return 2 if self.path == "two-batch" else 1
 
     @property
     def total(self) -> int:
@@ -156,11 +190,28 @@ class Trajectory:
         """Trajectories of equal (L, T, path) share a denoiser call, whatever their time, scale or schedule."""
         return (self.latents.shape[1], self.request.context.shape[1], self.path)
 
-    def advance(self, velocity: np.ndarray) -> None:
-        """One Euler step in float32; then over steps of size 0 (flow_match's last), which change nothing.
+    def take(self, most: int) -> Part:
+        """The next samples of this step, at most `most`, to be evaluated."""
+        part = Part(self, self._taken, min(most, self.waiting))
+        self._taken += part.samples
+        return part
+
+    def receive(self, part: Part, velocity: np.ndarray) -> bool:
+        """Takes one part's velocity [samples, L, 64]; True once all have come and the step is done.
 
         Raises FloatingPointError when the state is no longer finite.
         """
+        self._velocities[part.start] = velocity
+        if sum(len(values) for values in self._velocities.values()) < self.samples:
+            return False
+        parts = [self._velocities[start] for start in sorted(self._velocities)]
+        self._advance(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        self._taken = 0
+        self._velocities.clear()
+        return True
+
+    def _advance(self, velocity: np.ndarray) -> None:
+        """One Euler step in float32; then over steps of size 0 (flow_match's last), which change nothing."""
         sigmas = self.request.sigmas
         self.latents = self.latents + np.float32(sigmas[self.step + 1] - sigmas[self.step]) * velocity
         self.step += 1
@@ -175,38 +226,51 @@ class Trajectory:
         return self.done or (every > 0 and self.step % every == 0)
 
 
-def denoiser_inputs(trajectories: list[Trajectory]) -> dict[str, np.ndarray]:
-    """One denoiser call's tensors for trajectories of one group, [R] rows; two-batch: R conditional, then R unconditional."""
-    latents = np.concatenate([item.latents for item in trajectories])
-    context = np.concatenate([item.request.context for item in trajectories])
-    path = trajectories[0].path
-    t = _rows(trajectories, [item.t for item in trajectories])
-    scale = _rows(trajectories, [item.request.guidance_scale for item in trajectories])
+def context_rows(parts: Sequence[Part]) -> np.ndarray:
+    """The context of one call, [R, T, 1536]: what stays the same from step to step. two-batch: the negative ones behind."""
+    own = [part.trajectory.request.context[part.slice] for part in parts]
+    if parts[0].trajectory.path != "two-batch":
+        return _stacked(own)
+    negatives = [part.trajectory.request.negative_context for part in parts]
+    zeros = zip(parts, negatives, own, strict=True)
+    return _stacked([*own, *(np.zeros_like(c) if n is None else n[part.slice] for part, n, c in zeros)])
+
+
+def state_rows(parts: Sequence[Part]) -> dict[str, np.ndarray]:
+    """One call's other tensors for parts of one group, [R] rows; two-batch: R conditional, then R unconditional."""
+    path = parts[0].trajectory.path
+    latents = _stacked([part.trajectory.latents[part.slice] for part in parts])
+    t = _rows(parts, [part.trajectory.t for part in parts])
     if path == "two-batch":
-        negative = np.concatenate(
-            [
-                np.zeros_like(item.request.context) if item.request.negative_context is None else item.request.negative_context
-                for item in trajectories
-            ]
-        )
-        return {
-            "latents": np.concatenate([latents, latents]),
-            "t": np.concatenate([t, t]),
-            "context": np.concatenate([context, negative]),
-        }
-    extra = {"guided": {"guidance_scale": scale}, "distilled": {"guidance": scale}, "plain": {}}[path]
-    return {"latents": latents, "t": t, "context": context, **extra}
+        return {"latents": np.concatenate([latents, latents]), "t": np.concatenate([t, t])}
+    extra = {"guided": {"guidance_scale": _scales(parts)}, "distilled": {"guidance": _scales(parts)}, "plain": {}}[path]
+    return {"latents": latents, "t": t, **extra}
 
 
-def combine(trajectories: list[Trajectory], output: np.ndarray) -> np.ndarray:
-    """The denoiser's output -> velocity [R, L, 64]: two-batch combines its branches, the other paths have nothing to do."""
-    if trajectories[0].path != "two-batch":
+def combine(parts: Sequence[Part], output: np.ndarray) -> np.ndarray:
+    """The denoiser's output -> velocity [R, L, 64]: two-batch combines its branches, the other paths have nothing to do.
+
+    Raises Ended for an output of another shape.
+    """
+    trajectory = parts[0].trajectory
+    rows = trajectory.rows_per_sample * sum(part.samples for part in parts)
+    if output.shape != (rows, *trajectory.latents.shape[1:]):
+        raise Ended(f"velocity must be {[rows, *trajectory.latents.shape[1:]]}, got {list(output.shape)}")
+    if trajectory.path != "two-batch":
         return output
     conditional, unconditional = np.split(output, 2)
-    scale = _rows(trajectories, [item.request.guidance_scale for item in trajectories])[:, :, None]
-    return unconditional + scale * (conditional - unconditional)
+    return unconditional + _scales(parts)[:, :, None] * (conditional - unconditional)
 
 
-def _rows(trajectories: list[Trajectory], values: list[float]) -> np.ndarray:
-    """One value for each trajectory -> one for each of its samples, [R, 1] float32."""
-    return np.repeat(np.asarray(values, np.float32), [len(item.latents) for item in trajectories])[:, None]
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _scales(parts: Sequence[Part]) -> np.ndarray:
+    return _rows(parts, [part.trajectory.request.guidance_scale for part in parts])
+
+
+def _rows(parts: Sequence[Part], values: list[float]) -> np.ndarray:
+    """One value for each part -> one for each of its samples, [R, 1] float32, on the device of the latents."""
+    column = np.asarray(values, np.float32, like=parts[0].trajectory.latents)
+    return np.repeat(column, [part.samples for part in parts])[:, None]

@@ -1,0 +1,111 @@
+"""The denoisers as the stepper sees them: calls between models, with a time limit, and revival after a death.
+
+When a denoiser's Python process dies, Triton answers each call of it with an error, says that it is ready and leaves it
+dead; to unload it and load it again is what brings it back (measured on 2.51). An error alone does not tell a dead process from an
+evaluation that failed, so after one the smallest evaluation there is decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import numpy as np
+from arrays import Arrays
+from metrics import Metrics
+from outcomes import Ended, NoDenoiser
+from settings import Settings
+from trajectory import CHANNELS
+
+PLAIN, GUIDED = "hunyuan3d_dit", "hunyuan3d_dit_guided"
+_CONTEXT_WIDTH = 1536
+_PROBE_S = 60.0  # it may wait behind others' evaluations
+
+logger = logging.getLogger(__name__)
+
+
+class Denoisers:
+    """stepper.Denoiser by calls between models; `triton` is pb_utils."""
+
+    def __init__(self, triton: Any, settings: Settings, arrays: Arrays, metrics: Metrics) -> None:
+        self._triton = triton
+        self._settings = settings
+        self._arrays = arrays
+        self._metrics = metrics
+        self._revivals: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def plain_ready(self) -> bool:
+        return self._ready(PLAIN)
+
+    @property
+    def guided_ready(self) -> bool:
+        return not self._settings.guidance_embed and self._ready(GUIDED)
+
+    def _ready(self, model: str) -> bool:
+        return model in self._revivals or self._triton.is_model_ready(model)  # calls wait for a revival
+
+    def hold(self, context: Any) -> Any:
+        """A tensor that calls can take again and again: it is copied into Triton's memory by the first of them only."""
+        self._metrics.moved("context", context.nbytes)
+        return self._arrays.tensor("context", context)
+
+    async def velocity(self, path: str, state: dict[str, Any], context: Any) -> Any:
+        """One evaluation. Raises NoDenoiser when the model is not there, Ended when it fails or takes too long."""
+        model = GUIDED if path == "guided" else PLAIN
+        if (revival := self._revivals.get(model)) is not None:
+            await asyncio.shield(revival)
+        self._metrics.moved("state", sum(array.nbytes for array in state.values()))
+        tensors = [*(self._arrays.tensor(name, array) for name, array in state.items()), context]
+        try:
+            velocity = await self._call(model, tensors, self._settings.evaluation_timeout_s)
+        except Ended as error:
+            if not self._ready(model):
+                raise NoDenoiser(f"{model} must stay loaded, got unloaded\nhint: load it again") from error
+            if self._settings.restart_denoiser and model not in self._revivals:
+                task = asyncio.get_running_loop().create_task(self._revive(model))
+                self._revivals[model] = task
+                task.add_done_callback(lambda _: self._revivals.pop(model))
+            raise
+        self._metrics.moved("velocity", velocity.nbytes)
+        return velocity
+
+    async def _call(self, model: str, tensors: list[Any], limit_s: float) -> Any:
+        request = self._triton.InferenceRequest(
+            model_name=model, requested_output_names=["velocity"], inputs=tensors, **self._arrays.call_options()
+        )
+        try:
+            response = await asyncio.wait_for(request.async_exec(), limit_s)
+        except asyncio.TimeoutError:
+            raise Ended(
+                f"{model} must answer within {limit_s:g} s, got nothing\nhint: raise evaluation_timeout_s in hunyuan3d_sampler's config.pbtxt"
+            ) from None
+        except self._triton.TritonModelException as error:
+            raise Ended(f"{model} must answer, got {error}") from error
+        if response.has_error():
+            raise Ended(f"{model} must answer, got {response.error().message()}")
+        return self._arrays.array(self._triton.get_output_tensor_by_name(response, "velocity"))
+
+    async def _revive(self, model: str) -> None:
+        try:
+            await self._call(model, self._smallest(model), min(_PROBE_S, self._settings.evaluation_timeout_s))
+            return
+        except Ended as error:
+            logger.warning("%s fails even the smallest evaluation, it is loaded again: %s", model, error)
+        try:  # to load alone would do nothing: Triton takes an unchanged model for a loaded one
+            await asyncio.to_thread(self._triton.unload_model, model_name=model)
+            await asyncio.to_thread(self._triton.load_model, model_name=model)
+        except Exception:
+            logger.exception("%s must load again", model)
+
+    def _smallest(self, model: str) -> list[Any]:
+        """Inputs of one row of one token each."""
+        scale = "guidance_scale" if model == GUIDED else "guidance" if self._settings.guidance_embed else None
+        inputs = {
+            "latents": np.zeros((1, 1, CHANNELS), np.float32),
+            "t": np.zeros((1, 1), np.float32),
+            "context": np.zeros((1, 1, _CONTEXT_WIDTH), np.float16),
+            **({scale: np.ones((1, 1), np.float32)} if scale else {}),
+        }
+        return [self._triton.Tensor(name, array) for name, array in inputs.items()]

@@ -1,0 +1,59 @@
+"""What the sampler counts, on Triton's /metrics beside the server's own (names begin with hunyuan3d_)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from outcomes import OUTCOMES
+from trajectory import PATHS
+
+_ROWS = [1, 2, 4, 8, 16, 32, 64]
+_SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+MOVED = ("state", "context", "velocity", "response")
+
+
+class Metrics:
+    """stepper.Observer, and the bytes that tensors take; `family` is pb_utils.MetricFamily."""
+
+    def __init__(self, family: Any) -> None:
+        self._families: list[Any] = []  # a metric dies with its family
+
+        def metric(
+            kind: str, name: str, description: str, label: str, values: tuple[str, ...], **options: Any
+        ) -> dict[str, Any]:
+            self._families.append(family(name=f"hunyuan3d_{name}", description=description, kind=getattr(family, kind)))
+            return {value: self._families[-1].Metric(labels={label: value} if label else {}, **options) for value in values}
+
+        self._load = {
+            name: metric("GAUGE", f"{name}_samples", f"Samples that are {name}", "", ("",))[""] for name in ("active", "queued")
+        }
+        self._steps = metric("COUNTER", "steps_total", "Steps made, of all samples", "", ("",))[""]
+        self._evaluations = metric("COUNTER", "evaluations_total", "Denoiser calls", "path", PATHS)
+        self._requests = metric("COUNTER", "requests_total", "Requests ended", "outcome", OUTCOMES)
+        self._moved = metric(
+            "COUNTER", "moved_bytes_total", "Bytes handed to the denoiser, to clients and back", "tensor", MOVED
+        )
+        self._rows = metric("HISTOGRAM", "batch_rows", "Rows of a denoiser call", "", ("",), buckets=_ROWS)[""]
+        self._seconds = metric("HISTOGRAM", "evaluation_seconds", "Time of a denoiser call", "", ("",), buckets=_SECONDS)[""]
+        self._last_load: dict[str, int] = {}
+
+    def load(self, active: int, queued: int) -> None:
+        for name, value in (("active", active), ("queued", queued)):
+            if self._last_load.get(name) != value:  # setting one costs 20 us
+                self._last_load[name] = value
+                self._load[name].set(value)
+
+    def evaluated(self, path: str, rows: int, seconds: float) -> None:
+        self._evaluations[path].increment(1)
+        self._rows.observe(rows)
+        self._seconds.observe(seconds)
+
+    def stepped(self, samples: int) -> None:
+        self._steps.increment(samples)
+
+    def ended(self, outcome: str) -> None:
+        self._requests[outcome].increment(1)
+
+    def moved(self, tensor: str, size_bytes: int) -> None:
+        """`tensor` is one of MOVED."""
+        self._moved[tensor].increment(size_bytes)

@@ -1,0 +1,129 @@
+"""Stand-ins at the stepper's seams: a denoiser that is a formula, clients that keep what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from settings import Settings
+from stepper import Stepper
+from trajectory import SampleRequest, Trajectory
+
+PARAMETERS = {
+    "steps": "50",
+    "guidance_scale": "5",
+    "schedule": "flow_match",
+    "guidance_embed": "false",
+    "max_batch": "8",
+    "max_tokens_per_step": "1000",
+    "max_trajectories": "64",
+    "max_queued": "16",
+    "lanes": "1",
+    "queue_timeout_s": "60",
+    "total_timeout_s": "600",
+    "evaluation_timeout_s": "30",
+    "arrays": "numpy",
+    "restart_denoiser": "true",
+}
+
+
+@dataclasses.dataclass
+class Recorder:
+    """A sink that keeps what it is told."""
+
+    steps: list[int] = dataclasses.field(default_factory=list)
+    final: np.ndarray | None = None
+    error: Exception | None = None
+    gone: bool = False
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+    def cancelled(self) -> Exception | None:
+        return RuntimeError("gone") if self.gone else None
+
+    def step(self, trajectory: Trajectory) -> None:
+        assert not self.ended.is_set()
+        self.steps.append(trajectory.step)
+        if trajectory.done:
+            self.final = trajectory.latents
+            self.ended.set()
+
+    def fail(self, error: Exception) -> None:
+        assert not self.ended.is_set()
+        self.error = error
+        self.ended.set()
+
+
+class Denoiser:
+    """An asynchronous denoiser: velocity = t - latents. `calls` are (path, rows, L); `at` runs code during the n-th call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+        self.held = 0
+        self.running = self.most_running = 0
+        self.at: dict[int, Callable[[], None]] = {}
+        self.bad: Callable[[dict[str, np.ndarray]], np.ndarray | None] = lambda _tensors: None
+
+    def hold(self, context: np.ndarray) -> np.ndarray:
+        self.held += 1
+        return context
+
+    async def velocity(self, path: str, state: dict[str, np.ndarray], context: np.ndarray) -> np.ndarray:
+        tensors = {**state, "context": context}
+        rows, length = tensors["latents"].shape[:2]
+        assert {len(value) for value in tensors.values()} == {rows} and tensors["t"].shape == (rows, 1)
+        self.calls.append((path, rows, length))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        self.at.pop(len(self.calls), lambda: None)()
+        answer = self.bad(tensors)
+        return tensors["t"][:, :, None] - tensors["latents"] if answer is None else answer
+
+    @property
+    def rows(self) -> list[int]:
+        return [rows for _, rows, _ in self.calls]
+
+
+class Counts:
+    """An observer that adds up."""
+
+    def __init__(self) -> None:
+        self.active = self.queued = self.steps = 0
+        self.rows: list[tuple[str, int]] = []
+        self.outcomes: list[str] = []
+
+    def load(self, active: int, queued: int) -> None:
+        self.active, self.queued = active, queued
+
+    def evaluated(self, path: str, rows: int, seconds: float) -> None:
+        assert seconds >= 0
+        self.rows.append((path, rows))
+
+    def stepped(self, samples: int) -> None:
+        self.steps += samples
+
+    def ended(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+
+def make_stepper(denoiser: Denoiser, counts: Counts | None = None, **limits: object) -> Stepper:
+    """A Stepper with PARAMETERS, some of them replaced."""
+    return Stepper(denoiser, dataclasses.replace(Settings.parse(PARAMETERS), **limits), counts or Counts())
+
+
+def expected(request: SampleRequest) -> np.ndarray:
+    state = request.latents
+    for now, later in zip(request.sigmas[:-1], request.sigmas[1:], strict=True):
+        state = state + np.float32(later - now) * (np.float32(now) - state)
+    return state
+
+
+async def run_together(stepper: Stepper, requests: Sequence[SampleRequest], path: str = "guided") -> list[Recorder]:
+    sinks = [Recorder() for _ in requests]
+    for request, sink in zip(requests, sinks, strict=True):
+        stepper.submit(Trajectory(request, path), sink)
+    await asyncio.gather(*(sink.ended.wait() for sink in sinks))
+    return sinks
