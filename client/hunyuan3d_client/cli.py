@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import errors
+from . import contract, errors
 from .blocking import Client
 from .requests import Step
 
@@ -103,7 +103,7 @@ def sample(
     num_latents: Annotated[int | None, typer.Option(help="L of the drawn noise.")] = None,
     latents: Annotated[Path | None, typer.Option(help="Initial noise [B, L, 64] instead of a seed.")] = None,
     negative_context: Annotated[Path | None, typer.Option(help="Replaces the zeros of the unconditional branch.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="flow_match or consistency.")] = None,
+    schedule: Annotated[str | None, typer.Option(help=" or ".join(contract.SCHEDULES))] = None,
     url: Url = "localhost:8001",
     timeout_s: Timeout = None,
     as_json: Json = False,

@@ -19,10 +19,9 @@ from .transport import ModelInfo, Tensors
 
 Array = npt.NDArray[Any]
 Scalars = float | Sequence[float] | Array
-MOST_STEPS: Mapping[str, int] = {"flow_match": 1000, "consistency": 100}  # by schedule
 _RANGES: Mapping[str, tuple[int, int]] = {
     "num_latents": (contract.AXES["L"].min, contract.AXES["L"].max),
-    "preview_every": (0, max(MOST_STEPS.values())),
+    "preview_every": (0, max(contract.SCHEDULES.values())),
 }
 
 
@@ -65,11 +64,11 @@ def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
     """The sampler's inputs, for any B. An option that is None is left out, so the deployed preset's default holds."""
     given = {"context": context, **{name: value for name, value in options.items() if value is not None}}
     schedule = given.get("schedule", "flow_match")
-    if not isinstance(schedule, str) or schedule not in MOST_STEPS:
-        raise invalid("schedule", " or ".join(MOST_STEPS), repr(schedule), "leave it out for the deployed preset's own")
+    if not isinstance(schedule, str) or schedule not in contract.SCHEDULES:
+        raise invalid("schedule", " or ".join(contract.SCHEDULES), repr(schedule), "leave it out for the deployed preset's own")
     if "latents" in given and ("num_latents" in given or not np.array_equal(given.pop("seed", 0), 0)):
         raise invalid("num_latents and seed", "left out beside latents", "one of them", "they describe the noise to draw")
-    ranges = {**_RANGES, "steps": (1, MOST_STEPS[schedule])}
+    ranges = {**_RANGES, "steps": (1, contract.SCHEDULES[schedule])}
     axes: dict[str, int] = {}
     inputs: dict[str, Array] = {}
     for spec in contract.SAMPLER_INPUTS:  # the context first: it fixes B and T for the others

@@ -10,7 +10,7 @@ import schedules
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hunyuan3d_client import requests
+from hunyuan3d_client import contract
 from hunyuan3d_export import reference_sampler
 from hunyuan3d_export.dit.config import SCHEDULES
 
@@ -41,7 +41,7 @@ def test_consistency_takes_points_of_the_distilled_grid() -> None:
 
 @given(st.sampled_from(["flow_match", "consistency"]), st.integers(1, 1000))
 def test_from_noise_to_data(schedule: str, steps: int) -> None:
-    steps = min(steps, requests.MOST_STEPS[schedule])
+    steps = min(steps, contract.SCHEDULES[schedule])
     found = schedules.sigmas(schedule, steps)
     assert found.dtype == np.float64 and len(found) == steps + 1
     assert found[0] == 0 and found[-1] == 1
@@ -73,5 +73,5 @@ def test_reference_refuses_an_unknown_schedule() -> None:
 
 
 def test_names_and_limits_are_the_same_everywhere() -> None:
-    assert schedules.NAMES == SCHEDULES == tuple(requests.MOST_STEPS)
-    assert {name: most for name, (_, most) in schedules._SCHEDULES.items()} == dict(requests.MOST_STEPS)
+    assert schedules.NAMES == SCHEDULES == tuple(contract.SCHEDULES)
+    assert {name: most for name, (_, most) in schedules._SCHEDULES.items()} == dict(contract.SCHEDULES)
