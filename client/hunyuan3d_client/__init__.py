@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         Overloaded,
         ServerUnavailable,
     )
+    from .grpc_transport import GrpcTransport
     from .requests import Step, noise
-    from .transport import GrpcTransport, Health, InputInfo, MockTransport, ModelInfo, Request, StatusError, Transport
+    from .round_robin import RoundRobin
+    from .transport import Health, InputInfo, MockTransport, ModelInfo, Request, StatusError, Transport
 
 __all__ = [
     "AsyncClient",
@@ -36,6 +38,7 @@ __all__ = [
     "ModelNotReady",
     "Overloaded",
     "Request",
+    "RoundRobin",
     "ServerUnavailable",
     "StatusError",
     "Step",

@@ -7,12 +7,13 @@ import concurrent.futures
 import functools
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .client import AsyncClient, Latents
 from .errors import Cancelled, DeadlineExceeded
+from .grpc_transport import SharedMemory
 from .requests import Step
 from .transport import Transport
 
@@ -141,14 +142,22 @@ class Client:
 
     def __init__(
         self,
-        url: str = "localhost:8001",
+        url: str | Sequence[str] | None = None,
         *,
         transport: Transport | None = None,
         timeout_s: float = 300.0,
         max_in_flight: int = 64,
         retries: int = 2,
+        shared_memory: SharedMemory = "auto",
     ) -> None:
-        self._client = AsyncClient(url, transport=transport, timeout_s=timeout_s, max_in_flight=max_in_flight, retries=retries)
+        self._client = AsyncClient(
+            url,
+            transport=transport,
+            timeout_s=timeout_s,
+            max_in_flight=max_in_flight,
+            retries=retries,
+            shared_memory=shared_memory,
+        )
         self._loop = _Loop(self._client)
         self._end = weakref.finalize(self, self._loop.end)
 

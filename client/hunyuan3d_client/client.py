@@ -20,34 +20,44 @@ import numpy.typing as npt
 from . import contract, requests
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, one
+from .grpc_transport import GrpcTransport, SharedMemory
 from .requests import Scalars, Step
-from .transport import GrpcTransport, Health, ModelInfo, Request, Transport
+from .round_robin import RoundRobin
+from .transport import Health, ModelInfo, Request, Transport
 
 Inputs = dict[str, npt.NDArray[Any]]
 Latents = npt.NDArray[np.float32]
 _LONGEST_S = 86_400.0
+_DEFAULT_URL = "localhost:8001"
 
 
 class AsyncClient:
-    """A client for asyncio. One channel; at most `max_in_flight` requests on it, others wait within their timeout.
+    """A client for asyncio. At most `max_in_flight` requests at a time, others wait within their timeout.
 
+    `url` is a server's host:port, a list of several with the same models (calls take turns, see RoundRobin), or
+    dns:///name:port for all of a name's addresses; left out, localhost:8001. `transport` stands in for all that:
+    GrpcTransport with TLS or headers, RoundRobin, MockTransport. `shared_memory`: see GrpcTransport.
     `timeout_s` is the default of every call. A request that was refused or not delivered is sent again up to `retries`
-    times, with exponential backoff and jitter and within a budget of all calls; one answered in part never is. `transport` replaces the plain
-    gRPC channel to `url`: GrpcTransport with TLS or headers, or MockTransport.
+    times, with exponential backoff and jitter and within a budget of all calls; one answered in part never is.
     """
 
     def __init__(
         self,
-        url: str = "localhost:8001",
+        url: str | Sequence[str] | None = None,
         *,
         transport: Transport | None = None,
         timeout_s: float = 300.0,
         max_in_flight: int = 64,
         retries: int = 2,
+        shared_memory: SharedMemory = "auto",
     ) -> None:
         if max_in_flight < 1 or retries < 0:
             raise invalid("max_in_flight and retries", "at least 1 and 0", (max_in_flight, retries), "leave them out")
-        self._transport: Transport = transport or GrpcTransport(url)
+        if transport is not None and (url is not None or shared_memory != "auto"):
+            raise invalid(
+                "url and shared_memory", "left out beside transport", (url, shared_memory), "give them to the transport"
+            )
+        self._transport: Transport = transport or _connected(_DEFAULT_URL if url is None else url, shared_memory)
         self._exchange = Exchange(self._transport, max_in_flight=max_in_flight, retries=retries)
         self._timeout_s = timeout_s
 
@@ -181,7 +191,7 @@ class AsyncClient:
             return model, requests.conform(inputs, model)
 
     async def _velocity(self, model: str, inputs: Inputs, deadline: float) -> Latents:
-        request = Request(model, inputs, uuid.uuid4().hex)
+        request = Request(model, inputs, uuid.uuid4().hex, output_bytes={"velocity": inputs["latents"].nbytes})
         parse = functools.partial(requests.velocity, like=inputs["latents"])
         return await one(self._exchange.infer(request, parse, deadline=deadline))
 
@@ -203,3 +213,9 @@ class AsyncClient:
                 "timeout_s", f"seconds, above 0 and at most {_LONGEST_S}", repr(limit_s), "leave it out for the client's"
             )
         return time.monotonic() + limit_s
+
+
+def _connected(url: str | Sequence[str], shared_memory: SharedMemory) -> Transport:
+    if isinstance(url, str):
+        return GrpcTransport(url, shared_memory=shared_memory)
+    return RoundRobin([GrpcTransport(each, shared_memory=shared_memory) for each in url])

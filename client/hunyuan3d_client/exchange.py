@@ -137,7 +137,7 @@ class Exchange:
             kind = DeadlineExceeded
         elif failure.status in (grpc.StatusCode.UNAVAILABLE, None) and not answered:
             try:
-                ready = await self._transport.model_ready(model, timeout_s=_PROBE_S)
+                ready = await (failure.server or self._transport).model_ready(model, timeout_s=_PROBE_S)
                 kind = ModelNotReady if not ready else Overloaded if failure.status else ModelFailed
             except StatusError:
                 kind = ServerUnavailable
@@ -158,6 +158,9 @@ async def one(answers: AsyncGenerator[R, None]) -> R:
 
 
 def _safe_to_repeat(error: Hunyuan3DError) -> bool:
+    if error.status is grpc.StatusCode.UNAVAILABLE and isinstance(error, ModelNotReady):
+        cause = error.__cause__
+        return isinstance(cause, StatusError) and cause.server is not None  # another server may be ready
     lost = isinstance(error, ServerUnavailable) and error.status is grpc.StatusCode.UNAVAILABLE
     return lost or isinstance(error, Overloaded)
 

@@ -1,16 +1,14 @@
-"""How a request reaches a server: the Transport protocol, gRPC, and a mock for tests. Only this file imports tritonclient."""
+"""What a client needs of a server: the Transport protocol, and a mock of it for your tests. See grpc_transport.py for the wire."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
 import numpy as np
 import numpy.typing as npt
-import tritonclient.grpc.aio as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from . import contract
 
@@ -18,21 +16,26 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 class StatusError(Exception):
-    """A transport's only error: a gRPC status (None where the server gave a message alone) and the server's words."""
+    """A transport's only error: a gRPC status (None where the server gave a message alone) and the server's words.
+
+    `server` is the one that failed, where the transport stands for several.
+    """
 
     def __init__(self, status: grpc.StatusCode | None, message: str) -> None:
         super().__init__(message)
         self.status = status
+        self.server: Transport | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One inference. `streamed`: of a decoupled model, which answers many times."""
+    """One inference. `streamed`: of a decoupled model, which answers many times. `output_bytes`: sizes known beforehand."""
 
     model: str
     inputs: Tensors
     request_id: str
     streamed: bool = False
+    output_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,136 +77,14 @@ class Transport(Protocol):
     def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         """The answers of one request (one, unless streamed). Closing the generator cancels the request."""
 
-    async def model_ready(self, name: str, *, timeout_s: float) -> bool: ...
+    async def model_ready(self, name: str, *, timeout_s: float) -> bool:
+        """Whether the model is; of "", whether the server is live."""
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo: ...
 
     async def health(self, *, timeout_s: float) -> Health: ...
 
     async def close(self) -> None: ...
-
-
-# Triton answers a ping that comes sooner than 300 s after the last with GOAWAY, so keep-alive is slower than that.
-CHANNEL_OPTIONS: Mapping[str, int] = {
-    "grpc.max_send_message_length": -1,
-    "grpc.max_receive_message_length": -1,
-    "grpc.keepalive_time_ms": 310_000,
-    "grpc.keepalive_timeout_ms": 20_000,
-    "grpc.http2.max_pings_without_data": 0,
-    "grpc.initial_reconnect_backoff_ms": 200,
-    "grpc.max_reconnect_backoff_ms": 2_000,
-}
-# Without this header the errors of a stream carry no status (Triton >= 24.08).
-STREAM_HEADERS: Mapping[str, str] = {"triton_grpc_error": "true"}
-
-
-class GrpcTransport:
-    """One gRPC channel to Triton, opened by the first call in the event loop of that call.
-
-    `credentials` of grpc.ssl_channel_credentials() turn TLS (or mTLS) on; `headers` go with every call (a bearer
-    token); `options` add to or replace CHANNEL_OPTIONS.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        headers: Mapping[str, str] | None = None,
-        options: Mapping[str, str | int] | None = None,
-    ) -> None:
-        self._url = url
-        self._credentials = credentials
-        self._headers = dict(headers or {})
-        self._options = list({**CHANNEL_OPTIONS, **(options or {})}.items())
-        self._opened: triton.InferenceServerClient | None = None
-
-    @property
-    def _client(self) -> triton.InferenceServerClient:
-        if self._opened is None:
-            self._opened = triton.InferenceServerClient(self._url, creds=self._credentials, channel_args=self._options)
-        return self._opened
-
-    async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
-        fields = {
-            "model_name": request.model,
-            "inputs": [_input(name, array) for name, array in request.inputs.items()],
-            "request_id": request.request_id,
-            "timeout": max(1, int(timeout_s * 1e6)),  # microseconds; enforced by the model, also where cancelling cannot reach
-        }
-        if not request.streamed:
-            yield _tensors(await self._call("infer", **fields, timeout_s=timeout_s))
-            return
-        headers = {**self._headers, **STREAM_HEADERS}
-        try:
-            answers = self._client.stream_infer(_once(fields), stream_timeout=timeout_s, headers=headers)
-        except grpc.aio.UsageError as closed:
-            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
-        try:
-            async for result, error in answers:
-                if error is not None:
-                    raise StatusError(None, error.message())
-                yield _tensors(result)
-        except grpc.RpcError as error:
-            raise StatusError(error.code(), error.details()) from None
-        finally:
-            answers.cancel()
-
-    async def model_ready(self, name: str, *, timeout_s: float) -> bool:
-        return bool(await self._call("is_model_ready", name, timeout_s=timeout_s))
-
-    async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
-        metadata = await self._call("get_model_metadata", name, timeout_s=timeout_s)
-        config = (await self._call("get_model_config", name, timeout_s=timeout_s)).config
-        optional = {tensor.name for tensor in config.input if tensor.optional}
-        return ModelInfo(
-            name=name,
-            version=",".join(metadata.versions),
-            platform=config.platform or config.backend,
-            file=config.default_model_filename,
-            max_batch_size=config.max_batch_size,
-            inputs={i.name: InputInfo(i.datatype, tuple(i.shape), i.name in optional) for i in metadata.inputs},
-            parameters={key: value.string_value for key, value in sorted(config.parameters.items())},
-        )
-
-    async def health(self, *, timeout_s: float) -> Health:
-        live = await self._call("is_server_live", timeout_s=timeout_s)
-        ready = await self._call("is_server_ready", timeout_s=timeout_s)
-        server = await self._call("get_server_metadata", timeout_s=timeout_s)
-        models = []
-        for entry in (await self._call("get_model_repository_index", timeout_s=timeout_s)).models:
-            if entry.state == "READY":
-                models.append(await self.model_info(entry.name, timeout_s=timeout_s))
-            else:
-                models.append(ModelInfo(entry.name, entry.version, ready=False))
-        return Health(live, ready, server.version, tuple(models))
-
-    async def close(self) -> None:
-        if self._opened is not None:
-            await self._opened.close()
-
-    async def _call(self, method: str, /, *args: str, timeout_s: float, **fields: object) -> Any:
-        try:
-            call = getattr(self._client, method)
-            return await call(*args, **fields, headers=self._headers, client_timeout=timeout_s)
-        except InferenceServerException as error:
-            status = error.status()  # "StatusCode.NAME"
-            raise StatusError(grpc.StatusCode[status.rpartition(".")[2]] if status else None, error.message()) from None
-        except grpc.aio.UsageError as closed:
-            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
-
-
-async def _once(fields: dict[str, object]) -> AsyncIterator[dict[str, object]]:
-    yield fields
-
-
-def _input(name: str, array: npt.NDArray[Any]) -> triton.InferInput:
-    tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    return tensor.set_data_from_numpy(array)
-
-
-def _tensors(result: triton.InferResult) -> Tensors:
-    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
 def _declared(spec: contract.ModelSpec) -> ModelInfo:
@@ -242,7 +123,7 @@ class MockTransport:
             raise
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:  # noqa: ARG002
-        return name in self.models and self.models[name].ready
+        return not name or (name in self.models and self.models[name].ready)
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
         if not await self.model_ready(name, timeout_s=timeout_s):

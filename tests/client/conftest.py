@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import mmap
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,14 +23,29 @@ from hunyuan3d_client.transport import Tensors
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
-def read(request: pb.ModelInferRequest, name: str) -> np.ndarray:
-    index = [tensor.name for tensor in request.inputs].index(name)
-    dtype = contract.NUMPY_DTYPES[request.inputs[index].datatype]
-    return np.frombuffer(request.raw_input_contents[index], dtype).reshape(request.inputs[index].shape)
+def place(parameters: Any) -> tuple[str, int, int] | None:
+    """Segment, first byte and end of a tensor in shared memory."""
+    if "shared_memory_region" not in parameters:
+        return None
+    start = parameters["shared_memory_offset"].int64_param
+    return parameters["shared_memory_region"].string_param, start, start + parameters["shared_memory_byte_size"].int64_param
 
 
-def respond(request: pb.ModelInferRequest, tensors: dict[str, np.ndarray]) -> pb.ModelInferResponse:
+def read(request: pb.ModelInferRequest, name: str, segments: Mapping[str, mmap.mmap] = MappingProxyType({})) -> np.ndarray:
+    contents = iter(request.raw_input_contents)  # none for a tensor in shared memory
+    for tensor in request.inputs:
+        placed = place(tensor.parameters)
+        content = segments[placed[0]][placed[1] : placed[2]] if placed else next(contents)
+        if tensor.name == name:
+            return np.frombuffer(content, contract.NUMPY_DTYPES[tensor.datatype]).reshape(tensor.shape)
+    raise KeyError(name)
+
+
+def respond(
+    request: pb.ModelInferRequest, tensors: dict[str, np.ndarray], segments: Mapping[str, mmap.mmap] = MappingProxyType({})
+) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+    placed = {output.name: place(output.parameters) for output in request.outputs}
     for name, array in tensors.items():
         datatype = next(key for key, dtype in contract.NUMPY_DTYPES.items() if np.dtype(dtype) == array.dtype)
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
@@ -34,6 +53,10 @@ def respond(request: pb.ModelInferRequest, tensors: dict[str, np.ndarray]) -> pb
             content = b"".join(len(item).to_bytes(4, "little") + item for item in array.ravel())
         else:
             content = array.tobytes()
+        if placed.get(name):
+            segment, start, end = placed[name]
+            segments[segment][start:end] = content
+            content = b""
         response.raw_output_contents.append(content)
     return response
 
@@ -52,6 +75,9 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.cancelled = threading.Event()
         self.hold_after = 0  # a trajectory stops after this step until the client cancels
         self.infos = 0
+        self.segments: dict[str, mmap.mmap] = {}
+        self.registrations = 0
+        self.shares = True  # False: registering a segment is refused
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -97,10 +123,31 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.config.input.add(name=spec.name, optional=spec.optional)
         return response
 
+    def SystemSharedMemoryRegister(self, request, context):
+        if not self.shares:
+            context.abort(grpc.StatusCode.INTERNAL, "unable to open the segment")
+        with Path(f"/dev/shm{request.key}").open("r+b") as file:
+            self.segments[request.name] = mmap.mmap(file.fileno(), request.byte_size)
+        self.registrations += 1
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def SystemSharedMemoryUnregister(self, request, context):  # noqa: ARG002
+        self.segments.pop(request.name).close()
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    def SystemSharedMemoryStatus(self, request, context):  # noqa: ARG002
+        response = pb.SystemSharedMemoryStatusResponse()
+        for name in self.segments:
+            response.regions[name].name = name
+        return response
+
     def ModelInfer(self, request, context):
         self._begin(request, context)
-        velocity = read(request, "latents") * read(request, "t").reshape(-1, 1, 1)
-        return respond(request, {"velocity": velocity})
+        wanted = [placed[0] for tensor in (*request.inputs, *request.outputs) if (placed := place(tensor.parameters))]
+        if not self.segments.keys() >= set(wanted):
+            context.abort(grpc.StatusCode.NOT_FOUND, "unable to find the segment")
+        velocity = read(request, "latents", self.segments) * read(request, "t", self.segments).reshape(-1, 1, 1)
+        return respond(request, {"velocity": velocity}, self.segments)
 
     def ModelStreamInfer(self, requests, context):
         for request in requests:
@@ -108,8 +155,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
             if self.text:
                 yield pb.ModelStreamInferResponse(error_message=self.text)
                 continue
-            total = int(read(request, "steps")[0])
-            drawn = [read(request, "seed")[0] for tensor in request.inputs if tensor.name == "seed"] or [0]
+            total = int(read(request, "steps", self.segments)[0])
+            drawn = [read(request, "seed", self.segments)[0] for tensor in request.inputs if tensor.name == "seed"] or [0]
             for step in range(1, total + 1):
                 tensors = {
                     "step": np.array([step], np.int32),
@@ -118,7 +165,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
                     "path": np.array([b"plain"], np.object_),
                 }
                 if step == total:
-                    tensors["latents"] = np.full((len(read(request, "context")), 3, 64), drawn[0], np.float32)
+                    tensors["latents"] = np.full((len(read(request, "context", self.segments)), 3, 64), drawn[0], np.float32)
                 yield pb.ModelStreamInferResponse(infer_response=respond(request, tensors))
                 if step == self.hold_after:
                     self.cancelled.wait(20)

@@ -1,0 +1,244 @@
+"""Requests on the wire: KServe v2 over gRPC, as Triton speaks it. Only this file imports tritonclient.
+
+Of tritonclient this takes the protocol's messages. Its client class copies every tensor three times before the socket
+does; here a request's big parts are joined once, and go through shared memory where the server is on the same host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from . import contract
+from .errors import invalid
+from .shared_memory import GONE, Pool, Segment, is_same_host
+from .transport import Health, InputInfo, ModelInfo, Request, StatusError, Tensors
+
+# Triton answers a ping that comes sooner than 300 s after the last with GOAWAY, so keep-alive is slower than that.
+CHANNEL_OPTIONS: Mapping[str, int] = {
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    "grpc.keepalive_time_ms": 310_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.http2.max_pings_without_data": 0,
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+}
+_BALANCED = {"grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})}
+# Without this header the errors of a stream carry no status (Triton >= 24.08).
+_STREAM_HEADERS = (("triton_grpc_error", "true"),)
+SharedMemory = bool | Literal["auto"]
+_SERVICE = "/inference.GRPCInferenceService/"
+_DATATYPES = {np.dtype(dtype): name for name, dtype in contract.NUMPY_DTYPES.items()}
+_RAW_INPUT_TAG = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])  # protobuf: field number, bytes
+
+
+class GrpcTransport:
+    """One gRPC channel to Triton, opened by the first call in the event loop of that call.
+
+    `credentials` of grpc.ssl_channel_credentials() turn TLS (or mTLS) on; `headers` go with every call (a bearer
+    token); `options` add to or replace CHANNEL_OPTIONS. Behind `dns:///name:port` calls take turns among the name's
+    addresses. `shared_memory` is where tensors of half a megabyte and more travel: "auto" uses it for a server on this
+    host that agrees, True insists (not with `dns:`, where servers are many), False never does. Raises InvalidInput.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        headers: Mapping[str, str] | None = None,
+        options: Mapping[str, str | int] | None = None,
+        shared_memory: SharedMemory = "auto",
+    ) -> None:
+        if shared_memory not in (True, False, "auto"):
+            raise invalid("shared_memory", "True, False or 'auto'", repr(shared_memory), "leave it out for 'auto'")
+        many = url.startswith("dns:")
+        if many and shared_memory is True:
+            raise invalid("shared_memory", "False or 'auto' for a dns: address", True, "list the servers' own addresses")
+        self._url = url
+        self._credentials = credentials
+        self._metadata = tuple((headers or {}).items())
+        self._options = list({**CHANNEL_OPTIONS, **(_BALANCED if many else {}), **(options or {})}.items())
+        self._channel: grpc.aio.Channel | None = None
+        wanted = shared_memory is True or (shared_memory == "auto" and is_same_host(url))
+        self._pool = Pool(self, insist=shared_memory is True) if wanted else None
+
+    def _open(self) -> None:
+        if self._channel is None:
+            channel = (
+                grpc.aio.insecure_channel(self._url, self._options)
+                if self._credentials is None
+                else grpc.aio.secure_channel(self._url, self._credentials, self._options)
+            )
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            self._infer = channel.unary_unary(f"{_SERVICE}ModelInfer", None, pb.ModelInferResponse.FromString)
+            self._stream = channel.stream_stream(f"{_SERVICE}ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
+            self._channel = channel
+
+    async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
+        """Streamed or not; a request in shared memory that the server forgot, as it restarted, is placed and sent again."""
+        for again in (True, False):
+            segment = await self._pool.take(request) if self._pool else None
+            landed = False
+            try:
+                async with aclosing(self._answers(request, segment, timeout_s)) as answers:
+                    async for answer in answers:
+                        yield answer
+                landed = True
+                return
+            except StatusError as failure:
+                if not (self._pool and segment) or failure.status in GONE:
+                    raise
+                landed = await self._pool.knows(segment)
+                if landed or not again:
+                    raise
+            finally:
+                if self._pool and segment:
+                    self._pool.give_back(segment, landed=landed)
+
+    async def _answers(self, request: Request, segment: Segment | None, timeout_s: float) -> AsyncGenerator[Tensors, None]:
+        self._open()
+        message = _message(request, segment, timeout_s)
+        call = None
+        try:
+            if not request.streamed:
+                yield _tensors(await self._infer(message, timeout=timeout_s, metadata=self._metadata), segment)
+                return
+            call = self._stream(_once(message), timeout=timeout_s, metadata=self._metadata + _STREAM_HEADERS)
+            async for response in call:
+                if response.error_message:
+                    raise StatusError(None, response.error_message)
+                yield _tensors(response.infer_response, segment)
+        except grpc.RpcError as error:
+            raise StatusError(error.code(), error.details()) from None
+        except grpc.aio.UsageError as closed:
+            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
+        finally:
+            if call is not None:
+                call.cancel()
+
+    async def model_ready(self, name: str, *, timeout_s: float) -> bool:
+        if not name:
+            return bool((await self._ask("ServerLive", pb.ServerLiveRequest(), timeout_s)).live)
+        return bool((await self._ask("ModelReady", pb.ModelReadyRequest(name=name), timeout_s)).ready)
+
+    async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
+        metadata = await self._ask("ModelMetadata", pb.ModelMetadataRequest(name=name), timeout_s)
+        config = (await self._ask("ModelConfig", pb.ModelConfigRequest(name=name), timeout_s)).config
+        optional = {tensor.name for tensor in config.input if tensor.optional}
+        return ModelInfo(
+            name=name,
+            version=",".join(metadata.versions),
+            platform=config.platform or config.backend,
+            file=config.default_model_filename,
+            max_batch_size=config.max_batch_size,
+            inputs={i.name: InputInfo(i.datatype, tuple(i.shape), i.name in optional) for i in metadata.inputs},
+            parameters={key: value.string_value for key, value in sorted(config.parameters.items())},
+        )
+
+    async def health(self, *, timeout_s: float) -> Health:
+        live = (await self._ask("ServerLive", pb.ServerLiveRequest(), timeout_s)).live
+        ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
+        server = await self._ask("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
+        models = []
+        for entry in (await self._ask("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)).models:
+            if entry.state == "READY":
+                models.append(await self.model_info(entry.name, timeout_s=timeout_s))
+            else:
+                models.append(ModelInfo(entry.name, entry.version, ready=False))
+        return Health(live, ready, server.version, tuple(models))
+
+    async def register(self, name: str, size_bytes: int, *, timeout_s: float) -> None:
+        request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size_bytes)
+        await self._ask("SystemSharedMemoryRegister", request, timeout_s)
+
+    async def unregister(self, name: str, *, timeout_s: float) -> None:
+        await self._ask("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name=name), timeout_s)
+
+    async def registered(self, *, timeout_s: float) -> set[str]:
+        return set((await self._ask("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(), timeout_s)).regions)
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.close()
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _ask(self, method: str, message: object, timeout_s: float) -> Any:
+        self._open()
+        try:
+            return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise StatusError(error.code(), error.details()) from None
+        except grpc.aio.UsageError as closed:
+            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
+
+
+async def _once(message: bytes) -> AsyncIterator[bytes]:
+    yield message
+
+
+def _message(request: Request, segment: Segment | None, timeout_s: float) -> bytes:
+    """A ModelInferRequest, serialized. Tensors that have a place in `segment` are written there and only pointed at."""
+    head = pb.ModelInferRequest(model_name=request.model, id=request.request_id)
+    # Microseconds; enforced by the model, also where cancelling cannot reach.
+    head.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
+    places = segment.places if segment else {}
+    parts: list[Any] = []
+    for name, array in request.inputs.items():
+        tensor = head.inputs.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
+        if segment and name in places:
+            segment.write(name, array)
+            _point(tensor.parameters, segment, name)
+        else:
+            content = serialize_byte_tensor(array).item() if array.dtype == np.object_ else np.ascontiguousarray(array)
+            parts += _RAW_INPUT_TAG, _varint(len(content) if isinstance(content, bytes) else content.nbytes), content
+    for name in request.output_bytes.keys() & places.keys():
+        _point(head.outputs.add(name=name).parameters, segment, name)
+    return b"".join([head.SerializeToString(), *parts])
+
+
+def _point(parameters: Any, segment: Segment | None, name: str) -> None:
+    assert segment is not None
+    place = segment.places[name]
+    parameters["shared_memory_region"].string_param = segment.name
+    parameters["shared_memory_byte_size"].int64_param = place.stop - place.start
+    parameters["shared_memory_offset"].int64_param = place.start
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits a byte, the lowest first, all but the last marked."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _tensors(response: Any, segment: Segment | None) -> Tensors:
+    """The outputs of a ModelInferResponse. Raises StatusError where they don't fit what it says of them."""
+    raw = iter(response.raw_output_contents)
+    try:
+        return {output.name: _tensor(output, raw, segment) for output in response.outputs}
+    except (KeyError, ValueError) as error:
+        message = f"each output must fit its datatype and shape, got {error}\nhint: see the server's version"
+        raise StatusError(grpc.StatusCode.INTERNAL, message) from error
+
+
+def _tensor(output: Any, raw: Any, segment: Segment | None) -> npt.NDArray[Any]:
+    content = next(raw, b"")  # there and empty for an output in shared memory
+    if segment is not None and not content and output.name in segment.places:
+        content = segment.read(output.name)
+    if output.datatype == "BYTES":
+        return np.asarray(deserialize_bytes_tensor(content)).reshape(output.shape)
+    return np.frombuffer(content, contract.NUMPY_DTYPES[output.datatype]).reshape(output.shape)

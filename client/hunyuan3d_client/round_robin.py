@@ -1,0 +1,112 @@
+"""Several servers as one: calls take turns among those that are up."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+import grpc
+
+from .errors import invalid
+from .transport import Health, ModelInfo, Request, StatusError, Tensors, Transport
+
+R = TypeVar("R")
+_ASK_S = 2.0
+_PAUSE_S = 0.5
+
+
+class RoundRobin:
+    """Transports to servers with the same models, as one transport.
+
+    A server joins when it says that it is ready. One that is UNAVAILABLE is left at once and asked until it is ready
+    again; what failed there is the client's to repeat. Queries (model_info, health) are answered by the next server in
+    turn. Raises InvalidInput for no server.
+    """
+
+    def __init__(self, servers: Sequence[Transport]) -> None:
+        if not servers:
+            raise invalid("servers", "at least one", "none", "list their addresses")
+        self._servers = tuple(servers)
+        self._up: deque[Transport] = deque()
+        self._any = itertools.cycle(self._servers)
+        # Those that are not up: the task that asks them, and whether it has had a first answer.
+        self._asked: dict[Transport, tuple[asyncio.Task[None], asyncio.Event]] = {}
+
+    async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
+        server = await self._next(request.model)
+        try:
+            async with aclosing(server.infer(request, timeout_s=timeout_s)) as answers:
+                async for answer in answers:
+                    yield answer
+        except StatusError as failure:
+            self._note(failure, server, request.model)
+            raise
+
+    async def model_ready(self, name: str, *, timeout_s: float) -> bool:
+        return await self._query(name, lambda server: server.model_ready(name, timeout_s=timeout_s))
+
+    async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
+        return await self._query(name, lambda server: server.model_info(name, timeout_s=timeout_s))
+
+    async def health(self, *, timeout_s: float) -> Health:
+        return await self._query("", lambda server: server.health(timeout_s=timeout_s))
+
+    async def close(self) -> None:
+        for task, _ in self._asked.values():
+            task.cancel()
+        await asyncio.gather(*(server.close() for server in self._servers))
+
+    async def _query(self, model: str, query: Callable[[Transport], Awaitable[R]]) -> R:
+        server = await self._next(model)
+        try:
+            return await query(server)
+        except StatusError as failure:
+            self._note(failure, server, model)
+            raise
+
+    async def _next(self, model: str) -> Transport:
+        """The next server that is up; while none is, any: its answer says what is wrong better than we could."""
+        if not self._up:
+            for server in self._servers:
+                self._leave(server, model)
+            waiting = {asyncio.create_task(first.wait()) for _, first in self._asked.values()}
+            while waiting and not self._up:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+        if not self._up:
+            return next(self._any)
+        self._up.rotate(-1)
+        return self._up[-1]
+
+    def _note(self, failure: StatusError, server: Transport, model: str) -> None:
+        failure.server = server
+        if failure.status is grpc.StatusCode.UNAVAILABLE:
+            self._leave(server, model)
+
+    def _leave(self, server: Transport, model: str) -> None:
+        if server not in self._asked:
+            if server in self._up:
+                self._up.remove(server)
+            first = asyncio.Event()
+            self._asked[server] = (asyncio.create_task(self._ask(server, model, first)), first)
+
+    async def _ask(self, server: Transport, model: str, first: asyncio.Event) -> None:
+        """Asks `server` until `model` is ready there, and lets it join."""
+        while not await _is_ready(server, model):
+            first.set()
+            await asyncio.sleep(_PAUSE_S)
+        self._up.append(server)
+        del self._asked[server]
+        first.set()
+
+
+async def _is_ready(server: Transport, model: str) -> bool:
+    try:
+        return await server.model_ready(model, timeout_s=_ASK_S)
+    except StatusError:
+        return False

@@ -1,0 +1,251 @@
+"""Big tensors for a server on the same host: in files of /dev/shm that both map, instead of through the socket.
+
+A Segment is registered at the server once, and carries one request at a time. After the answer it is free for the next.
+Where no answer came (cancelled, deadline, connection lost) the server may still read or write it: then it is unlinked,
+never used again, and unregistered a good while later, because servers up to 24.10 crash when a segment in use is
+unregistered. The same goes for what a killed client leaves: its locks (flock) end with it, so any later client sees
+that nobody owns the files, unlinks them at once and unregisters them later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import mmap
+import os
+import sys
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from .transport import Request, StatusError
+
+if sys.platform != "win32":
+    import fcntl
+
+THRESHOLD_BYTES = 1 << 19
+_FOLDER = Path("/dev/shm")  # what shm_open() opens on Linux, where Triton runs
+_PREFIX = "hunyuan3d-client-"
+_LEAST_BYTES = 1 << 20
+_MOST_BYTES = 1 << 30  # of one client, with what it left to the server; beyond it, tensors travel
+_SWEEP_S = 300.0  # longer than a server works on a request that nobody waits for
+_ASK_S = 5.0
+_ALIGNMENT = 64
+GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class Registry(Protocol):
+    """A server's list of segments. Each method raises StatusError."""
+
+    async def register(self, name: str, size_bytes: int, *, timeout_s: float) -> None: ...
+
+    async def unregister(self, name: str, *, timeout_s: float) -> None: ...
+
+    async def registered(self, *, timeout_s: float) -> set[str]: ...
+
+
+class Segment:
+    """A mapped file of /dev/shm, locked as long as this process lives. `places` says which bytes hold which tensor.
+
+    Raises OSError where there is no /dev/shm or not enough of it.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.name = f"{_PREFIX}{uuid.uuid4().hex}"
+        self.size_bytes = size_bytes
+        self.places: dict[str, slice] = {}
+        self._path = _FOLDER / self.name
+        self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if not os.fstat(self._file).st_nlink:
+                raise OSError("another client took the new segment for a dead one's")
+            os.posix_fallocate(self._file, 0, size_bytes)  # now: writing to a full /dev/shm would end the process
+            self._map = mmap.mmap(self._file, size_bytes)
+        except BaseException:
+            os.close(self._file)
+            self._path.unlink(missing_ok=True)
+            raise
+
+    def write(self, name: str, array: npt.NDArray[Any]) -> None:
+        np.ndarray(array.shape, array.dtype, self._map, self.places[name].start)[...] = array
+
+    def read(self, name: str) -> bytes:
+        return self._map[self.places[name]]
+
+    def leave(self) -> None:
+        """Unmap and unlink; the memory lives on as long as the server maps it."""
+        self._path.unlink(missing_ok=True)
+        self._map.close()
+        os.close(self._file)
+
+
+class Pool:
+    """The segments of one client at one server. `insist`: a request that cannot have one fails instead of travelling."""
+
+    def __init__(self, registry: Registry, *, insist: bool) -> None:
+        self._registry = registry
+        self._insist = insist
+        self._refused = ""  # why the server wants no segments
+        self._idle: list[Segment] = []
+        self._in_use: set[Segment] = set()
+        self._left: dict[str, int] = {}  # bytes of those that the server still maps, by name
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def take(self, request: Request) -> Segment | None:
+        """A segment with a place for each big tensor of `request`; None where there is none, or no memory for it.
+
+        Raises StatusError where the server is gone, or refuses although this pool insists.
+        """
+        places, size_bytes = _places(request)
+        if not places:
+            return None
+        try:
+            segment = self._fitting(size_bytes) or await self._make(size_bytes)
+        except OSError as error:
+            if not self._insist:
+                return None
+            message = f"shared_memory must be usable with this server, got {error}\nhint: shared_memory='auto' can go without"
+            raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
+        segment.places = places
+        return segment
+
+    def give_back(self, segment: Segment, *, landed: bool) -> None:
+        """`landed`: the server has answered, and is done with the segment."""
+        self._in_use.remove(segment)
+        if landed and not self._closed:
+            self._idle.append(segment)
+        else:
+            self._left[segment.name] = segment.size_bytes
+            segment.leave()
+
+    async def knows(self, segment: Segment) -> bool:
+        """Whether the server still has `segment` registered. If it has restarted, idle segments that it lacks go too."""
+        try:
+            known = await self._registry.registered(timeout_s=_ASK_S)
+        except StatusError:
+            return True
+        for lost in [idle for idle in self._idle if idle.name not in known]:
+            self._idle.remove(lost)
+            lost.leave()
+        return segment.name in known
+
+    async def close(self) -> None:
+        """Unregister and unlink what is idle; segments in use follow when their requests end."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        with suppress(StatusError):  # a dead server keeps nothing
+            for segment in self._idle:
+                await self._registry.unregister(segment.name, timeout_s=_ASK_S)
+        while self._idle:
+            self._idle.pop().leave()
+
+    def _fitting(self, size_bytes: int) -> Segment | None:
+        """The smallest idle segment that is large enough, now in use."""
+        fitting = min(
+            (idle for idle in self._idle if idle.size_bytes >= size_bytes), key=lambda idle: idle.size_bytes, default=None
+        )
+        if fitting is not None:
+            self._idle.remove(fitting)
+            self._in_use.add(fitting)
+        return fitting
+
+    async def _make(self, size_bytes: int) -> Segment:
+        """A new segment, registered. Raises OSError where the server or this host refuses, StatusError where it is gone."""
+        if self._refused:
+            raise OSError(self._refused)
+        size_bytes = max(_LEAST_BYTES, 1 << (size_bytes - 1).bit_length())
+        while self._idle and self._held_bytes() + size_bytes > _MOST_BYTES:
+            await self._drop(self._idle.pop(0))
+        if self._held_bytes() + size_bytes > _MOST_BYTES:
+            raise OSError(f"{_MOST_BYTES >> 20} MiB in use")
+        segment = Segment(size_bytes)
+        self._in_use.add(segment)
+        try:
+            await self._registry.register(segment.name, size_bytes, timeout_s=_ASK_S)
+        except BaseException as error:
+            self.give_back(segment, landed=False)
+            if isinstance(error, StatusError) and error.status not in GONE:
+                self._refused = f"a refusal: {error}"
+                raise OSError(self._refused) from error
+            raise
+        if self._sweeper is None:
+            _unlink_ownerless()
+            self._sweeper = asyncio.create_task(self._sweep())
+        return segment
+
+    def _held_bytes(self) -> int:
+        return sum(segment.size_bytes for segment in (*self._idle, *self._in_use)) + sum(self._left.values())
+
+    async def _drop(self, segment: Segment) -> None:
+        try:
+            await self._registry.unregister(segment.name, timeout_s=_ASK_S)
+        except StatusError:
+            self._left[segment.name] = segment.size_bytes
+        finally:
+            segment.leave()
+
+    async def _sweep(self) -> None:
+        """Unregisters, again and again, what nobody owns and nobody owned the last time."""
+        before: set[str] = set()
+        while True:
+            with suppress(StatusError):
+                known = await self._registry.registered(timeout_s=_ASK_S)
+                dead = {name for name in known if name.startswith(_PREFIX) and not _is_owned(_FOLDER / name)}
+                for name in dead & before:
+                    await self._registry.unregister(name, timeout_s=_ASK_S)
+                    known.remove(name)
+                self._left = {name: size for name, size in self._left.items() if name in known}
+                before = dead
+            await asyncio.sleep(_SWEEP_S)
+
+
+def is_same_host(url: str) -> bool:
+    """Whether `url` is a loopback address or a Unix socket; a name other than localhost is not looked up."""
+    host = url.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or url.startswith("unix:") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _places(request: Request) -> tuple[dict[str, slice], int]:
+    """Where each big tensor goes, and the bytes of all. A name is an input's or an output's, never both."""
+    sizes = {name: array.nbytes for name, array in request.inputs.items() if array.dtype != np.object_}
+    places: dict[str, slice] = {}
+    end = 0
+    for name, size in {**sizes, **request.output_bytes}.items():
+        if size >= THRESHOLD_BYTES:
+            places[name] = slice(end, end + size)
+            end += -size % _ALIGNMENT + size
+    return places, end
+
+
+def _is_owned(path: Path) -> bool:
+    """Whether a living process holds the lock of a segment's file; another user's counts as owned."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+
+
+def _unlink_ownerless() -> None:
+    for path in _FOLDER.glob(f"{_PREFIX}*"):
+        if not _is_owned(path):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,273 @@
+"""Big tensors in /dev/shm: who places, reuses, leaves and removes them. The server is in this process (conftest.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import hunyuan3d_client as h
+from hunyuan3d_client import contract, shared_memory
+
+pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is Linux's")
+FOLDER = Path("/dev/shm")
+LATENTS = np.arange(3072 * 64, dtype=np.float32).reshape(1, 3072, 64)
+
+
+def context(length: int = 300) -> np.ndarray:
+    return np.ones((1, length, contract.CONTEXT_WIDTH), np.float16)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Segments of this test alone, of which none may remain."""
+    prefix = f"hunyuan3d-test-{os.getpid()}-"
+    monkeypatch.setattr(shared_memory, "_PREFIX", prefix)
+    yield prefix
+    assert not list(FOLDER.glob(f"{prefix}*"))
+
+
+def segments(prefix: str) -> list[Path]:
+    return list(FOLDER.glob(f"{prefix}*"))
+
+
+def sent_by_value(request: Any) -> set[str]:
+    return {tensor.name for tensor in request.inputs if "shared_memory_region" not in tensor.parameters}
+
+
+def test_big_tensors_are_placed_and_the_segment_is_used_again(kserve: Any, prefix: str) -> None:
+    with h.Client(kserve.url) as client:
+        for t in (0.25, 0.5, 1):
+            np.testing.assert_array_equal(client.denoise(LATENTS, t, context()), LATENTS * t)
+        assert len(segments(prefix)) == len(kserve.segments) == kserve.registrations == 1
+    assert [sent_by_value(request) for request in kserve.requests] == [{"t"}] * 3
+    assert not kserve.segments, "closing unregisters"
+
+
+def test_small_tensors_travel(kserve: Any) -> None:
+    with h.Client(kserve.url) as client:
+        client.denoise(LATENTS[:, :8], 0.5, context(8))
+    assert kserve.registrations == 0
+
+
+def test_a_streams_context_is_placed(kserve: Any) -> None:
+    with h.Client(kserve.url) as client:
+        assert [step.index for step in client.stream(context(), steps=3)] == [1, 2, 3]
+        assert [step.index for step in client.stream(context(), steps=2)] == [1, 2]
+        assert kserve.registrations == 1
+    assert all("context" not in sent_by_value(request) for request in kserve.requests)
+
+
+def test_a_larger_request_takes_a_larger_segment_and_a_smaller_one_shares_it(kserve: Any) -> None:
+    with h.Client(kserve.url) as client:
+        client.denoise(LATENTS, 0.5, context(300))
+        client.denoise(LATENTS, 0.5, context(1370))
+        assert kserve.registrations == 2
+        client.denoise(LATENTS, 0.5, context(300))
+        client.denoise(LATENTS, 0.5, context(1370))
+        assert kserve.registrations == 2
+
+
+def test_requests_side_by_side_have_segments_of_their_own(kserve: Any) -> None:
+    async def main() -> None:
+        async with h.AsyncClient(kserve.url) as client:
+            times = np.linspace(0, 1, 12)
+            velocities = await asyncio.gather(*(client.denoise(LATENTS, t, context()) for t in times))
+            for t, velocity in zip(times, velocities, strict=True):
+                np.testing.assert_array_equal(velocity, LATENTS * np.float32(t))
+            assert 1 < kserve.registrations <= 12
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("localhost:1", True),
+        ("127.0.0.1:1", True),
+        ("127.9.0.1:1", True),
+        ("[::1]:1", True),
+        ("unix:/run/triton.sock", True),
+        ("10.0.0.1:1", False),
+        ("gpu-7:8001", False),
+        ("localhost.example:1", False),
+        ("dns:///localhost:1", False),
+    ],
+)
+def test_what_auto_takes_for_this_host(url: str, expected: bool) -> None:
+    assert shared_memory.is_same_host(url) is expected
+
+
+def test_false_never_places(kserve: Any) -> None:
+    with h.Client(kserve.url, shared_memory=False) as client:
+        client.denoise(LATENTS, 0.5, context())
+    assert kserve.registrations == 0
+
+
+def test_a_server_that_refuses(kserve: Any) -> None:
+    kserve.shares = False
+    with h.Client(kserve.url) as client:
+        for _ in range(2):
+            client.denoise(LATENTS, 0.5, context())
+    assert sent_by_value(kserve.requests[1]) == {"latents", "t", "context"}
+    with h.Client(kserve.url, shared_memory=True) as client, pytest.raises(h.InvalidInput) as error:
+        client.denoise(LATENTS, 0.5, context())
+    assert "shared_memory must be usable" in str(error.value) and "\nhint: shared_memory='auto'" in str(error.value)
+
+
+@pytest.mark.parametrize("limit", ["_MOST_BYTES", "disk"])
+def test_no_memory_left(limit: str, kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if limit == "disk":
+
+        def full(*_: int) -> None:
+            raise OSError("no space left")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(shared_memory, limit, 1 << 20)
+    with h.Client(kserve.url) as client:
+        client.denoise(LATENTS, 0.5, context())
+    with h.Client(kserve.url, shared_memory=True) as client, pytest.raises(h.InvalidInput, match="in use|no space"):
+        client.denoise(LATENTS, 0.5, context())
+    assert kserve.registrations == 0
+
+
+def test_idle_segments_make_room(kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "_MOST_BYTES", 9 << 20)
+    with h.Client(kserve.url, shared_memory=True) as client:
+        client.denoise(LATENTS, 0.5, context(300))  # 4 MiB
+        client.denoise(LATENTS, 0.5, context(1370))  # 8 MiB
+        assert (kserve.registrations, len(kserve.segments)) == (2, 1)
+
+
+def test_a_restarted_server_gets_the_request_again(kserve: Any) -> None:
+    with h.Client(kserve.url, retries=0) as client:
+        client.denoise(LATENTS, 0.5, context())
+        kserve.segments.clear()
+        np.testing.assert_array_equal(client.denoise(LATENTS, 0.5, context()), LATENTS / 2)
+    assert kserve.registrations == 2 and len(kserve.requests) == 3
+
+
+def test_an_error_of_the_model_is_an_answer(kserve: Any) -> None:
+    with h.Client(kserve.url) as client:
+        kserve.fail = grpc.StatusCode.INTERNAL
+        with pytest.raises(h.ModelFailed):
+            client.denoise(LATENTS, 0.5, context())
+        kserve.fail = None
+        client.denoise(LATENTS, 0.5, context())
+    assert kserve.registrations == 1 and len(kserve.requests) == 2
+
+
+def test_a_segment_that_the_server_may_still_use_is_left_to_it(kserve: Any, prefix: str) -> None:
+    with h.Client(kserve.url) as client:
+        client.denoise(LATENTS, 0.5, context())
+        kserve.stall.clear()
+        with pytest.raises(h.DeadlineExceeded):
+            client.denoise(LATENTS, 0.5, context(), timeout_s=0.2)
+        assert len(kserve.segments) == 1 and not segments(prefix)
+        kserve.stall.set()
+        client.denoise(LATENTS, 0.5, context())
+        assert kserve.registrations == 2 and len(segments(prefix)) == 1
+    assert len(kserve.segments) == 1, "left for a later look"
+
+
+def test_leaving_a_stream_leaves_its_segment(kserve: Any, prefix: str) -> None:
+    kserve.hold_after = 2
+    with h.Client(kserve.url) as client:
+        for step in client.stream(context(), steps=3):
+            if step.index == 2:
+                break
+        until(lambda: not segments(prefix))
+    assert len(kserve.segments) == 1
+
+
+def test_what_nobody_owns_is_unregistered_after_a_while(kserve: Any, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    neighbour = shared_memory.Segment(1 << 20)  # owned: locked by this process
+    for name in (f"{prefix}left", neighbour.name, "someone's"):
+        kserve.segments[name] = mmap.mmap(-1, 1 << 20)
+    monkeypatch.setattr(shared_memory, "_SWEEP_S", 0.05)
+    with h.Client(kserve.url) as client:
+        client.denoise(LATENTS, 0.5, context())
+        until(lambda: f"{prefix}left" not in kserve.segments)
+        client.denoise(LATENTS, 0.5, context())
+        assert {neighbour.name, "someone's"} < kserve.segments.keys() and len(kserve.segments) == 3
+        assert kserve.registrations == 1, "the client's own idle segment is owned"
+    neighbour.leave()
+
+
+def test_memory_left_to_the_server_counts(kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "_MOST_BYTES", 4 << 20)
+    with h.Client(kserve.url) as client:
+        kserve.stall.clear()
+        with pytest.raises(h.DeadlineExceeded):
+            client.denoise(LATENTS, 0.5, context(), timeout_s=0.2)
+        kserve.stall.set()
+        client.denoise(LATENTS, 0.5, context())
+    assert sent_by_value(kserve.requests[-1]) == {"latents", "t", "context"}
+
+
+KILLED = """
+import sys, numpy as np, hunyuan3d_client as h
+from hunyuan3d_client import shared_memory
+shared_memory._PREFIX = sys.argv[2]
+client = h.Client(sys.argv[1])
+client.denoise(np.ones((1, 3072, 64)), 0.5, np.ones((1, 300, 1536), np.float16))
+print("done", flush=True)
+client.denoise(np.ones((1, 3072, 64)), 0.5, np.ones((1, 300, 1536), np.float16))
+"""
+
+
+def test_nothing_is_left_after_kill_9_and_a_restart(kserve: Any, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", KILLED, kserve.url, prefix]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "done\n"
+        kserve.stall.clear()  # the second call is in flight
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kserve.stall.set()
+    assert len(segments(prefix)) == 1, "the dead client's"
+    (dead,) = kserve.segments
+    monkeypatch.setattr(shared_memory, "_SWEEP_S", 0.05)
+    with h.Client(kserve.url) as client:
+        client.denoise(LATENTS, 0.5, context())
+        assert len(segments(prefix)) == 1 and dead not in {path.name for path in segments(prefix)}
+        until(lambda: dead not in kserve.segments)
+    assert not kserve.segments and not segments(prefix)
+
+
+def test_closing_while_a_call_is_in_flight(kserve: Any) -> None:
+    kserve.stall.clear()
+    client = h.Client(kserve.url)
+    job = client.submit(context(), steps=2)
+    threading.Timer(0.2, client.close).start()
+    with pytest.raises(h.Cancelled):
+        job.result(timeout_s=10)
+    client.close()
+
+
+def test_insisting_needs_one_server() -> None:
+    with pytest.raises(h.InvalidInput, match="shared_memory must be False or 'auto' for a dns: address"):
+        h.GrpcTransport("dns:///localhost:1", shared_memory=True)
+    with pytest.raises(h.InvalidInput, match="shared_memory must be True, False or 'auto'"):
+        h.GrpcTransport("localhost:1", shared_memory="yes")
+    with pytest.raises(h.InvalidInput, match="beside transport"):
+        h.Client(transport=h.MockTransport(), shared_memory=True)
