@@ -9,7 +9,7 @@ def main() -> None:
         from .cli import app
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in ("typer", "rich"):
+        if missing not in ("typer", "rich", "safetensors"):
             raise
         sys.stderr.write(f'{missing} must be installed for this command, got none\nhint: pip install "hunyuan3d-triton[cli]"\n')
         raise SystemExit(2) from None

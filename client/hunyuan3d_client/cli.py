@@ -1,4 +1,4 @@
-"""The `hunyuan3d` command: health, denoise, sample. Arrays in as .npy or .npz, out as .npy."""
+"""The `hunyuan3d` command: health, denoise, sample. Arrays in as .npy, .npz or .safetensors, out as .npy or .safetensors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import dataclasses
 import json
 import os
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +23,7 @@ from rich.table import Table
 from . import contract, errors
 from .blocking import Client
 from .requests import Step
+from .transport import Health
 
 EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
     errors.InvalidInput: 2,
@@ -36,31 +39,38 @@ _EXITS = (
     "5 deadline passed; 6 model failed; 130 cancelled."
 )
 
+_URL = "localhost:8001"
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=f"Talk to a Hunyuan3D-2 Triton server.\n\n{_EXITS}")
 stdout = Console()
 stderr = Console(stderr=True)
 
-Url = Annotated[str, typer.Option(envvar="HUNYUAN3D_URL", help="gRPC address of the server.")]
+Url = Annotated[
+    str, typer.Option(envvar="HUNYUAN3D_URL", help="gRPC address HOST:PORT of the server, or of several with commas between.")
+]
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for the whole answer; left out: 300.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
-Context = Annotated[Path, typer.Option(help="Condition tokens [T, 1536] or [B, T, 1536], float; .npy, or .npz with `context`.")]
-Output = Annotated[Path, typer.Option(help="Where to write the result, a .npy; it appears whole or not at all.")]
+Context = Annotated[
+    Path, typer.Option(help="Condition tokens [T, 1536] or [B, T, 1536], float; .npy, or .npz or .safetensors with `context`.")
+]
+Output = Annotated[Path, typer.Option(help="Where the result goes, .npy or .safetensors; it appears whole or not at all.")]
+_READ, _WRITTEN = (".npy", ".npz", ".safetensors"), (".npy", ".safetensors")
 
 
 @app.command()
-def health(url: Url = "localhost:8001", timeout_s: Timeout = 10.0, as_json: Json = False) -> None:
-    """Say what the server has loaded and whether it is ready; exit code 3 if it is not."""
-    with _reported(), Client(url) as client:
-        state = client.health(timeout_s=timeout_s)
-    if as_json:
-        _print_json(dataclasses.asdict(state))
-    else:
-        table = Table("model", "version", "ready", "runs", "file", "batch", title=f"Triton {state.version} at {url}")
-        for model in state.models:
-            batch = str(model.max_batch_size or "")
-            table.add_row(model.name, model.version, "yes" if model.ready else "no", model.platform, model.file, batch)
-        stdout.print(table)
-    if not (state.live and state.ready):
+def health(url: Url = _URL, timeout_s: Timeout = 10.0, as_json: Json = False) -> None:
+    """Say what each server has loaded, from which file and with which settings; exit code 3 if it is not ready."""
+    states = []
+    with _reported():
+        for each in url.split(","):
+            with Client(each) as client:
+                states.append((each, client.health(timeout_s=timeout_s)))
+    for each, state in states:
+        if as_json:
+            _print_json({"url": each, **dataclasses.asdict(state)})
+        else:
+            stdout.print(_table(each, state))
+    if not all(state.live and state.ready for _, state in states):
         stderr.print("the server must be ready, got live but not ready\nhint: its log names the model that failed to load")
         raise typer.Exit(EXIT_CODES[errors.ModelNotReady])
 
@@ -73,7 +83,7 @@ def denoise(
     out: Output,
     guidance: Annotated[float | None, typer.Option(help="Raw guidance of distilled weights.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale; asks for the guided model.")] = None,
-    url: Url = "localhost:8001",
+    url: Url = _URL,
     timeout_s: Timeout = None,
     as_json: Json = False,
 ) -> None:
@@ -81,10 +91,10 @@ def denoise(
     started = time.perf_counter()
     with _reported():
         arrays = _load(latents, "latents"), t, _load(context, "context")
-        with _replacing(out) as partial, Client(url) as client:
+        with _replacing(out) as partial, _client(url) as client:
             scales = {"guidance": guidance, "guidance_scale": guidance_scale}
             velocity = client.denoise(*arrays, guidance=guidance, guidance_scale=guidance_scale, timeout_s=timeout_s)
-            _save(partial, velocity)
+            _save(partial, out.suffix, "velocity", velocity)
     _report(out, velocity, started, {key: value for key, value in scales.items() if value is not None}, as_json=as_json)
 
 
@@ -104,7 +114,7 @@ def sample(
     latents: Annotated[Path | None, typer.Option(help="Initial noise [B, L, 64] instead of a seed.")] = None,
     negative_context: Annotated[Path | None, typer.Option(help="Replaces the zeros of the unconditional branch.")] = None,
     schedule: Annotated[str | None, typer.Option(help=" or ".join(contract.SCHEDULES))] = None,
-    url: Url = "localhost:8001",
+    url: Url = _URL,
     timeout_s: Timeout = None,
     as_json: Json = False,
 ) -> None:
@@ -113,7 +123,7 @@ def sample(
     with _reported():
         tokens, negative = _condition(context, prompt, picture or ply), _load(negative_context, "negative_context")
         noise = _load(latents, "latents")
-        with _replacing(out) as partial, Client(url) as client:
+        with _replacing(out) as partial, _client(url) as client:
             trajectory = client.stream(
                 tokens,
                 steps=steps,
@@ -126,30 +136,44 @@ def sample(
                 preview_every=0,
                 timeout_s=timeout_s,
             )
-            step = _followed(trajectory)
+            step = _followed(trajectory, len(tokens) if tokens.ndim == 3 else 1)
             result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
-            _save(partial, result)
+            _save(partial, out.suffix, "latents", result)
         _draw(result, str(prompt), picture, ply)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
 
-def _followed(trajectory: Iterator[Step]) -> Step:
+def _table(url: str, state: Health) -> Table:
+    table = Table("model", "version", "ready", "runs", "file", "batch", "settings", title=f"Triton {state.version} at {url}")
+    for model in state.models:
+        settings = ", ".join(f"{name} {value}" for name, value in model.parameters.items())
+        batch = str(model.max_batch_size or "")
+        table.add_row(model.name, model.version, "yes" if model.ready else "no", model.platform, model.file, batch, settings)
+    return table
+
+
+def _client(url: str) -> Client:
+    """For one address or several, which must have the same models."""
+    return Client(url.split(",") if "," in url else url)
+
+
+def _followed(trajectory: Iterator[Step], samples: int) -> Step:
     """The final step, after a progress bar on a terminal."""
     with _progress() as progress:
-        task = progress.add_task("sampling", total=None)
+        task = progress.add_task(f"sampling {samples}", total=None)
         for step in trajectory:
-            progress.update(task, completed=step.index, total=step.total, description=f"sampling ({step.path})")
+            progress.update(task, completed=step.index, total=step.total, description=f"sampling {samples} ({step.path})")
     return step
 
 
-def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any] | None:
+def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any]:
     """The condition of `sample`: a file's, or a prompt's words."""
     if (context is None) == (prompt is None):
         raise errors.invalid("condition", "--context or --prompt", "both" if context else "neither", "name one of them")
     if prompt is None:
         if drawing is not None:
             raise errors.invalid("--picture and --ply", "given with --prompt", str(drawing), "only `shapes` latents are points")
-        return _load(context, "context")
+        return cast(npt.NDArray[Any], _load(context, "context"))
     from hunyuan3d_export.shapes import embed_prompt  # numpy alone; the same distribution
 
     try:
@@ -189,24 +213,32 @@ def _reported() -> Iterator[None]:
 
 
 def _load(path: Path | None, name: str) -> npt.NDArray[Any] | None:
+    """The only array of a file, or the one called `name`."""
     if path is None:
         return None
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise errors.invalid(str(path), "a .npy or .npz file", str(error), "write it with numpy.save") from error
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        if name in loaded or len(loaded.files) == 1:
-            array: npt.NDArray[Any] = loaded[name if name in loaded else loaded.files[0]]
-            return array
-        raise errors.invalid(str(path), f"a .npz with {name}", loaded.files, f"numpy.savez(path, {name}=array)")
+        arrays = _arrays(path)
+    except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+        hint = "write it with numpy.save, or as float16 or float32 with safetensors"
+        raise errors.invalid(str(path), f"a {', '.join(_READ)} file of numbers", str(error), hint) from error
+    if name in arrays or len(arrays) == 1:
+        return arrays[name if name in arrays else next(iter(arrays))]
+    raise errors.invalid(str(path), f"a file with {name}", list(arrays), f"numpy.savez(path, {name}=array)")
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    if path.suffix == ".safetensors":
+        return dict(safetensors.numpy.load_file(path))
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file beside `path`, made now so that a bad path fails before the work; it takes `path`'s place at the end."""
+    if path.suffix not in _WRITTEN:
+        raise errors.invalid("--out", f"a {' or '.join(_WRITTEN)} file", str(path), "name the kind by its ending")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.touch()
     try:
@@ -216,9 +248,12 @@ def _replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
+def _save(path: Path, suffix: str, name: str, array: npt.NDArray[Any]) -> None:
+    if suffix == ".safetensors":
+        safetensors.numpy.save_file({name: np.ascontiguousarray(array)}, path)
+    else:
+        with path.open("wb") as file:
+            np.save(file, array)
 
 
 def _progress() -> Progress:

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from hunyuan3d_client import cli, contract
@@ -69,12 +70,42 @@ def test_sample(run: Run, kserve: Any) -> None:
     assert "latents" in {tensor.name for tensor in kserve.requests[-1].inputs}
 
 
+def test_safetensors_in_and_out(run: Run, kserve: Any) -> None:
+    two = np.ones((2, 5, 1536), np.float16)
+    save_file({"context": two, "negative_context": -two}, "pair.safetensors")
+    save_file({"anything": np.ones((2, 3, 64), np.float32)}, "latents.safetensors")
+    args = "--context pair.safetensors --negative-context pair.safetensors --steps 2 --out x.safetensors".split()
+    result = run("sample", *args)
+    assert result.exit_code == 0, result.output
+    assert load_file("x.safetensors")["latents"].shape == (2, 3, 64)
+    assert {"context", "negative_context"} <= {tensor.name for tensor in kserve.requests[0].inputs}
+    args = "--latents latents.safetensors --t 0.5 --context pair.safetensors --out v.safetensors".split()
+    assert run("denoise", *args).exit_code == 0
+    np.testing.assert_array_equal(load_file("v.safetensors")["velocity"], np.full((2, 3, 64), 0.5, np.float32))
+
+
+def test_an_output_of_no_known_kind_fails_before_the_work(run: Run, kserve: Any) -> None:
+    result = run("sample", "--context", "context.npy", "--out", "x.npz")
+    assert result.exit_code == 2 and "--out must be a .npy or .safetensors file" in result.stderr and not kserve.requests
+
+
+def test_several_servers(run: Run, kserve: Any) -> None:
+    urls = f"{kserve.url},localhost:1"
+    assert run("sample", "--context", "context.npy", "--steps", "2", "--out", "x.npy", "--url", urls).exit_code == 0
+    result = run("health", "--json", "--url", f"{kserve.url},{kserve.url}")
+    states = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [state["url"] for state in states] == [kserve.url] * 2 and states[0]["models"][0]["parameters"] == {
+        "precision": "fp32"
+    }
+    assert run("health", "--url", urls).exit_code == 3
+
+
 def test_text_reports(run: Run, kserve: Any) -> None:
     assert run("sample", "--context", "context.npy", "--steps", "2", "--out", "x.npy").stdout.startswith(
         "out x.npy, shape [1, 3, 64]"
     )
     table = run("health").stdout
-    assert "9.9" in table and contract.SAMPLER in table
+    assert "9.9" in table and contract.SAMPLER in table and "precision fp32" in " ".join(table.split())
     kserve.ready = False
     result = run("health", "--json")
     assert result.exit_code == 3 and "hint:" in result.stderr
@@ -118,10 +149,26 @@ def test_no_server(run: Run) -> None:
     assert result.exit_code == 3 and result.stderr.startswith("ServerUnavailable: ")
 
 
-@pytest.mark.parametrize("context", ["missing.npy", "broken.npy", "wrong.npz", "pickle.npy", "latents.npy"])
+@pytest.mark.parametrize(
+    "context",
+    [
+        "missing.npy",
+        "missing.safetensors",
+        "broken.npy",
+        "broken.npz",
+        "broken.safetensors",
+        "wrong.npz",
+        "wrong.safetensors",
+        "pickle.npy",
+        "latents.npy",
+    ],
+)
 @pytest.mark.parametrize("out", ["x.npy"])
 def test_bad_files(context: str, out: str, run: Run, kserve: Any) -> None:
-    Path("broken.npy").write_bytes(b"not an array")
+    for ending in ("npy", "safetensors"):
+        Path(f"broken.{ending}").write_bytes(b"not an array")
+    Path("broken.npz").write_bytes(Path("pair.npz").read_bytes()[:2000])
+    save_file({"a": np.zeros(1), "b": np.zeros(1)}, "wrong.safetensors")
     np.savez("wrong.npz", a=np.zeros(1), b=np.zeros(1))
     np.save("pickle.npy", np.array([{}], np.object_), allow_pickle=True)
     result = run("sample", "--context", context, "--out", out)
@@ -140,7 +187,7 @@ def test_bad_usage(run: Run) -> None:
     assert "Exit codes" in run("--help").stdout
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich"])
+@pytest.mark.parametrize("missing", ["typer", "rich", "safetensors"])
 def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [*sys.modules]:
         if name in (missing, "hunyuan3d_client.cli") or name.startswith(f"{missing}."):
