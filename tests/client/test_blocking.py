@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -134,9 +136,17 @@ def test_the_clients_own_thread_must_not_call_it(stalled: Any, tokens: Tokens) -
 
 
 def test_an_interrupt_cancels_the_request(stalled: Any, tokens: Tokens) -> None:
+    main = threading.main_thread().ident
+    interrupted = threading.Event()
+
     def interrupt() -> None:
         stalled.started.acquire(timeout=10)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        deadline = time.monotonic() + 10
+        while sys._current_frames()[main].f_code.co_name != "wait" and time.monotonic() < deadline:
+            time.sleep(0.001)
+        while not interrupted.is_set() and time.monotonic() < deadline:
+            signal.pthread_kill(main, signal.SIGINT)  # Python loses one that comes just before the wait begins
+            interrupted.wait(1)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
     with h.Client(transport=stalled) as client:
@@ -145,6 +155,7 @@ def test_an_interrupt_cancels_the_request(stalled: Any, tokens: Tokens) -> None:
         try:
             with pytest.raises(KeyboardInterrupt):
                 client.denoise(LATENTS, 0.5, tokens())
+            interrupted.set()
         finally:
             signal.signal(signal.SIGINT, before)
             thread.join()
