@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import mmap
 import os
 import sys
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +37,7 @@ _LEAST_BYTES = 1 << 20
 _MOST_BYTES = 1 << 30  # of one client, with what it left to the server; beyond it, tensors travel
 _SWEEP_S = 300.0  # longer than a server works on a request that nobody waits for
 _ASK_S = 5.0
+_REFUSED_S = 60.0  # tensors travel for so long after a refusal, before another try
 _ALIGNMENT = 64
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -91,7 +94,7 @@ class Pool:
     def __init__(self, registry: Registry, *, insist: bool) -> None:
         self._registry = registry
         self._insist = insist
-        self._refused = ""  # why the server wants no segments
+        self._refused_until = -math.inf
         self._idle: list[Segment] = []
         self._in_use: set[Segment] = set()
         self._left: dict[str, int] = {}  # bytes of those that the server still maps, by name
@@ -111,6 +114,8 @@ class Pool:
         except OSError as error:
             if not self._insist:
                 return None
+            if isinstance(error.__cause__, StatusError) and error.__cause__.status in GONE:
+                raise error.__cause__ from None
             message = f"shared_memory must be usable with this server, got {error}\nhint: shared_memory='auto' can go without"
             raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
         segment.places = places
@@ -158,9 +163,9 @@ class Pool:
         return fitting
 
     async def _make(self, size_bytes: int) -> Segment:
-        """A new segment, registered. Raises OSError where the server or this host refuses, StatusError where it is gone."""
-        if self._refused:
-            raise OSError(self._refused)
+        """A new segment, registered. Raises OSError where the server or this host refuses it."""
+        if time.monotonic() < self._refused_until and not self._insist:
+            raise OSError("a refusal")
         size_bytes = max(_LEAST_BYTES, 1 << (size_bytes - 1).bit_length())
         while self._idle and self._held_bytes() + size_bytes > _MOST_BYTES:
             await self._drop(self._idle.pop(0))
@@ -172,10 +177,11 @@ class Pool:
             await self._registry.register(segment.name, size_bytes, timeout_s=_ASK_S)
         except BaseException as error:
             self.give_back(segment, landed=False)
-            if isinstance(error, StatusError) and error.status not in GONE:
-                self._refused = f"a refusal: {error}"
-                raise OSError(self._refused) from error
-            raise
+            if not isinstance(error, StatusError):
+                raise
+            # UNAVAILABLE too may be a refusal: Triton says it of a restricted protocol.
+            self._refused_until = time.monotonic() + _REFUSED_S
+            raise OSError(f"a refusal: {error}") from error
         if self._sweeper is None:
             _unlink_ownerless()
             self._sweeper = asyncio.create_task(self._sweep())

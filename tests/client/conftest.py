@@ -77,7 +77,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.infos = 0
         self.segments: dict[str, mmap.mmap] = {}
         self.registrations = 0
-        self.shares = True  # False: registering a segment is refused
+        self.refusal: grpc.StatusCode | None = None  # of registering a segment
+        self.asked_to_register = 0
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -124,8 +125,9 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def SystemSharedMemoryRegister(self, request, context):
-        if not self.shares:
-            context.abort(grpc.StatusCode.INTERNAL, "unable to open the segment")
+        self.asked_to_register += 1
+        if self.refusal is not None:
+            context.abort(self.refusal, "unable to open the segment")
         with Path(f"/dev/shm{request.key}").open("r+b") as file:
             self.segments[request.name] = mmap.mmap(file.fileno(), request.byte_size)
         self.registrations += 1

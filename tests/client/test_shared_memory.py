@@ -123,15 +123,30 @@ def test_false_never_places(kserve: Any) -> None:
     assert kserve.registrations == 0
 
 
-def test_a_server_that_refuses(kserve: Any) -> None:
-    kserve.shares = False
-    with h.Client(kserve.url) as client:
-        for _ in range(2):
+@pytest.mark.parametrize("status", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE])
+def test_a_server_that_refuses(status: grpc.StatusCode, kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kserve.refusal = status
+    with h.Client(kserve.url, retries=0) as client:
+        for _ in range(3):
             client.denoise(LATENTS, 0.5, context())
-    assert sent_by_value(kserve.requests[1]) == {"latents", "t", "context"}
+        assert kserve.asked_to_register == 1, "not asked again soon"
+        assert all(sent_by_value(request) == {"latents", "t", "context"} for request in kserve.requests)
+    monkeypatch.setattr(shared_memory, "_REFUSED_S", 0.0)
+    with h.Client(kserve.url, retries=0) as client:
+        client.denoise(LATENTS, 0.5, context())
+        kserve.refusal = None
+        client.denoise(LATENTS, 0.5, context())
+        assert kserve.registrations == 1, "but later"
+
+
+def test_a_server_that_refuses_one_who_insists(kserve: Any) -> None:
+    kserve.refusal = grpc.StatusCode.INTERNAL
     with h.Client(kserve.url, shared_memory=True) as client, pytest.raises(h.InvalidInput) as error:
         client.denoise(LATENTS, 0.5, context())
     assert "shared_memory must be usable" in str(error.value) and "\nhint: shared_memory='auto'" in str(error.value)
+    kserve.refusal = grpc.StatusCode.UNAVAILABLE
+    with h.Client(kserve.url, shared_memory=True, retries=0) as client, pytest.raises(h.Overloaded):
+        client.denoise(LATENTS, 0.5, context())
 
 
 @pytest.mark.parametrize("limit", ["_MOST_BYTES", "disk"])
@@ -252,6 +267,14 @@ def test_nothing_is_left_after_kill_9_and_a_restart(kserve: Any, prefix: str, mo
         assert len(segments(prefix)) == 1 and dead not in {path.name for path in segments(prefix)}
         until(lambda: dead not in kserve.segments)
     assert not kserve.segments and not segments(prefix)
+
+
+FORGOTTEN = KILLED[: KILLED.index("print")]
+
+
+def test_nothing_is_left_by_a_process_that_forgets_to_close(kserve: Any, prefix: str) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", FORGOTTEN, kserve.url, prefix], check=True, timeout=60)
+    assert kserve.registrations == 1 and not kserve.segments and not segments(prefix)
 
 
 def test_closing_while_a_call_is_in_flight(kserve: Any) -> None:
