@@ -7,8 +7,9 @@ does; here a request's big parts are joined once, and go through shared memory w
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
 import grpc
@@ -37,6 +38,7 @@ _BALANCED = {"grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_
 # Without this header the errors of a stream carry no status (Triton >= 24.08).
 _STREAM_HEADERS = (("triton_grpc_error", "true"),)
 SharedMemory = bool | Literal["auto"]
+_LEAST_S = 1e-3  # for a call whose time is up: the answer is DEADLINE_EXCEEDED
 _SERVICE = "/inference.GRPCInferenceService/"
 _DATATYPES = {np.dtype(dtype): name for name, dtype in contract.NUMPY_DTYPES.items()}
 _RAW_INPUT_TAG = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])  # protobuf: field number, bytes
@@ -87,11 +89,13 @@ class GrpcTransport:
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         """Streamed or not; a request in shared memory that the server forgot, as it restarted, is placed and sent again."""
+        deadline = time.monotonic() + timeout_s
         for again in (True, False):
-            segment = await self._pool.take(request) if self._pool else None
+            segment = await self._pool.take(request, timeout_s=timeout_s) if self._pool else None
             landed = False
             try:
-                async with aclosing(self._answers(request, segment, timeout_s)) as answers:
+                left_s = max(_LEAST_S, deadline - time.monotonic())
+                async with aclosing(self._answers(request, segment, left_s)) as answers:
                     async for answer in answers:
                         yield answer
                 landed = True
@@ -109,22 +113,17 @@ class GrpcTransport:
     async def _answers(self, request: Request, segment: Segment | None, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         self._open()
         message = _message(request, segment, timeout_s)
-        call = None
-        try:
+        with _statuses():
             if not request.streamed:
                 yield _tensors(await self._infer(message, timeout=timeout_s, metadata=self._metadata), segment)
                 return
             call = self._stream(_once(message), timeout=timeout_s, metadata=self._metadata + _STREAM_HEADERS)
-            async for response in call:
-                if response.error_message:
-                    raise StatusError(None, response.error_message)
-                yield _tensors(response.infer_response, segment)
-        except grpc.RpcError as error:
-            raise StatusError(error.code(), error.details()) from None
-        except grpc.aio.UsageError as closed:
-            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
-        finally:
-            if call is not None:
+            try:
+                async for response in call:
+                    if response.error_message:
+                        raise StatusError(None, response.error_message)
+                    yield _tensors(response.infer_response, segment)
+            finally:
                 call.cancel()
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:
@@ -176,12 +175,19 @@ class GrpcTransport:
 
     async def _ask(self, method: str, message: object, timeout_s: float) -> Any:
         self._open()
-        try:
+        with _statuses():
             return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise StatusError(error.code(), error.details()) from None
-        except grpc.aio.UsageError as closed:
-            raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
+
+
+@contextmanager
+def _statuses() -> Iterator[None]:
+    """gRPC's exceptions as the one that a transport raises."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise StatusError(error.code(), error.details()) from None
+    except grpc.aio.UsageError as closed:
+        raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
 
 
 async def _once(message: bytes) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -37,7 +38,7 @@ class RoundRobin:
         self._asked: dict[Transport, tuple[asyncio.Task[None], asyncio.Event]] = {}
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
-        server = await self._next(request.model)
+        server = await self._next(request.model, timeout_s)
         try:
             async with aclosing(server.infer(request, timeout_s=timeout_s)) as answers:
                 async for answer in answers:
@@ -47,35 +48,36 @@ class RoundRobin:
             raise
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:
-        return await self._query(name, lambda server: server.model_ready(name, timeout_s=timeout_s))
+        return await self._query(name, timeout_s, lambda server: server.model_ready(name, timeout_s=timeout_s))
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
-        return await self._query(name, lambda server: server.model_info(name, timeout_s=timeout_s))
+        return await self._query(name, timeout_s, lambda server: server.model_info(name, timeout_s=timeout_s))
 
     async def health(self, *, timeout_s: float) -> Health:
-        return await self._query("", lambda server: server.health(timeout_s=timeout_s))
+        return await self._query("", timeout_s, lambda server: server.health(timeout_s=timeout_s))
 
     async def close(self) -> None:
         for task, _ in self._asked.values():
             task.cancel()
         await asyncio.gather(*(server.close() for server in self._servers))
 
-    async def _query(self, model: str, query: Callable[[Transport], Awaitable[R]]) -> R:
-        server = await self._next(model)
+    async def _query(self, model: str, timeout_s: float, query: Callable[[Transport], Awaitable[R]]) -> R:
+        server = await self._next(model, timeout_s)
         try:
             return await query(server)
         except StatusError as failure:
             self._note(failure, server, model)
             raise
 
-    async def _next(self, model: str) -> Transport:
+    async def _next(self, model: str, timeout_s: float) -> Transport:
         """The next server that is up; while none is, any: its answer says what is wrong better than we could."""
         if not self._up:
             for server in self._servers:
                 self._leave(server, model)
             waiting = {asyncio.create_task(first.wait()) for _, first in self._asked.values()}
-            while waiting and not self._up:
-                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            deadline = time.monotonic() + timeout_s
+            while waiting and not self._up and (left_s := deadline - time.monotonic()) > 0:
+                _, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             for task in waiting:
                 task.cancel()
         if not self._up:

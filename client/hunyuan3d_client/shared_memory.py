@@ -101,7 +101,7 @@ class Pool:
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def take(self, request: Request) -> Segment | None:
+    async def take(self, request: Request, *, timeout_s: float) -> Segment | None:
         """A segment with a place for each big tensor of `request`; None where there is none, or no memory for it.
 
         Raises StatusError where the server is gone, or refuses although this pool insists.
@@ -110,7 +110,7 @@ class Pool:
         if not places:
             return None
         try:
-            segment = self._fitting(size_bytes) or await self._make(size_bytes)
+            segment = self._fitting(size_bytes) or await self._make(size_bytes, min(timeout_s, _ASK_S))
         except OSError as error:
             if not self._insist:
                 return None
@@ -162,7 +162,7 @@ class Pool:
             self._in_use.add(fitting)
         return fitting
 
-    async def _make(self, size_bytes: int) -> Segment:
+    async def _make(self, size_bytes: int, timeout_s: float) -> Segment:
         """A new segment, registered. Raises OSError where the server or this host refuses it."""
         if time.monotonic() < self._refused_until and not self._insist:
             raise OSError("a refusal")
@@ -174,7 +174,7 @@ class Pool:
         segment = Segment(size_bytes)
         self._in_use.add(segment)
         try:
-            await self._registry.register(segment.name, size_bytes, timeout_s=_ASK_S)
+            await self._registry.register(segment.name, size_bytes, timeout_s=timeout_s)
         except BaseException as error:
             self.give_back(segment, landed=False)
             if not isinstance(error, StatusError):

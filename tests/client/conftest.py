@@ -75,6 +75,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.cancelled = threading.Event()
         self.hold_after = 0  # a trajectory stops after this step until the client cancels
         self.infos = 0
+        self.answer: pb.ModelInferResponse | None = None  # instead of the right one
         self.segments: dict[str, mmap.mmap] = {}
         self.registrations = 0
         self.refusal: grpc.StatusCode | None = None  # of registering a segment
@@ -148,6 +149,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         wanted = [placed[0] for tensor in (*request.inputs, *request.outputs) if (placed := place(tensor.parameters))]
         if not self.segments.keys() >= set(wanted):
             context.abort(grpc.StatusCode.NOT_FOUND, "unable to find the segment")
+        if self.answer is not None:
+            return self.answer
         velocity = read(request, "latents", self.segments) * read(request, "t", self.segments).reshape(-1, 1, 1)
         return respond(request, {"velocity": velocity}, self.segments)
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -197,3 +198,43 @@ def test_options_of_the_methods_are_those_tested_and_equal_in_both_clients() -> 
         kinds = [parameter.kind for parameter in inspect.signature(method).parameters.values()]
         assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 4
     assert inspect.signature(h.Client).parameters == inspect.signature(h.AsyncClient).parameters
+
+
+# Where each option of the constructors is seen to change something.
+SEEN_IN: dict[Any, dict[str, str]] = {
+    h.AsyncClient: {
+        "url": "test_the_urls_of_a_client",
+        "transport": "test_denoise_splits_and_joins_batches",
+        "timeout_s": "test_deadlines",
+        "max_in_flight": "test_requests_in_flight_are_bounded",
+        "retries": "test_retries_end",
+        "shared_memory": "test_false_never_places",
+    },
+    h.GrpcTransport: {
+        "url": "test_denoise_round_trip",
+        "credentials": "test_credentials_turn_tls_on",
+        "headers": "test_headers_go_with_every_call",
+        "options": "test_headers_go_with_every_call",
+        "shared_memory": "test_insisting_needs_one_server",
+    },
+    h.RoundRobin: {"servers": "test_calls_take_turns"},
+    h.MockTransport: {
+        "answer": "test_denoise_splits_and_joins_batches",
+        "models": "test_a_mocks_models_are_the_ones_given",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SEEN_IN)
+def test_every_option_of_the_constructors_has_its_test(kind: Any) -> None:
+    written = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert list(inspect.signature(kind).parameters) == list(SEEN_IN[kind])
+    for test in SEEN_IN[kind].values():
+        assert f"\ndef {test}(" in written
+
+
+def test_a_mocks_models_are_the_ones_given() -> None:
+    with h.Client(transport=h.MockTransport(models=[h.ModelInfo("other")])) as client:
+        assert [model.name for model in client.health().models] == ["other"]
+        with pytest.raises(h.ModelNotReady):
+            client.model_info(contract.DIT)

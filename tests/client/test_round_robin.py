@@ -191,6 +191,30 @@ def test_a_name_of_several_addresses(kserve: Any, tokens: Tokens) -> None:
     assert "grpc.service_config" not in dict(h.GrpcTransport(kserve.url)._options)
 
 
+def test_a_server_that_hangs_from_the_start_holds_nobody_up(tokens: Tokens) -> None:
+    class Hung(Server):
+        async def model_ready(self, name: str, *, timeout_s: float) -> bool:  # noqa: ARG002
+            await asyncio.sleep(timeout_s)
+            raise h.StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer")
+
+    servers = [Hung(), Server()]
+
+    async def body(client: h.AsyncClient) -> None:
+        await asyncio.gather(*(client.denoise(LATENTS, 0.5, tokens()) for _ in range(4)))
+
+    run(servers, body)
+    assert counts(servers) == [0, 4]
+
+    async def alone(client: h.AsyncClient) -> None:
+        await client.denoise(LATENTS, 0.5, tokens(), timeout_s=0.2)  # its turn after all: asking took too long
+
+    servers = [Hung()]
+    started = time.monotonic()
+    with pytest.raises(h.DeadlineExceeded):
+        run(servers, alone)
+    assert time.monotonic() - started < 10
+
+
 def test_no_servers() -> None:
     with pytest.raises(h.InvalidInput, match="servers must be at least one"):
         h.Client([])

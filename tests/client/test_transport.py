@@ -10,9 +10,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2 as pb
 
 import hunyuan3d_client as h
-from hunyuan3d_client import contract
+from hunyuan3d_client import contract, grpc_transport
 
 Tokens = Callable[..., np.ndarray]
 LATENTS = np.arange(2 * 3 * 64, dtype=np.float32).reshape(2, 3, 64)
@@ -32,6 +35,39 @@ def test_denoise_round_trip(kserve: Any, tokens: Tokens) -> None:
     ]
     assert request.raw_input_contents[2] == context.tobytes()
     assert 25e6 < request.parameters["timeout"].int64_param <= 30e6 and len(request.id) == 32
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 31, 32, 33, 4095, 4096, 4097, 600_000]), min_size=1, max_size=4),
+    text=st.text(max_size=200),
+)
+def test_a_message_is_what_protobuf_reads(sizes: list[int], text: str) -> None:
+    """Sizes around 128, 16 384 and 2 097 152 bytes, where a length takes one byte more."""
+    inputs: dict[str, np.ndarray] = {f"x{i}": np.arange(size, dtype=np.float32)[None] for i, size in enumerate(sizes)}
+    inputs["schedule"] = np.array([text.encode()], np.object_)
+    request = h.Request("model", inputs, "id", output_bytes={"velocity": 4})
+    message = pb.ModelInferRequest.FromString(grpc_transport._message(request, None, 1.5))
+    assert (message.model_name, message.id, message.parameters["timeout"].int64_param) == ("model", "id", 1_500_000)
+    assert [(i.name, i.datatype, tuple(i.shape)) for i in message.inputs] == [
+        (name, "BYTES" if array.dtype == np.object_ else "FP32", array.shape) for name, array in inputs.items()
+    ]
+    for content, array in zip(message.raw_input_contents, inputs.values(), strict=True):
+        if array.dtype == np.object_:
+            assert content == len(array[0]).to_bytes(4, "little") + array[0]
+        else:
+            assert content == array.tobytes()
+    assert not message.outputs, "all outputs, where none is placed"
+
+
+def test_an_answer_that_contradicts_itself(kserve: Any, tokens: Tokens) -> None:
+    with h.Client(kserve.url) as client:
+        for output in ({"datatype": "FP32", "shape": [5]}, {"datatype": "BF16", "shape": [0]}):
+            kserve.answer = pb.ModelInferResponse(raw_output_contents=[b"1234"])
+            kserve.answer.outputs.add(name="velocity", **output)
+            with pytest.raises(h.ModelFailed, match="each output must fit") as error:
+                client.denoise(LATENTS, 0.5, tokens(2))
+            assert error.value.status is grpc.StatusCode.INTERNAL
 
 
 def test_trajectory_round_trip(kserve: Any, tokens: Tokens) -> None:
