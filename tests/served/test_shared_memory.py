@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,4 +47,29 @@ def test_calls_abandoned_in_shared_memory_do_not_hurt_the_server(served: Endpoin
             next(stream)
             stream.close()
         assert shared.sample(tokens(1, 400), num_latents=8, steps=3).shape == (1, 8, 64)
+    assert files() == before and client.health().live
+
+
+KILLED = """
+import sys, numpy as np
+from hunyuan3d_client import Client
+
+client = Client(sys.argv[1], shared_memory=True)
+steps = client.stream(np.ones((1, 400, 1536), np.float16), num_latents=8, steps=1000, preview_every=0)
+next(steps)
+print("in flight", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_is_left_after_kill_9_and_a_restart(served: Endpoints, client: Client, tokens: Make, noise: Make) -> None:
+    before = files()
+    command = [sys.executable, "-c", KILLED, served.grpc]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "in flight\n"
+        process.kill()
+    assert len(files() - before) == 1, "the killed client's"
+    with Client(served.grpc, shared_memory=True, timeout_s=120) as restarted:
+        restarted.denoise(noise(1, 5), 0.5, tokens(1, 400))
+        assert len(files() - before) == 1, "the restarted client's own"
     assert files() == before and client.health().live
