@@ -183,7 +183,8 @@ class Pool:
             self._refused_until = time.monotonic() + _REFUSED_S
             raise OSError(f"a refusal: {error}") from error
         if self._sweeper is None:
-            _unlink_ownerless()
+            for path in _FOLDER.glob(f"{_PREFIX}*"):
+                _is_owned(path, or_unlink=True)
             self._sweeper = asyncio.create_task(self._sweep())
         return segment
 
@@ -234,7 +235,7 @@ def _places(request: Request) -> tuple[dict[str, slice], int]:
     return places, end
 
 
-def _is_owned(path: Path) -> bool:
+def _is_owned(path: Path, *, or_unlink: bool = False) -> bool:
     """Whether a living process holds the lock of a segment's file; another user's counts as owned."""
     try:
         file = os.open(path, os.O_RDWR)
@@ -244,14 +245,10 @@ def _is_owned(path: Path) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if or_unlink:  # under the lock: a client that has just made the file waits for it, and sees the link gone
+            path.unlink(missing_ok=True)
         return False
     except BlockingIOError:
         return True
     finally:
         os.close(file)
-
-
-def _unlink_ownerless() -> None:
-    for path in _FOLDER.glob(f"{_PREFIX}*"):
-        if not _is_owned(path):
-            path.unlink(missing_ok=True)

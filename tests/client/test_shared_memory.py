@@ -229,6 +229,21 @@ def test_what_nobody_owns_is_unregistered_after_a_while(kserve: Any, prefix: str
     neighbour.leave()
 
 
+def test_a_new_segment_taken_for_a_dead_ones_is_not_used(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    lock = shared_memory.fcntl.flock
+
+    def late(file: int, kind: int) -> None:
+        """Another client looks between the making of the file and its locking."""
+        monkeypatch.setattr(shared_memory.fcntl, "flock", lock)
+        (path,) = segments(prefix)
+        assert not shared_memory._is_owned(path, or_unlink=True) and not path.exists()
+        lock(file, kind)
+
+    monkeypatch.setattr(shared_memory.fcntl, "flock", late)
+    with pytest.raises(OSError, match="took the new segment for a dead one's"):
+        shared_memory.Segment(1 << 20)
+
+
 def test_memory_left_to_the_server_counts(kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "_MOST_BYTES", 4 << 20)
     with h.Client(kserve.url) as client:
