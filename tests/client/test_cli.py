@@ -127,7 +127,7 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         (grpc.StatusCode.UNAVAILABLE, 4),
         (grpc.StatusCode.DEADLINE_EXCEEDED, 5),
         (grpc.StatusCode.INTERNAL, 6),
-        (grpc.StatusCode.CANCELLED, 130),
+        (grpc.StatusCode.CANCELLED, 5),
     ],
 )
 def test_exit_codes_and_no_half_written_file(status: grpc.StatusCode, code: int, run: Run, kserve: Any) -> None:
