@@ -19,6 +19,12 @@ DIT = "hunyuan3d_dit"
 DIT_GUIDED = "hunyuan3d_dit_guided"
 SAMPLER = "hunyuan3d_sampler"
 SAMPLER_UNARY = "hunyuan3d_sampler_unary"
+PREPROCESS = "hunyuan3d_preprocess"
+CONDITIONER = "hunyuan3d_conditioner"
+IMAGE_CONTEXT = "hunyuan3d_context"
+ENSEMBLE = "hunyuan3d"
+ENSEMBLE_UNARY = "hunyuan3d_unary"
+VIEWS = ("front", "left", "back", "right")  # their order in a request
 
 # Most steps by schedule; the sampler's own table is held against it by a test, as the server has no client package.
 SCHEDULES: Mapping[str, int] = {"flow_match": 1000, "consistency": 100}
@@ -52,6 +58,8 @@ AXES: Mapping[str, AxisRange] = {
     "L": AxisRange(1, 3072, 4096),
     "T": AxisRange(1, 1370, 5480),
 }
+# Of the image encoder: V views of one request. P, the picture's side in pixels, is fixed by the exported graph.
+IMAGE_AXES: Mapping[str, AxisRange] = {"B": AXES["B"], "V": AxisRange(1, 1, len(VIEWS))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +98,8 @@ T_FLOW = TensorSpec("t", "FP32", ("B",), "flow time in [0, 1]; 0 is noise, 1 is 
 CONTEXT = TensorSpec("context", "FP16", ("B", "T", CONTEXT_WIDTH), "condition tokens")
 GUIDANCE = TensorSpec("guidance", "FP32", ("B",), "raw guidance scale of guidance-distilled weights")
 GUIDANCE_SCALE = TensorSpec("guidance_scale", "FP32", ("B",), "classifier-free guidance scale")
+IMAGE = TensorSpec("image", "BYTES", ("V",), "PNG, JPEG or WebP files of the views front, left, back, right")
+PIXELS = TensorSpec("pixels", "FP32", ("B", "V", 3, "P", "P"), "square pictures, ImageNet's mean and deviation taken out")
 VELOCITY = TensorSpec("velocity", "FP32", ("B", "L", LATENT_CHANNELS), "points from noise to data")
 
 
@@ -135,8 +145,14 @@ SAMPLER_OUTPUTS = (
     TensorSpec("total", "INT32", (1,), "steps in all"),
     TensorSpec("t", "FP32", (1,), "flow time reached"),
     TensorSpec("path", "BYTES", (1,), "how each velocity is evaluated: plain, guided, two-batch or distilled"),
+    TensorSpec(
+        "vae_latents",
+        "FP32",
+        ("B", "L", LATENT_CHANNELS),
+        "latents / scale_factor, as the VAE takes them; in the final response",
+        optional=True,
+    ),
 )
-
 MODELS: Mapping[str, ModelSpec] = {
     DIT: denoiser(),
     DIT_GUIDED: denoiser(guided=True),
@@ -144,4 +160,20 @@ MODELS: Mapping[str, ModelSpec] = {
     SAMPLER_UNARY: ModelSpec(
         SAMPLER_UNARY, tuple(spec for spec in SAMPLER_INPUTS if spec.name != "preview_every"), SAMPLER_OUTPUTS
     ),
+}
+
+
+def _ensemble(name: str, sampler: ModelSpec) -> ModelSpec:
+    # No initial latents: in an ensemble an input and an output cannot share a name.
+    options = (spec for spec in sampler.inputs if spec.name not in ("context", "negative_context", "latents"))
+    return ModelSpec(name, (IMAGE, *options), sampler.outputs)
+
+
+# A repository without an image encoder serves none of them.
+IMAGE_MODELS: Mapping[str, ModelSpec] = {
+    PREPROCESS: ModelSpec(PREPROCESS, (IMAGE,), (PIXELS,)),
+    CONDITIONER: ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),
+    IMAGE_CONTEXT: ModelSpec(IMAGE_CONTEXT, (IMAGE,), (CONTEXT,)),
+    ENSEMBLE: _ensemble(ENSEMBLE, MODELS[SAMPLER]),
+    ENSEMBLE_UNARY: _ensemble(ENSEMBLE_UNARY, MODELS[SAMPLER_UNARY]),
 }

@@ -19,6 +19,7 @@ from hunyuan3d_client import Hunyuan3DError
 
 from . import cli_engines, compute, engine_parity, parity
 from .cli_options import CheckpointOption, PresetOption, SeedOption
+from .conditioner_cli import conditioner
 from .configs import torch_parameters
 from .dit import PRESETS, Preset
 from .embedded_server import EmbeddedServer, ServerOptions, ServerStartError
@@ -74,6 +75,7 @@ def onnx(
         console.print(str(folder), soft_wrap=True)
 
 
+app.command()(conditioner)
 app.command()(cli_engines.engine)
 app.command()(cli_engines.refit)
 

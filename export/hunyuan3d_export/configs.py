@@ -70,13 +70,13 @@ def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict
     specs = [contract.denoiser(guidance_embed=distilled)] + ([] if distilled else [contract.denoiser(guided=True)])
     files = {}
     for spec in specs:
-        files[f"{spec.name}/config.pbtxt"] = _text(_tensorrt(spec))
-        files[f"{spec.name}/configs/cpu.pbtxt"] = _text(_python_onnxruntime(spec))
-        files[f"{spec.name}/configs/onnxruntime.pbtxt"] = _text(_native_onnxruntime(spec))
-        files[f"{spec.name}/configs/torch.pbtxt"] = _text(_python_torch(spec, torch or torch_parameters()))
+        files[f"{spec.name}/config.pbtxt"] = config_text(tensorrt(spec))
+        files[f"{spec.name}/configs/cpu.pbtxt"] = config_text(python_onnxruntime(spec))
+        files[f"{spec.name}/configs/onnxruntime.pbtxt"] = config_text(native_onnxruntime(spec))
+        files[f"{spec.name}/configs/torch.pbtxt"] = config_text(_python_torch(spec, torch or torch_parameters()))
     for name, runtime in _SAMPLER_RUNTIMES.items():
-        files[f"{contract.SAMPLER}/{name}"] = _text(_sampler(preset, runtime))
-    files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = _text(_sampler_unary())
+        files[f"{contract.SAMPLER}/{name}"] = config_text(_sampler(preset, runtime))
+    files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = config_text(_sampler_unary())
     return files
 
 
@@ -100,28 +100,31 @@ def artifact_file(config: pb.ModelConfig) -> str | None:
     return config.default_model_filename or None
 
 
-def _text(config: pb.ModelConfig) -> str:
+def config_text(config: pb.ModelConfig) -> str:
+    """The file, with its first line."""
     return _HEADER + text_format.MessageToString(config)
 
 
-def _triton_type(dtype: str) -> int:
+def triton_type(dtype: str) -> int:
+    """Triton's number of a dtype's name."""
     return int(pb.DataType.Value("TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"))
 
 
-def _dims(spec: contract.TensorSpec) -> list[int]:
+def dims_of(spec: contract.TensorSpec) -> list[int]:
+    """Triton's dims: -1 for a free axis."""
     return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
 
 
 def _batched_input(spec: contract.TensorSpec) -> pb.ModelInput:
     """An input whose batch axis Triton adds by itself; a [B] tensor is [B, 1] to it, reshaped away."""
-    dims = _dims(spec)[1:]
+    dims = dims_of(spec)[1:]
     if dims:
-        return pb.ModelInput(name=spec.name, data_type=_triton_type(spec.dtype), dims=dims)
-    return pb.ModelInput(name=spec.name, data_type=_triton_type(spec.dtype), dims=[1], reshape=pb.ModelTensorReshape())
+        return pb.ModelInput(name=spec.name, data_type=triton_type(spec.dtype), dims=dims)
+    return pb.ModelInput(name=spec.name, data_type=triton_type(spec.dtype), dims=[1], reshape=pb.ModelTensorReshape())
 
 
-def _denoiser(spec: contract.ModelSpec, *, device: str, warmup: Mapping[str, int]) -> pb.ModelConfig:
-    """What the denoisers have in common, whatever runs them."""
+def _batched(spec: contract.ModelSpec, *, device: str, warmup: Mapping[str, int]) -> pb.ModelConfig:
+    """What models that Triton batches have in common, whatever runs them."""
     policy = pb.ModelQueuePolicy(
         timeout_action=pb.ModelQueuePolicy.REJECT,
         default_timeout_microseconds=_QUEUE_TIMEOUT_US,
@@ -133,7 +136,7 @@ def _denoiser(spec: contract.ModelSpec, *, device: str, warmup: Mapping[str, int
         max_batch_size=_MAX_BATCH,
         input=[_batched_input(tensor) for tensor in spec.inputs],
         output=[
-            pb.ModelOutput(name=tensor.name, data_type=_triton_type(tensor.dtype), dims=_dims(tensor)[1:])
+            pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor)[1:])
             for tensor in spec.outputs
         ],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value(device))],
@@ -147,48 +150,51 @@ def _warmup(spec: contract.ModelSpec, sizes: Mapping[str, int]) -> pb.ModelWarmu
     for tensor in spec.inputs:
         dims = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.dims[1:]] or [1]
         data = warmup.inputs[tensor.name]
-        data.data_type, data.zero_data = _triton_type(tensor.dtype), True
+        data.data_type, data.zero_data = triton_type(tensor.dtype), True
         data.dims.extend(dims)
     return warmup
 
 
-def _tensorrt(spec: contract.ModelSpec) -> pb.ModelConfig:
-    config = _denoiser(spec, device="KIND_GPU", warmup=_GPU_WARMUP)
+def tensorrt(spec: contract.ModelSpec, warmup: Mapping[str, int] = _GPU_WARMUP) -> pb.ModelConfig:
+    """A plan in Triton's TensorRT backend; warmup: the free axes' sizes in one evaluation at the start."""
+    config = _batched(spec, device="KIND_GPU", warmup=warmup)
     config.platform, config.backend, config.default_model_filename = "tensorrt_plan", "tensorrt", PLAN_FILE
     return config
 
 
-def _native_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
-    config = _denoiser(spec, device="KIND_AUTO", warmup=_CPU_WARMUP)
+def native_onnxruntime(spec: contract.ModelSpec, warmup: Mapping[str, int] = _CPU_WARMUP) -> pb.ModelConfig:
+    """A graph in Triton's own ONNX Runtime backend."""
+    config = _batched(spec, device="KIND_AUTO", warmup=warmup)
     config.backend, config.default_model_filename = "onnxruntime", ONNX_FILE
     return config
 
 
-def _python_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
-    config = _denoiser(spec, device="KIND_CPU", warmup=_CPU_WARMUP)
+def python_onnxruntime(spec: contract.ModelSpec, warmup: Mapping[str, int] = _CPU_WARMUP) -> pb.ModelConfig:
+    """A graph on ONNX Runtime's CPU kernels, in the Python backend."""
+    config = _batched(spec, device="KIND_CPU", warmup=warmup)
     config.backend = "python"
-    _set_parameters(config, {"runtime": "onnxruntime", "model_file": ONNX_FILE, "threads": "0"})
+    set_parameters(config, {"runtime": "onnxruntime", "model_file": ONNX_FILE, "threads": "0"})
     return config
 
 
 def _python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str]) -> pb.ModelConfig:
-    config = _denoiser(spec, device="KIND_AUTO", warmup=_CPU_WARMUP)
+    config = _batched(spec, device="KIND_AUTO", warmup=_CPU_WARMUP)
     config.backend = "python"
     # Both models read the one checkpoint.
     folder = "" if spec.name == contract.DIT else f"../../{contract.DIT}/1/"
-    _set_parameters(config, {"runtime": "torch", "model_file": folder + CHECKPOINT_FILE, **parameters})
+    set_parameters(config, {"runtime": "torch", "model_file": folder + CHECKPOINT_FILE, **parameters})
     # Triton's own: a tensor that is on a GPU comes as it is.
-    _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
+    set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
     return config
 
 
-def _set_parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
+def set_parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
     for key, value in values.items():
         config.parameters[key].string_value = value
 
 
 def _sampler(preset: Preset, runtime: Mapping[str, str]) -> pb.ModelConfig:
-    config = _code_model(contract.MODELS[contract.SAMPLER])
+    config = code_model(contract.MODELS[contract.SAMPLER])
     config.model_transaction_policy.decoupled = True
     parameters = {
         "steps": str(preset.steps),
@@ -207,39 +213,41 @@ def _sampler(preset: Preset, runtime: Mapping[str, str]) -> pb.ModelConfig:
     }
     if runtime["arrays"] == "auto":
         parameters["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"  # the denoiser's velocities stay on the GPU
-    _set_parameters(config, parameters)
+    set_parameters(config, parameters)
     return config
 
 
 def _sampler_unary() -> pb.ModelConfig:
-    return _code_model(contract.MODELS[contract.SAMPLER_UNARY])
+    return code_model(contract.MODELS[contract.SAMPLER_UNARY])
 
 
-def _code_model(spec: contract.ModelSpec) -> pb.ModelConfig:
+def code_model(spec: contract.ModelSpec) -> pb.ModelConfig:
     """A Python model whose batch axis is its own business (max_batch_size 0): every dim is spelled out."""
     return pb.ModelConfig(
         name=spec.name,
         backend="python",
         max_batch_size=0,
         input=[
-            pb.ModelInput(name=tensor.name, data_type=_triton_type(tensor.dtype), dims=_dims(tensor), optional=tensor.optional)
+            pb.ModelInput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor), optional=tensor.optional)
             for tensor in spec.inputs
         ],
         output=[
-            pb.ModelOutput(name=tensor.name, data_type=_triton_type(tensor.dtype), dims=_dims(tensor))
+            pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor))
             for tensor in spec.outputs
         ],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value("KIND_CPU"))],
     )
 
 
-def write_configs(repository: Path, preset: Preset) -> None:
-    """Writes every config of `preset` into `repository`."""
-    for name, text in config_files(preset).items():
+def write_configs(repository: Path, preset: Preset, more: Mapping[str, str] | None = None) -> None:
+    """Writes every config of `preset`, and those of `more`, into `repository`."""
+    for name, text in {**config_files(preset), **(more or {})}.items():
         path = repository / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
 if __name__ == "__main__":
-    write_configs(Path(__file__).parent.parent.parent / "model_repository", PRESETS["v2-0"])
+    from .image_configs import image_config_files
+
+    write_configs(Path(__file__).parent.parent.parent / "model_repository", PRESETS["v2-0"], image_config_files())

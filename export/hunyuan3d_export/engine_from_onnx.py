@@ -22,11 +22,11 @@ from .tensorrt_targets import Target
 if TYPE_CHECKING:
     import tensorrt
 
-# The command line's names of the free axes.
-PROFILE_AXES = {"batch": "B", "latents": "L", "context": "T"}
+PROFILE_AXES = {"batch": "B", "latents": "L", "context": "T"}  # the command line's names of the free axes
 _PROFILE_HINT = "hint: --profile latents=1..3072..4096"
 _OTHER_FORM = {"op": "decomposed", "decomposed": "op"}
 
+Axes = Mapping[str, contract.AxisRange]
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ class EngineOptions:
     timing_cache: a folder; its file is keyed by library version and GPU.
     """
 
-    profile: Mapping[str, contract.AxisRange] = dataclasses.field(default_factory=lambda: dict(contract.AXES))
+    profile: Axes = dataclasses.field(default_factory=lambda: dict(contract.AXES))
     optimization_level: int = 3
     workspace_bytes: int | None = None
     version_compatible: bool = False
@@ -163,7 +163,7 @@ def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Targ
     if not parser.parse_from_file(str(folder / ONNX_FILE)):
         problems = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         raise BuildError(_refusal("parse", manifest, problems, options))
-    config, profile = _config(builder, network, target, options)
+    config, profile = _config(builder, network, target, options, {**options.profile, **_image_axes(manifest)})
     with _timing_cache(config, target, options), watched(trt, manifest.model) as watch:
         config.progress_monitor = watch.monitor
         plan = builder.build_serialized_network(network, config)
@@ -172,8 +172,8 @@ def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Targ
             raise BuildCancelled(f"{manifest.model}: build cancelled, nothing written")
         raise BuildError(_refusal("build", manifest, log.errors, options))
     (destination / PLAN_FILE).write_bytes(memoryview(plan))
-    took = time.monotonic() - start
-    logger.info("%s: %s %s plan, %.0f MB, %.1f s", manifest.model, target.name, target.version, plan.nbytes / 1e6, took)
+    facts = (manifest.model, target.name, target.version, plan.nbytes / 1e6, time.monotonic() - start)
+    logger.info("%s: %s %s plan, %.0f MB, %.1f s", *facts)
     return _tensors(network, profile)
 
 
@@ -186,7 +186,7 @@ def _refusal(step: str, manifest: Manifest, problems: list[str], options: Engine
 
 
 def _config(
-    builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, target: Target, options: EngineOptions
+    builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, target: Target, options: EngineOptions, axes: Axes
 ) -> tuple[tensorrt.IBuilderConfig, tensorrt.IOptimizationProfile]:
     trt = target.library
     config = builder.create_builder_config()
@@ -204,10 +204,17 @@ def _config(
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shapes = (trt.Dims(list(shape)) for shape in _profile_shapes(tensor.name, options.profile))
-        profile.set_shape(tensor.name, *shapes)
+        profile.set_shape(tensor.name, *(trt.Dims(list(shape)) for shape in _profile_shapes(tensor.name, axes)))
     config.add_optimization_profile(profile)
     return config, profile
+
+
+def _image_axes(manifest: Manifest) -> dict[str, contract.AxisRange]:
+    """An image encoder's own axes, V and P, as its graph was made for them; none for other models."""
+    if manifest.model != contract.CONDITIONER:
+        return {}
+    size, views = manifest.serving["image_size"], manifest.serving["views"]
+    return {"V": contract.AxisRange(1, 1, views), "P": contract.AxisRange(size, size, size)}
 
 
 def _tensors(network: tensorrt.INetworkDefinition, profile: tensorrt.IOptimizationProfile) -> dict[str, Any]:
@@ -223,9 +230,9 @@ def _sizes(shape: tensorrt.Dims) -> list[int]:
     return [shape[axis] for axis in range(len(shape))]
 
 
-def _profile_shapes(name: str, profile: Mapping[str, contract.AxisRange]) -> list[tuple[int, ...]]:
+def _profile_shapes(name: str, profile: Axes) -> list[tuple[int, ...]]:
     """The input's min, opt and max shapes."""
-    inputs = {spec.name: spec for spec in (*contract.denoiser(guided=True).inputs, contract.GUIDANCE)}
+    inputs = {spec.name: spec for spec in (*contract.denoiser(guided=True).inputs, contract.GUIDANCE, contract.PIXELS)}
     return [inputs[name].shape({axis: getattr(size, kind) for axis, size in profile.items()}) for kind in ("min", "opt", "max")]
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ GRAPHS = ("plain", "guided")
 # The form of attention in the graph -> the torch backend that traces to it.
 ATTENTION_FORMS = {"op": "sdpa", "decomposed": "standard"}
 MODEL_FILE = "model.onnx"
-# Sizes of the traced example: all different, and none 0 or 1, which the exporter would take for constants.
 _EXAMPLE_SIZES = {"B": 2, "L": 24, "T": 37}
 _TORCH_DTYPES = {"FP16": torch.float16, "FP32": torch.float32}
 
@@ -46,6 +45,17 @@ class OnnxOptions:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.attention not in ATTENTION_FORMS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTION_FORMS)}, got {self.attention!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What is traced: a module that takes the spec's inputs; the axes' ranges; the example's sizes, none 0 or 1, which the
+    exporter would take for constants. An axis without a range is fixed at its size in the example."""
+
+    module: nn.Module
+    spec: contract.ModelSpec
+    axes: Mapping[str, contract.AxisRange]
+    example: Mapping[str, int]
 
 
 class _Guided(nn.Module):
@@ -76,11 +86,13 @@ def export_onnx(weights: Weights, out: Path, *, graph: str = "all", options: Onn
     for name in specs.keys() - set(stale):
         logger.info("%s: unchanged, kept", folders[name])
     if stale:
-        with _stage("load weights"):
+        with stage("load weights"):
             backend = ATTENTION_FORMS[options.attention]
             model = weights.load(PRECISIONS[options.precision], attention_backend=backend)
         for name in stale:
-            _export_graph(model, specs[name], folders[name], made_from[name], sampling)
+            module = _Guided(model).eval() if name == "guided" else model
+            traced = Graph(module=module, spec=specs[name], axes=contract.AXES, example=_EXAMPLE_SIZES)
+            write_graph(traced, folders[name], made_from[name], dataclasses.asdict(sampling))
     return list(folders.values())
 
 
@@ -105,44 +117,40 @@ def _made_from(identity: dict[str, Any], graph: str, options: OnnxOptions) -> di
     return {"weights": identity, "graph": graph, **made_by, **dataclasses.asdict(options)}
 
 
-def _export_graph(
-    model: Hunyuan3DDiT, spec: contract.ModelSpec, folder: Path, made_from: dict[str, Any], sampling: Preset
-) -> None:
+def write_graph(graph: Graph, folder: Path, made_from: dict[str, Any], serving: dict[str, Any]) -> None:
+    """One artifact folder, which appears whole or not at all; `serving` is what deployment needs to know."""
+    spec = graph.spec
     with atomic_folder(folder) as temporary:
-        with _stage(f"{spec.name}: trace and convert"):
-            program = _trace(model, spec)
-        with _stage(f"{spec.name}: write weights"):
+        with stage(f"{spec.name}: trace and convert"):
+            program = _trace(graph)
+        with stage(f"{spec.name}: write weights"):
             program.save(str(temporary / MODEL_FILE), external_data=True)
             del program
-        with _stage(f"{spec.name}: check and digest"):
+        with stage(f"{spec.name}: check and digest"):
             onnx.checker.check_model(str(temporary / MODEL_FILE))
             Manifest(
                 model=spec.name,
                 made_from=made_from,
-                serving=dataclasses.asdict(sampling),
+                serving=serving,
                 versions=made_from["versions"],
                 files=file_digests(temporary),
             ).write(temporary)
 
 
-def _trace(model: Hunyuan3DDiT, spec: contract.ModelSpec) -> torch.onnx.ONNXProgram:
-    axes = {name: torch.export.Dim(name, min=size.min, max=size.max) for name, size in contract.AXES.items()}
-    dynamic = {
-        tensor.name: {i: axes[dim] for i, dim in enumerate(tensor.dims) if isinstance(dim, str)} for tensor in spec.inputs
-    }
-    example = {
-        tensor.name: torch.zeros(tensor.shape(_EXAMPLE_SIZES), dtype=_TORCH_DTYPES[tensor.dtype]) for tensor in spec.inputs
-    }
-    module = _Guided(model).eval() if spec.name == contract.DIT_GUIDED else model
+def _trace(graph: Graph) -> torch.onnx.ONNXProgram:
+    axes = {name: torch.export.Dim(name, min=size.min, max=size.max) for name, size in graph.axes.items()}
+    inputs = graph.spec.inputs
+    dynamic = {tensor.name: {i: axes[dim] for i, dim in enumerate(tensor.dims) if dim in axes} for tensor in inputs}
+    example = {tensor.name: torch.zeros(tensor.shape(graph.example), dtype=_TORCH_DTYPES[tensor.dtype]) for tensor in inputs}
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            module,
+            graph.module,
             kwargs=example,
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=dynamic,
             external_data=True,
-            output_names=[tensor.name for tensor in spec.outputs],
+            output_names=[tensor.name for tensor in graph.spec.outputs],
             verbose=False,
         )
     assert program is not None  # dynamo=True always returns one
@@ -150,7 +158,7 @@ def _trace(model: Hunyuan3DDiT, spec: contract.ModelSpec) -> torch.onnx.ONNXProg
 
 
 @contextlib.contextmanager
-def _stage(name: str) -> Iterator[None]:
+def stage(name: str) -> Iterator[None]:
     logger.info("%s ...", name)
     start = time.monotonic()
     yield

@@ -100,7 +100,12 @@ def verify(artifacts: Path, weights: Weights | None = None) -> dict[str, list[Ch
     """
     results = {}
     for folder, manifest in read_artifacts(artifacts, hint="export again with: hunyuan3d-export onnx").items():
-        checks = list(_checks(artifacts, manifest, weights_of(manifest, weights)))
+        if manifest.model == contract.CONDITIONER:
+            from .conditioner.parity import checks as conditioner_checks  # needs the extra `conditioner`
+
+            checks = list(conditioner_checks(folder, manifest, weights.checkpoint if weights else None))
+        else:
+            checks = list(_checks(artifacts, manifest, weights_of(manifest, weights)))
         write_receipt(folder, manifest, checks)
         results[manifest.model] = checks
         gc.collect()  # a full-size model is gigabytes: free it before the next one loads

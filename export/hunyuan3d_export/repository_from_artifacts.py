@@ -15,6 +15,7 @@ from .configs import CHECKPOINT_FILE, artifact_file, config_files, read_config
 from .dit import Preset, save_checkpoint
 from .files import PLAN_FILE, atomic_path, sha256
 from .gpu import first_gpu
+from .image_configs import image_config_files
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, reusable, versions_of
 from .tensorrt_targets import installed_version
@@ -24,7 +25,7 @@ _CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
 # The tree that is copied: the one in git, or in an installation without a checkout the one inside the package.
 SOURCE = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "model_repository"
 DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository")
-PRESET_FILE = "preset.json"  # beside the sampler's model.py: the default L of the deployed weights
+PRESET_FILE = "preset.json"  # beside the sampler's model.py: default L and scale factor of the deployed weights
 VERSION = "1"
 TORCH_CONFIG = "torch"
 
@@ -39,17 +40,26 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY) -> list[str]:
     """Places every artifact folder below `artifacts` into `repository`; the names of the models that can now be served.
 
     The repository in git takes any preset whose configs equal the ones in git; another folder becomes a copy of it with
-    configs of its own. Files are copied; denoisers the artifacts lack are removed.
+    configs of its own. Files are copied; denoisers the artifacts lack are removed. An image encoder alone joins the denoisers
+    that are deployed already, and stays when those are replaced.
 
     Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the preset.
     """
     manifests = read_artifacts(artifacts, hint=f"make them again with: hunyuan3d-export onnx --out {artifacts}")
     for folder, manifest in manifests.items():
         check_plan(manifest, folder)
-    preset = _common_preset(manifests.values())
-    _prepare(repository, preset, config_files(preset))
-    for name in (contract.DIT, contract.DIT_GUIDED):
-        _remove_artifact(repository / name / VERSION)
+    denoisers = [manifest for manifest in manifests.values() if manifest.model != contract.CONDITIONER]
+    image_configs = _image_configs(manifests.values(), repository)
+    if denoisers:
+        preset = _common_preset(denoisers)
+        _prepare(repository, preset, {**config_files(preset), **image_configs})
+        for name in (contract.DIT, contract.DIT_GUIDED):
+            _remove_artifact(repository / name / VERSION)
+    else:
+        _check_denoiser(repository)
+        _write_models(repository, image_configs, "the image encoder")
+    if len(denoisers) < len(manifests):
+        _remove_artifact(repository / contract.CONDITIONER / VERSION)
     for folder, manifest in manifests.items():
         _place(folder, manifest, repository / manifest.model / VERSION)
         logger.info("%s: deployed into %s", manifest.model, repository)
@@ -71,7 +81,7 @@ def deploy_checkpoint(
     preset = weights.sampling(weights.config())
     models = [contract.DIT] if preset.config.guidance_embed else [contract.DIT, contract.DIT_GUIDED]
     made_from = {"weights": weights.identity(), "precision": precision, "runtime": "torch"}
-    _prepare(repository, preset, config_files(preset, torch))
+    _prepare(repository, preset, {**config_files(preset, torch), **_image_configs((), repository)})
     _remove_artifact(repository / contract.DIT_GUIDED / VERSION)
     version = repository / contract.DIT / VERSION
     if reusable(version, made_from):
@@ -103,14 +113,19 @@ def loadable_models(repository: Path, config_name: str) -> list[str]:
         raise DeployError(f"{repository} must be a model repository, found no config.pbtxt\n{hint}")
     wanted = {folder: artifact_file(read_config(folder, config_name)) for folder in folders}
     absent = [folder for folder, file in wanted.items() if file and not (folder / VERSION / file).is_file()]
+    denoisers = [folder for folder in folders if folder.name in (contract.DIT, contract.DIT_GUIDED)]
     for folder in absent:
-        logger.warning("%s: not served, config %s wants %s and it is not deployed", folder.name, config_name, wanted[folder])
+        # Most repositories have no image encoder: nothing to warn of.
+        level = logging.WARNING if folder in denoisers else logging.INFO
+        logger.log(level, "%s: not served, config %s wants %s and it is not deployed", folder.name, config_name, wanted[folder])
     for folder in set(folders) - set(absent):
         if wanted[folder] == PLAN_FILE:
             check_plan(Manifest.read(folder / VERSION, hint="deploy it again with: hunyuan3d-export deploy"), folder / VERSION)
-    if {contract.DIT, contract.DIT_GUIDED} & {folder.name for folder in folders} <= {folder.name for folder in absent}:
-        files = ", ".join(sorted({str(wanted[folder]) for folder in absent}))
+    if set(denoisers) <= set(absent):
+        files = ", ".join(sorted({str(wanted[folder]) for folder in denoisers}))
         raise DeployError(f"{repository} must hold a deployed {files} for config {config_name}, found none\n{hint}")
+    if any(folder.name == contract.CONDITIONER for folder in absent):
+        absent += [folder for folder in folders if folder.name in contract.IMAGE_MODELS]
     return [folder.name for folder in folders if folder not in absent]
 
 
@@ -150,34 +165,50 @@ def _common_preset(manifests: Iterable[Manifest]) -> Preset:
     return preset_from_json(serving)
 
 
+def _image_configs(manifests: Iterable[Manifest], repository: Path) -> dict[str, str]:
+    """The image models' configs for the new encoder, or the one that is deployed; none without: Triton would try to load them."""
+    found = [manifest for manifest in manifests if manifest.model == contract.CONDITIONER]
+    deployed = repository / contract.CONDITIONER / VERSION
+    if not found and (deployed / MANIFEST).is_file():
+        found = [Manifest.read(deployed, hint="deploy it again with: hunyuan3d-export deploy")]
+    return image_config_files(found[0].serving["image_size"]) if found else {}
+
+
+def _check_denoiser(repository: Path) -> None:
+    if not any((repository / name / VERSION / MANIFEST).is_file() for name in (contract.DIT, contract.DIT_GUIDED)):
+        raise DeployError(
+            f"{repository} must hold a deployed denoiser for the image encoder to join, found none\n"
+            f"hint: first hunyuan3d-export deploy --artifacts DIR --repository {repository} with the denoiser's"
+        )
+
+
 def _prepare(repository: Path, preset: Preset, wanted: Mapping[str, str]) -> None:
     """The models' code and configs, and the preset's name; the repository in git must already have these configs."""
+    _write_models(repository, wanted, preset.name)
+    for name in {contract.DIT, contract.DIT_GUIDED} - {Path(path).parts[0] for path in wanted}:
+        shutil.rmtree(repository / name, ignore_errors=True)  # of an earlier preset
+    facts = {"preset": preset.name, "num_latents": preset.num_latents, "scale_factor": preset.scale_factor}
+    with atomic_path(repository / contract.SAMPLER / VERSION / PRESET_FILE) as temporary:
+        temporary.write_text(json.dumps(facts) + "\n")
+
+
+def _write_models(repository: Path, wanted: Mapping[str, str], reason: str) -> None:
     if repository.resolve() == SOURCE.resolve():
         different = [name for name, text in wanted.items() if (SOURCE / name).read_text() != text]
         if different:
             raise DeployError(
-                f"the repository in git must keep its configs, and {preset.name} needs others ({', '.join(different)})\n"
+                f"the repository in git must keep its configs, and {reason} needs others ({', '.join(different)})\n"
                 "hint: deploy into a copy: --repository build/repository"
             )
-    else:
-        _copy_code(repository, {Path(name).parts[0] for name in wanted})
-        for name, text in wanted.items():
-            with atomic_path(repository / name) as temporary:
-                temporary.write_text(text)
-    with atomic_path(repository / contract.SAMPLER / VERSION / PRESET_FILE) as temporary:
-        temporary.write_text(json.dumps({"preset": preset.name, "num_latents": preset.num_latents}) + "\n")
-
-
-def _copy_code(repository: Path, models: set[str]) -> None:
-    """The Python models' code, and nothing of what an earlier preset had and this one has not."""
-    for folder in sorted(path for path in SOURCE.iterdir() if path.is_dir()):
-        if folder.name not in models:
-            shutil.rmtree(repository / folder.name, ignore_errors=True)
-            continue
-        for path in folder.glob(f"{VERSION}/*.py"):
-            target = repository / path.relative_to(SOURCE)
-            with atomic_path(target) as temporary:
+        return
+    for model in sorted({Path(name).parts[0] for name in wanted}):
+        (repository / model / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants one even for an ensemble
+        for path in (SOURCE / model).glob(f"{VERSION}/*.py"):
+            with atomic_path(repository / path.relative_to(SOURCE)) as temporary:
                 shutil.copyfile(path, temporary)
+    for name, text in wanted.items():
+        with atomic_path(repository / name) as temporary:
+            temporary.write_text(text)
 
 
 def _remove_artifact(version: Path) -> None:

@@ -33,8 +33,8 @@ def out(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
 def stop_at_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports end where they begin."""
 
-    def begin(_model: object, spec: contract.ModelSpec) -> None:
-        raise Traced(spec.name)
+    def begin(graph: onnx_from_torch.Graph) -> None:
+        raise Traced(graph.spec.name)
 
     monkeypatch.setattr(onnx_from_torch, "_trace", begin)
 

@@ -68,11 +68,13 @@ def test_a_new_repository_is_complete(artifacts: Callable[..., Path], tmp_path: 
     preset = preset_from_json(manifest.serving)
     for name, text in config_files(preset).items():
         assert (repository / name).read_text() == text
-    for path in SOURCE.glob("*/1/*.py"):
+    assert {path.parent.name for path in repository.glob("*/config.pbtxt")} == set(BASE)
+    for path in (path for model in BASE for path in (SOURCE / model).glob("1/*.py")):
         assert (repository / path.relative_to(SOURCE)).read_bytes() == path.read_bytes()
     assert json.loads((repository / contract.SAMPLER / "1" / PRESET_FILE).read_text()) == {
         "preset": "custom",
         "num_latents": 3072,
+        "scale_factor": 0.9990943042622529,
     }
 
 

@@ -18,6 +18,7 @@ from .model import Hunyuan3DDiT
 PREFIX = "model."  # the DiT's part of a file; its neighbours are `vae.` and `conditioner.`
 _PROBE = "latent_in.weight"
 _NAMED_KEYS = 10
+Select = Callable[[list[str], Callable[[str], Tensor], Path], dict[str, Tensor]]
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -39,11 +40,11 @@ def load_checkpoint(
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise FileNotFoundError(f"checkpoint must be a .safetensors or .ckpt file, found {found} at {path}")
-    state = _read(path)
+    state = read_state(path, _select)
     config = derive_config({key: tuple(value.shape) for key, value in state.items()}, path)
     with torch.device("meta"):
         model = Hunyuan3DDiT(config, attention_backend=attention_backend)
-    _check_state(state, model.state_dict(), path)
+    check_state(state, model.state_dict(), path, "Hunyuan3DDiT")
     if dtype is not None:
         state = {key: value.to(dtype) for key, value in state.items()}
     _check_dtypes(state, path)
@@ -131,7 +132,8 @@ def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     return depth
 
 
-def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, network: str) -> None:
+    """Raises CheckpointError, naming what is wrong, when keys and shapes are not exactly the expected ones."""
     problems = [f"missing {key}" for key in expected if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in expected]
     problems += [
@@ -141,7 +143,7 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
     ]
     if problems:
         more = [f"... and {len(problems) - _NAMED_KEYS} more"] if len(problems) > _NAMED_KEYS else []
-        raise CheckpointError(f"{path} must fit a Hunyuan3DDiT exactly:\n  " + "\n  ".join(problems[:_NAMED_KEYS] + more))
+        raise CheckpointError(f"{path} must fit a {network} exactly:\n  " + "\n  ".join(problems[:_NAMED_KEYS] + more))
 
 
 def _check_dtypes(state: Mapping[str, Tensor], path: Path) -> None:
@@ -153,29 +155,30 @@ def _check_dtypes(state: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, select: Select) -> dict[str, Tensor]:
+    """What `select(keys, get, path)` picks from a .safetensors or pickled file. Raises CheckpointError for a damaged one."""
     # By content, not by name: files named wrongly are common. A safetensors file starts with the length of its JSON header
     # (whose low byte may well look like a pickle's \x80), a torch file is a zip archive or, from old versions, a bare pickle.
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] != b"{" and start[:2] in (b"PK", b"\x80\x02"):
-        return _read_pickle(path)
-    return _read_safetensors(path)
+        return _read_pickle(path, select)
+    return _read_safetensors(path, select)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, select: Select) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return _select(list(file.keys()), file.get_tensor, path)
+            return select(list(file.keys()), file.get_tensor, path)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} must be a whole .safetensors or .ckpt file, got: {error}\nhint: compare its size with the source's; a download may have stopped early"
         ) from error
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path, select: Select) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             # Only a path can be mapped, and a path of this suffix torch.load would hand to safetensors.
@@ -192,7 +195,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             flat.update({f"{key}.{inner}": tensor for inner, tensor in value.items() if isinstance(tensor, Tensor)})
         elif isinstance(value, Tensor):
             flat[key] = value
-    return _select(list(flat), flat.__getitem__, path)
+    return select(list(flat), flat.__getitem__, path)
 
 
 def _select(keys: list[str], get: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:

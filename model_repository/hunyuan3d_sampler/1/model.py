@@ -22,6 +22,7 @@ _PRESET_FILE = "preset.json"
 # A call between models loses an error's code (every one arrives as INTERNAL), so hunyuan3d_sampler_unary sets this request
 # parameter: its errors come as the output `path` holding code and text, with no other output beside it.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
+VAE_LATENTS = "vae_latents"  # made only for requests that name it, or name no outputs at all
 
 
 class TritonPythonModel:
@@ -33,7 +34,8 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         logging.basicConfig(handlers=[_TritonLog()], level=logging.INFO, force=True)
         self._inputs = [tensor["name"] for tensor in config["input"]]
-        self._num_latents = _deployed_num_latents(Path(args["model_repository"]) / args["model_version"])
+        preset = _deployed_preset(Path(args["model_repository"]) / args["model_version"])
+        self._num_latents, self._scale_factor = preset.get("num_latents"), preset.get("scale_factor")
         self._metrics = Metrics(pb_utils.MetricFamily)
         self._arrays = Arrays(self._settings.arrays, pb_utils)
         self._denoisers = Denoisers(pb_utils, self._settings, self._arrays, self._metrics)
@@ -42,7 +44,7 @@ class TritonPythonModel:
 
     async def execute(self, requests: list) -> None:
         for request in requests:
-            stream = _Stream(request, self._arrays, self._metrics)
+            stream = _Stream(request, self._arrays, self._metrics, self._scale_factor)
             try:
                 self._admit(request, stream)
             except Exception as error:  # a refused request is its own client's news only
@@ -66,7 +68,8 @@ class TritonPythonModel:
 class _Stream:
     """One request's responses (stepper.Sink)."""
 
-    def __init__(self, request: object, arrays: Arrays, metrics: Metrics) -> None:
+    def __init__(self, request: object, arrays: Arrays, metrics: Metrics, scale_factor: float | None) -> None:
+        self._scale_factor = scale_factor if VAE_LATENTS in request.requested_output_names() else None
         self._sender = request.get_response_sender()
         self._arrays = arrays
         self._metrics = metrics
@@ -91,6 +94,9 @@ class _Stream:
         if trajectory.preview_due:
             outputs.append(pb_utils.Tensor("latents", self._arrays.host(trajectory.latents)))
             self._metrics.moved("response", trajectory.latents.nbytes)
+        if trajectory.done and self._scale_factor is not None:
+            scaled = self._arrays.host(trajectory.latents) / np.float32(self._scale_factor)
+            outputs.append(pb_utils.Tensor(VAE_LATENTS, scaled))
         self._sender.send(pb_utils.InferenceResponse(outputs), flags=_FINAL if trajectory.done else 0)
 
     def fail(self, error: Exception) -> None:
@@ -117,6 +123,6 @@ def _tensors(request: object, names: list[str]) -> dict[str, np.ndarray]:
     return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
 
 
-def _deployed_num_latents(folder: Path) -> int | None:
+def _deployed_preset(folder: Path) -> dict[str, object]:
     path = folder / _PRESET_FILE
-    return int(json.loads(path.read_text())["num_latents"]) if path.is_file() else None
+    return json.loads(path.read_text()) if path.is_file() else {}

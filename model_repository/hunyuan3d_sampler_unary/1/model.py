@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 SAMPLER = "hunyuan3d_sampler"
 ERRORS_AS_OUTPUTS = "errors_as_outputs"  # see the sampler's model.py
+VAE_LATENTS = "vae_latents"
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -40,7 +41,10 @@ class TritonPythonModel:
         found = [pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs]
         call = pb_utils.InferenceRequest(
             model_name=SAMPLER,
-            requested_output_names=self._outputs,
+            # Everything but what is made on demand: `path` carries the sampler's errors.
+            requested_output_names=[
+                name for name in self._outputs if name != VAE_LATENTS or name in request.requested_output_names()
+            ],
             inputs=[tensor for tensor in found if tensor is not None],
             timeout=request.timeout(),
             parameters={ERRORS_AS_OUTPUTS: True},

@@ -1,0 +1,136 @@
+"""Weights of a DINOv2: out of a shape pipeline's checkpoint, or a transformers folder; in either of transformers' layouts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hunyuan3d_client import contract
+
+from ..dit.checkpoint import CheckpointError, check_state, read_state
+from .config import VARIANTS, ConditionerConfig
+from .model import Conditioner, resized_positions, view_vectors
+
+FOLDER_FILE = "model.safetensors"
+_PROBE = "embeddings.cls_token"
+_PART = "conditioner.main_image_encoder.model."
+_POSITIONS = "embeddings.position_embeddings"
+# Names before transformers 5 -> since. weights_in is two matrices in one: the gate's, then the other's.
+_RENAMED = (
+    (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.mlp\.weights_out\.", ".mlp.down_proj."),
+)
+
+
+def load_conditioner(
+    path: Path, *, image_size: int, views: int, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> Conditioner:
+    """The encoder in a checkpoint of a shape pipeline, or in a folder or file that transformers wrote; in eval mode, on the CPU.
+
+    Its sizes are read from the weights; position embeddings are interpolated to `image_size`.
+
+    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DINOv2 or keys do not fit.
+    """
+    file = path / FOLDER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"conditioner must be a checkpoint or a folder with {FOLDER_FILE}, found nothing at {file}")
+    state = current_layout(read_state(file, _select))
+    config = _derive_config(state, file, image_size=image_size, views=views)
+    state[_POSITIONS] = resized_positions(state[_POSITIONS], image_size)
+    return _build(config, {key: value.to(dtype) for key, value in state.items()}, attention, file)
+
+
+def random_conditioner(
+    variant: str,
+    seed: int = 0,
+    *,
+    image_size: int = 518,
+    views: int = 1,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+) -> Conditioner:
+    """An encoder of VARIANTS with every parameter drawn from `seed`, norms, biases and layer scales too.
+
+    Raises ValueError for an unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    depth, mlp_ratio = VARIANTS[variant]
+    sizes = {"image_size": image_size, "views": views}
+    config = ConditionerConfig(hidden_size=contract.CONTEXT_WIDTH, depth=depth, mlp_ratio=mlp_ratio, gated=True, **sizes)
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in Conditioner(config).dinov2.state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    state = {key: _draw(key, shape, generator).to(dtype) for key, shape in shapes.items()}
+    return _build(config, state, attention, Path(variant))
+
+
+def current_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys as transformers 5 has them, whichever of the two layouts they come in."""
+    renamed = {}
+    for key, value in state.items():
+        if ".mlp.weights_in." in key:
+            for name, half in zip(("gate_proj", "up_proj"), value.chunk(2), strict=True):
+                renamed[key.replace("weights_in", name)] = half
+            continue
+        for pattern, new in _RENAMED:
+            key = re.sub(pattern, new, key)
+        renamed[key] = value
+    return renamed
+
+
+def _build(config: ConditionerConfig, state: dict[str, Tensor], attention: str, path: Path) -> Conditioner:
+    with torch.device("meta"):
+        model = Conditioner(config, attention=attention)
+    expected = model.dinov2.state_dict()
+    # Only pre-training masks patches; some files leave the token out.
+    state.setdefault("embeddings.mask_token", torch.zeros(expected["embeddings.mask_token"].shape, dtype=state[_PROBE].dtype))
+    check_state(state, expected, path, "DINOv2")
+    model.dinov2.load_state_dict(state, strict=True, assign=True)
+    model.view_vectors = view_vectors(config.views, config.hidden_size)  # the one made above is on the meta device
+    return model.requires_grad_(False).eval()
+
+
+def _draw(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(shape, generator=generator)
+    if key.endswith("lambda1") or (len(shape) == 1 and key.endswith("weight")):
+        return 1 + 0.2 * noise
+    if key.startswith("embeddings.") and "projection" not in key:
+        return 0.5 * noise
+    return 0.1 * noise if len(shape) == 1 else noise / shape[1:].numel() ** 0.5
+
+
+def _derive_config(state: Mapping[str, Tensor], path: Path, *, image_size: int, views: int) -> ConditionerConfig:
+    hidden_size = state[_PROBE].shape[-1]
+    depth = len({key.split(".")[2] for key in state if key.startswith("encoder.layer.")})
+    gated = "encoder.layer.0.mlp.down_proj.weight" in state
+    name = "encoder.layer.0.mlp.down_proj.weight" if gated else "encoder.layer.0.mlp.fc2.weight"
+    for key in (name, _POSITIONS):
+        if key not in state:
+            raise CheckpointError(f"{path} must hold all keys of a DINOv2, missing {key}")
+    # A gated block keeps two thirds of the hidden size, rounded up to a multiple of 8.
+    hidden = state[name].shape[-1] * 3 / 2 if gated else state[name].shape[-1]
+    if hidden_size != contract.CONTEXT_WIDTH:
+        raise CheckpointError(f"{path} must hold a DINOv2 of width {contract.CONTEXT_WIDTH} (giant), got {hidden_size}")
+    sizes = {"image_size": image_size, "views": views}
+    return ConditionerConfig(hidden_size=hidden_size, depth=depth, mlp_ratio=round(hidden / hidden_size), gated=gated, **sizes)
+
+
+def _select(keys: list[str], get: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:
+    """The encoder's tensors with bare keys: the pipeline's main image encoder, or the file's only DINOv2."""
+    found = sorted({key.removesuffix(_PROBE) for key in keys if key.endswith(_PROBE)})
+    prefix = _PART if _PART in found else found[0] if len(found) == 1 else None
+    if prefix is None:
+        parts = ", ".join(sorted({key.split(".")[0] for key in keys})[:10]) or "none"
+        raise CheckpointError(
+            f"{path} must hold one DINOv2 (key {_PART}{_PROBE} or {_PROBE}), found the parts {parts}\n"
+            "hint: pass the model file of the shape pipeline (hunyuan3d-dit-*/model*.safetensors), or a DINOv2-giant folder"
+        )
+    return {key[len(prefix) :]: get(key) for key in keys if key.startswith(prefix)}
