@@ -175,5 +175,8 @@ class Client:
     sample = _facade(_Loop.run, AsyncClient.sample)
     stream = _facade(_pull, AsyncClient.stream)
     submit = _facade(Job, AsyncClient.stream)
+    condition = _facade(_Loop.run, AsyncClient.condition)
+    generate = _facade(_Loop.run, AsyncClient.generate)
+    generate_stream = _facade(_pull, AsyncClient.generate_stream)
     health = _facade(_Loop.run, AsyncClient.health)
     model_info = _facade(_Loop.run, AsyncClient.model_info)

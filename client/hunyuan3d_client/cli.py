@@ -1,4 +1,4 @@
-"""The `hunyuan3d` command: health, denoise, sample. Arrays in as .npy, .npz or .safetensors, out as .npy or .safetensors."""
+"""The `hunyuan3d` command: health, denoise, sample, generate. Arrays in as .npy, .npz or .safetensors, out as .npy or .safetensors."""
 
 from __future__ import annotations
 
@@ -140,6 +140,41 @@ def sample(
             result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
             _save(partial, out.suffix, "latents", result)
         _draw(result, str(prompt), picture, ply)
+    _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
+
+
+@app.command()
+def generate(
+    images: Annotated[
+        list[str],
+        typer.Argument(help="PNG, JPEG or WebP; up to four are the views front, left, back, right.", metavar="IMAGE..."),
+    ],
+    out: Output = Path("latents.npy"),
+    steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale, or raw guidance.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    num_latents: Annotated[int | None, typer.Option(help="L of the drawn noise.")] = None,
+    schedule: Annotated[str | None, typer.Option(help=" or ".join(contract.SCHEDULES))] = None,
+    url: Url = _URL,
+    timeout_s: Timeout = None,
+    as_json: Json = False,
+) -> None:
+    """Latents from a picture, through the server's image encoder and sampler. Options left out are the deployed preset's."""
+    started = time.perf_counter()
+    with _reported(), _replacing(out) as partial, _client(url) as client:
+        trajectory = client.generate_stream(
+            images,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            num_latents=num_latents,
+            schedule=schedule,
+            preview_every=0,
+            timeout_s=timeout_s,
+        )
+        step = _followed(trajectory, 1)
+        result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
+        _save(partial, out.suffix, "latents", result)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
 

@@ -21,6 +21,7 @@ from . import contract, requests
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, one
 from .grpc_transport import GrpcTransport, SharedMemory
+from .images import ImageCalls
 from .requests import Scalars, Step
 from .round_robin import RoundRobin
 from .transport import Health, ModelInfo, Request, Transport
@@ -31,7 +32,7 @@ _LONGEST_S = 86_400.0
 _DEFAULT_URL = "localhost:8001"
 
 
-class AsyncClient:
+class AsyncClient(ImageCalls):
     """A client for asyncio. At most `max_in_flight` requests at a time, others wait within their timeout.
 
     `url` is a server's host:port, a list of several with the same models (calls take turns, see RoundRobin), or

@@ -88,14 +88,14 @@ class Transport(Protocol):
 
 
 def _declared(spec: contract.ModelSpec) -> ModelInfo:
-    free = {axis: -1 for axis in (*contract.AXES, "S")}
+    free = {axis: -1 for axis in (*contract.AXES, "S", "V", "P")}
     return ModelInfo(spec.name, "1", inputs={i.name: InputInfo(i.dtype, i.shape(free), i.optional) for i in spec.inputs})
 
 
 class MockTransport:
     """A server for your tests: `answer(request)` returns the answers of a request, or raises StatusError.
 
-    Without `answer` the velocity is zero, and a sample returns zeros after three steps. `requests` lists what was
+    Without `answer` the velocity and the condition of a picture are zero, and a sample returns zeros after three steps. `requests` lists what was
     sent, `cancelled` the ids of the requests closed before their last answer was taken.
     """
 
@@ -106,7 +106,8 @@ class MockTransport:
         models: Sequence[ModelInfo] | None = None,
     ) -> None:
         self._answer = answer or _zeros
-        known = [_declared(spec) for spec in contract.MODELS.values()] if models is None else models
+        specs = (*contract.MODELS.values(), *contract.IMAGE_MODELS.values())
+        known = [_declared(spec) for spec in specs] if models is None else models
         self.models: dict[str, ModelInfo] = {model.name: model for model in known}
         self.requests: list[Request] = []
         self.cancelled: list[str] = []
@@ -140,6 +141,9 @@ class MockTransport:
 
 def _zeros(request: Request) -> Iterable[Tensors]:
     inputs = request.inputs
+    if request.model == contract.IMAGE_CONTEXT:
+        tokens = contract.AXES["T"].opt * len(inputs["image"])
+        return [{"context": np.zeros((1, tokens, contract.CONTEXT_WIDTH), np.float16)}]
     if not request.streamed:
         return [{"velocity": np.zeros_like(inputs["latents"])}]
     length = int(inputs["num_latents"][0]) if "num_latents" in inputs else 512

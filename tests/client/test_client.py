@@ -156,7 +156,7 @@ def test_model_info_and_health() -> None:
     with h.Client(transport=h.MockTransport()) as client:
         assert client.model_info(contract.DIT).inputs["latents"] == h.InputInfo("FP32", (-1, -1, 64))
         state = client.health(timeout_s=5)
-    assert state.live and state.ready and {model.name for model in state.models} == set(contract.MODELS)
+    assert state.live and state.ready and {model.name for model in state.models} == {*contract.MODELS, *contract.IMAGE_MODELS}
 
 
 # Every option of sampling, each with a value whose effect on the request the test below looks for.

@@ -1,0 +1,106 @@
+"""Pictures in every form a caller may have them, and the two requests of generate; no server."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from hunyuan3d_client import AsyncClient, Client, InvalidInput, MockTransport, ModelFailed, Request, contract
+from hunyuan3d_client.images import image_inputs, png
+from hunyuan3d_client.transport import Tensors
+
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda size: st.sampled_from([size, (*size, 1), (*size, 3), (*size, 4)])
+)
+
+
+@given(pixels=arrays(np.uint8, SHAPES))
+def test_png_is_read_back_as_it_was(pixels: np.ndarray) -> None:
+    with Image.open(io.BytesIO(png(pixels))) as opened:
+        opened.load()
+        np.testing.assert_array_equal(np.asarray(opened), pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def test_files_keep_every_byte(tmp_path: Path) -> None:
+    data = b"\x89PNG with zeros at its end\0\0\0"
+    (tmp_path / "a.png").write_bytes(data)
+    for value in (data, bytearray(data), memoryview(data), tmp_path / "a.png", str(tmp_path / "a.png")):
+        tensor = image_inputs(value)["image"]
+        assert (tensor.shape, tensor.dtype, tensor[0]) == ((1,), np.object_, data)
+    assert image_inputs([data, data])["image"].tolist() == [data, data]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 3), ("CMYK", 3), ("RGBA", 4), ("LA", 4), ("PA", 4)])
+def test_pil_images_keep_their_alpha(mode: str, channels: int) -> None:
+    (file,) = image_inputs(Image.new("RGBA", (4, 3), (1, 2, 3, 4)).convert(mode))["image"]
+    with Image.open(io.BytesIO(file)) as opened:
+        assert np.asarray(opened).shape == (3, 4, channels)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "image must be 1 to 4 views, got 0"),
+        ([b"x"] * 5, "image must be 1 to 4 views, got 5"),
+        (np.zeros((4, 4, 3), np.float32), r"got float32 \[4, 4, 3\]\nhint: floats in"),
+        (np.zeros((4, 4, 2), np.uint8), r"got uint8 \[4, 4, 2\]"),
+        (np.zeros((0, 4), np.uint8), r"got uint8 \[0, 4\]"),
+        (7, "image must be a path, .* got int"),
+        ("nowhere.png", "image must be a readable file, got "),
+        ("a\0b", "image must be a readable file, got "),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture(value: object, message: str) -> None:
+    with Client(transport=MockTransport()) as client, pytest.raises(InvalidInput, match=message):
+        client.condition(value)
+
+
+def test_generate_asks_for_the_condition_and_streams_the_sampler() -> None:
+    transport = MockTransport()
+    with Client(transport=transport) as client:
+        assert client.condition([b"a", b"b"]).shape == (1, 2 * 1370, 1536)
+        assert client.generate(b"picture", num_latents=9, steps=4, seed=5).shape == (1, 9, 64)
+        assert [step.index for step in client.generate_stream(b"picture", num_latents=9)] == [1, 2, 3]
+    asked = transport.requests[1:3]
+    assert [request.model for request in asked] == [contract.IMAGE_CONTEXT, contract.SAMPLER]
+    assert asked[0].inputs["image"].tolist() == [b"picture"] and not asked[0].streamed
+    options = {name: value.tolist() for name, value in asked[1].inputs.items() if name != "context"}
+    assert options == {"steps": [4], "seed": [5], "num_latents": [9], "preview_every": [0]} and asked[1].streamed
+
+
+def test_both_requests_share_one_deadline() -> None:
+    transport = MockTransport()
+    with Client(transport=transport) as client:
+        client.generate(b"picture", timeout_s=50)
+    assert 50 >= transport.timeouts_s[0] >= transport.timeouts_s[1] > 40
+
+
+def test_leaving_the_loop_cancels_the_trajectory() -> None:
+    transport = MockTransport()
+    with Client(transport=transport) as client:
+        steps = client.generate_stream(b"picture")
+        next(steps)
+        steps.close()
+    assert transport.cancelled == [transport.requests[-1].request_id]
+
+
+@pytest.mark.parametrize("context", [None, np.zeros((1, 5, 1536), np.float32), np.zeros((2, 5, 1536), np.float16)], ids=str)
+def test_an_answer_that_is_no_condition(context: np.ndarray | None) -> None:
+    def answer(_: Request) -> list[Tensors]:
+        return [{} if context is None else {"context": context}]
+
+    with Client(transport=MockTransport(answer)) as client, pytest.raises(ModelFailed, match="context must be float16"):
+        client.condition(b"picture")
+
+
+def test_the_asynchronous_client_has_the_same_calls() -> None:
+    for name in ("condition", "generate", "generate_stream"):
+        assert getattr(Client, name).__wrapped__ is getattr(AsyncClient, name)
