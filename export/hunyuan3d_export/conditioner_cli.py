@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .cli_options import SeedOption
 from .onnx_from_torch import OnnxOptions
 
 
@@ -20,7 +21,7 @@ def conditioner(
         ),
     ] = None,
     variant: Annotated[str, typer.Option(help="Of random weights: tiny or giant.")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    seed: SeedOption = 0,
     image_size: Annotated[int, typer.Option(help="518, or 1022 as v2-mini-turbo takes.")] = 518,
     views: Annotated[int, typer.Option(help="1, or 4 for the multi-view weights.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 weights and activations.")] = "fp32",

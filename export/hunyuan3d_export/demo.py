@@ -1,4 +1,7 @@
-"""`make demo`: from nothing to a checked result. Export, verify, deploy, serve, sample through the client, compare with torch."""
+"""`make demo`: from nothing to a checked result. Export, verify, deploy, serve, sample through the client, compare with torch.
+
+The `shapes` preset shows what is sampled; then a photograph goes through the image encoder and the ensemble, on random weights.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hunyuan3d_client import Client, contract
+from hunyuan3d_client import Client, Step, contract
 
 from . import compute, parity
 from .cli import print_checks
 from .cli_options import CheckpointOption, PresetOption
+from .conditioner.export import ConditionerSource, export_conditioner
 from .dit import Preset
 from .embedded_server import EmbeddedServer
 from .onnx_from_torch import OnnxOptions, export_onnx
-from .photograph import photograph_context
+from .photograph import ensemble_latents, photograph
 from .reference_sampler import sample, sigmas
 from .repository_from_artifacts import deploy
 from .shapes import decode_points, embed_prompt
@@ -39,6 +43,7 @@ PICTURE = BUILD / "shapes.png"
 # A CPU takes minutes for one evaluation of a full-size preset: above this many parameters the demo takes few, small steps.
 _SMALL_PARAMETERS = 50_000_000
 _FEW_STEPS, _FEW_LATENTS = 3, 64
+_PHOTOGRAPH_STEPS = 10  # of random weights: the receipts above them are over all steps
 _SEED = 1
 _PROMPT = "two flat tori"
 _GALLERY = ("sphere", "cube", "torus", "cone", "helix", "flat cylinder", "tall octahedron", "two tetrahedra")
@@ -51,7 +56,7 @@ console = Console()
 class Plan:
     """What the demo samples: context [1, T, 1536], noise [1, L, 64], steps and guidance scale."""
 
-    context: NDArray[np.float16]
+    context: NDArray[np.float16] | None  # None: the photograph's, from the server
     noise: NDArray[np.float32]
     schedule: str
     steps: int
@@ -60,7 +65,7 @@ class Plan:
 
     @property
     def sizes(self) -> str:
-        return f"L {self.noise.shape[1]}, T {self.context.shape[1]}, {self.steps} steps, guidance scale {self.guidance_scale:g}"
+        return f"L {self.noise.shape[1]}, {self.steps} steps, guidance scale {self.guidance_scale:g}"
 
 
 def run(
@@ -75,31 +80,40 @@ def run(
     if precision not in _TOLERANCES:
         raise typer.BadParameter(f"must be one of {', '.join(_TOLERANCES)}, got {precision}")
     weights = Weights(preset=None if checkpoint and preset == "shapes" else preset, checkpoint=checkpoint)
-    clock = _Clock()
+    passed = _demonstrate(weights, f"{checkpoint.stem if checkpoint else preset}-{precision}", precision)
+    if weights.preset == "shapes":
+        console.rule("a photograph")
+        passed &= _demonstrate(Weights(preset="tiny"), f"tiny-{precision}", precision)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
+    """The whole way for these weights; whether every check passed."""
+    clock, artifacts, repository = _Clock(), BUILD / name, BUILD / f"{name}-repository"
     defaults = weights.sampling(weights.config())
-    artifacts = BUILD / f"{checkpoint.stem if checkpoint else preset}-{precision}"
+    prompted = defaults.name == "shapes"
     with clock("export to ONNX"):
         export_onnx(weights, artifacts, options=OnnxOptions(precision=precision))
+        if not prompted:
+            export_conditioner(ConditionerSource(), artifacts, OnnxOptions(precision=precision))
     with clock("verify against torch"):
         checks = parity.verify(artifacts, weights)
     print_checks(checks)
-    plan = _prompt_plan(defaults) if defaults.name == "shapes" else _photograph_plan(defaults)
-    repository = BUILD / "repository"
+    plan = _prompt_plan(defaults) if prompted else _photograph_plan(defaults)
     with clock("deploy"):
         deploy(artifacts, repository)
-    served, path = _serve_and_sample(repository, plan, clock)
+    served, path, context = _serve_and_sample(repository, plan, clock)
     with clock("the same loop in torch, two full branches"):
-        expected = _in_torch(weights, plan)
-    error = parity.relative_l2(torch.from_numpy(served), expected)
-    tolerance = _TOLERANCES[precision]
+        expected = _in_torch(weights, dataclasses.replace(plan, context=context))
+    error, tolerance = parity.relative_l2(torch.from_numpy(served), expected), _TOLERANCES[precision]
     clock.print()
-    console.print(f"served by the path '{path}', {plan.sizes}")
+    console.print(f"served by the path '{path}', {plan.sizes}, T {context.shape[1]}")
     verdict = "ok" if error <= tolerance else "[red]FAILED[/red]"
     console.print(f"served against torch: relative L2 {error:.1e} (tolerance {tolerance:.0e}) {verdict}")
-    if plan.prompted:
+    if prompted:
         console.print(f"what was sampled: {PICTURE}")
-    if error > tolerance or not all(check.passed for model in checks.values() for check in model):
-        raise typer.Exit(1)
+    return error <= tolerance and all(check.passed for model in checks.values() for check in model)
 
 
 def _prompt_plan(defaults: Preset) -> Plan:
@@ -120,8 +134,7 @@ def _noise(num_latents: int) -> NDArray[np.float32]:
 
 
 def _photograph_plan(defaults: Preset) -> Plan:
-    context = photograph_context()
-    console.print("condition: patches of a photograph through a fixed random projection, a stand-in for an image encoder")
+    console.print("condition: a photograph through preprocessing and an image encoder of random weights")
     small = compute.parameters(defaults.config) <= _SMALL_PARAMETERS
     if not small:
         console.print(
@@ -129,40 +142,65 @@ def _photograph_plan(defaults: Preset) -> Plan:
         )
     num_latents = defaults.num_latents if small else _FEW_LATENTS
     return Plan(
-        context,
+        None,
         _noise(num_latents),
         defaults.schedule,
-        defaults.steps if small else _FEW_STEPS,
+        min(defaults.steps, _PHOTOGRAPH_STEPS) if small else _FEW_STEPS,
         defaults.guidance_scale,
     )
 
 
-def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDArray[np.float32], str]:
+def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDArray[np.float32], str, NDArray[np.float16]]:
+    """The sampled latents, the path they were sampled by, and the condition."""
     server = EmbeddedServer(repository)
     with clock("start tritonserver"):
         endpoints = server.start()
     try:
-        with Client(endpoints.grpc) as client, clock("sample through the client"), _progress() as progress:
-            task = progress.add_task("sampling", total=plan.steps)
-            steps = client.stream(
-                plan.context,
-                latents=plan.noise,
-                steps=plan.steps,
-                guidance_scale=plan.guidance_scale,
-                schedule=plan.schedule,
-                preview_every=0,
-                timeout_s=3600,
-            )
-            for step in steps:
-                progress.update(task, completed=step.index, total=step.total)
-        if plan.prompted:
-            with Client(endpoints.grpc) as client, clock(f"sample {len(_GALLERY)} prompts at once"):
-                _draw_gallery(client, step.latents)
+        with Client(endpoints.grpc, timeout_s=3600) as client:
+            context = plan.context
+            if context is None:
+                with clock("encode the photograph"):
+                    context = client.condition(photograph())
+            with clock("sample through the client"):
+                step = _sample(client, plan, context)
+            if plan.prompted:
+                with clock(f"sample {len(_GALLERY)} prompts at once"):
+                    _draw_gallery(client, step.latents)
+            else:
+                with clock("the ensemble, from photograph to latents"):
+                    _through_the_ensemble(client, endpoints.grpc, plan)
     finally:
         with clock("stop tritonserver"):
             server.stop()
     assert step.latents is not None  # the final step always carries them
-    return step.latents, step.path
+    return step.latents, step.path, context
+
+
+def _sample(client: Client, plan: Plan, context: NDArray[np.float16]) -> Step:
+    with _progress() as progress:
+        task = progress.add_task("sampling", total=plan.steps)
+        steps = client.stream(
+            context,
+            latents=plan.noise,
+            steps=plan.steps,
+            guidance_scale=plan.guidance_scale,
+            schedule=plan.schedule,
+            preview_every=0,
+        )
+        for step in steps:
+            progress.update(task, completed=step.index, total=step.total)
+    return step
+
+
+def _through_the_ensemble(client: Client, url: str, plan: Plan) -> None:
+    """One request from picture to latents, which must equal what the client composes."""
+    num_latents = plan.noise.shape[1]
+    found = ensemble_latents(url, photograph(), {"steps": plan.steps, "num_latents": num_latents, "seed": _SEED})
+    expected = client.generate(photograph(), steps=plan.steps, num_latents=num_latents, seed=_SEED)
+    equal = np.array_equal(found, expected)
+    console.print(f"the ensemble and condition + sample, called separately: {'equal' if equal else '[red]NOT EQUAL[/red]'}")
+    if not equal:
+        raise typer.Exit(1)
 
 
 def _draw_gallery(client: Client, first: NDArray[np.float32] | None) -> None:
@@ -173,10 +211,11 @@ def _draw_gallery(client: Client, first: NDArray[np.float32] | None) -> None:
 
 
 def _in_torch(weights: Weights, plan: Plan) -> torch.Tensor:
+    assert plan.context is not None
     model = weights.load(torch.float32)
     return sample(
         model,
-        torch.from_numpy(plan.context),
+        torch.tensor(plan.context),  # a copy: what came from the server is read-only
         torch.from_numpy(plan.noise),
         sigmas(plan.schedule, plan.steps),
         guidance_scale=plan.guidance_scale,

@@ -1,31 +1,34 @@
-"""A real photograph as a stand-in condition: raw patches through a fixed random projection, until an image encoder is there.
-
-It has the shape and the value range of the real thing, a DINOv2 sequence, and none of its meaning.
-"""
+"""A real photograph for the demo, and the ensemble asked in one request, as any KServe client would."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
+import tritonclient.grpc
 from numpy.typing import NDArray
+from tritonclient.utils import np_to_triton_dtype
 
 from hunyuan3d_client import contract
 
-_CROP = 518
-_PATCH = 14
-_SEED = 14
+
+def photograph() -> bytes:
+    """scikit-image's coffee cup, a PNG file. Raises ImportError without scikit-image (extra `test`)."""
+    import skimage
+
+    return (Path(skimage.__file__).parent / "data" / "coffee.png").read_bytes()
 
 
-def photograph_context() -> NDArray[np.float16]:
-    """[1, 1370, 1536] float16 from the centre of scikit-image's astronaut: a mean token, then 37 x 37 patches in rows.
-
-    Raises ImportError without scikit-image (extra `test`).
-    """
-    from skimage import data, transform
-
-    image = transform.resize(data.astronaut(), (_CROP, _CROP), anti_aliasing=True)  # [518, 518, 3] in [0, 1]
-    side = _CROP // _PATCH
-    patches = image.reshape(side, _PATCH, side, _PATCH, 3).swapaxes(1, 2).reshape(side * side, -1)  # [1369, 588]
-    patches = (patches - patches.mean()) / patches.std()
-    tokens = np.concatenate([patches.mean(axis=0, keepdims=True), patches])  # [1370, 588]
-    projection = np.random.Generator(np.random.Philox(key=_SEED)).standard_normal((tokens.shape[1], contract.CONTEXT_WIDTH))
-    return (tokens @ projection / np.sqrt(tokens.shape[1])).astype(np.float16)[None]
+def ensemble_latents(url: str, image: bytes, options: Mapping[str, int]) -> NDArray[np.float32]:
+    """[1, L, 64] from the ensemble hunyuan3d_unary; options are the sampler's."""
+    tensors = {"image": np.array([image, None], np.object_)[:1]}  # alone, NumPy would take the bytes for a string
+    types = {spec.name: spec.numpy_dtype for spec in contract.SAMPLER_INPUTS}
+    tensors |= {name: np.array([value], types[name]) for name, value in options.items()}
+    inputs = []
+    for name, value in tensors.items():
+        tensor = tritonclient.grpc.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
+        inputs.append(tensor.set_data_from_numpy(value))
+    with tritonclient.grpc.InferenceServerClient(url) as client:
+        found: NDArray[np.float32] = client.infer(contract.ENSEMBLE_UNARY, inputs).as_numpy("latents")
+    return found
