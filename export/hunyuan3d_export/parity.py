@@ -117,6 +117,9 @@ def weights_of(manifest: Manifest, given: Weights | None) -> Weights:
 
     Raises ManifestError when they are others, or of a checkpoint that was not given.
     """
+    if manifest.model == contract.CONDITIONER:
+        hint = "hint: its ONNX artifact can be: hunyuan3d-export verify --artifacts DIR"
+        raise ManifestError(f"plan must be a denoiser's to be compared, got {manifest.model}\n{hint}")
     identity = manifest.made_from["weights"]
     if given is None and "checkpoint_sha256" in identity and identity["preset"] not in SHIPPED:
         raise ManifestError(

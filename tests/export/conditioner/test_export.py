@@ -76,6 +76,14 @@ def test_verify_wants_the_weights_of_a_checkpoint(tmp_path: Path, micro: Weights
     assert checks[0].passed
 
 
+def test_its_plan_is_not_compared_and_the_error_says_so(exported: Export) -> None:
+    manifest = Manifest.read(exported() / contract.CONDITIONER, hint="")
+    with pytest.raises(
+        ManifestError, match="plan must be a denoiser's to be compared, got hunyuan3d_conditioner\nhint: its ONNX"
+    ):
+        parity.weights_of(manifest, None)
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["hunyuan3d-export", "conditioner", "--out", str(tmp_path), "--views", "4"])
     with pytest.raises(SystemExit) as ended:
