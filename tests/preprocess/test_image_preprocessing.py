@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import struct
 import zlib
@@ -174,10 +173,7 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
     return bytes(spoilt)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_mutated_files_give_a_picture_or_an_invalid_image(
-    count: int, encoded: Encode, cut_out: Image.Image, photograph: Photograph
-) -> None:
+def test_1000_mutated_files_give_a_picture_or_an_invalid_image(encoded: Encode, cut_out: Image.Image) -> None:
     small = cut_out.resize((60, 40))
     files = [
         encoded(small),
@@ -188,7 +184,7 @@ def test_mutated_files_give_a_picture_or_an_invalid_image(
         encoded(small, "WEBP"),
         encoded(small.convert("RGB"), "WEBP", lossless=True),
     ]
-    generator, refused = random.Random(count), 0
+    generator, refused, count = random.Random(1000), 0, 1000
     for index in range(count):
         data = mutated(files[index % len(files)], generator)
         try:
@@ -198,4 +194,3 @@ def test_mutated_files_give_a_picture_or_an_invalid_image(
         else:
             assert found.shape == (1, 1, 3, 28, 28) and np.isfinite(found).all()
     assert 0.2 * count < refused < count
-    assert subject.decode(io.BytesIO(photograph("coffee.png")).getvalue()).size == (600, 400)
