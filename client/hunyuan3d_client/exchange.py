@@ -32,6 +32,9 @@ _FIRST_PAUSE_S = 0.1
 _BUDGET = 10.0
 _REFUND = 0.1
 
+# What Triton may say of a stream that it is just closing at its deadline.
+_OF_A_LATE_STREAM = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, None)
+
 
 class Exchange:
     """Sends requests over a transport, at most `max_in_flight` at a time; the others wait within their deadline."""
@@ -131,7 +134,7 @@ class Exchange:
     async def _typed(self, failure: StatusError, model: str, deadline: float, *, answered: bool) -> Hunyuan3DError:
         """The error of a failure, by its status and by what the server says of the model; see errors.py."""
         kind = BY_STATUS.get(failure.status, ModelFailed)
-        late = failure.status is grpc.StatusCode.UNAVAILABLE and time.monotonic() >= deadline
+        late = failure.status in _OF_A_LATE_STREAM and time.monotonic() >= deadline
         if late or (failure.status is grpc.StatusCode.CANCELLED and not self._closed):
             # The server keeps the deadline too, and limits of its own: what it cancelled while this side waits was late.
             kind = DeadlineExceeded

@@ -75,7 +75,7 @@ def test_a_failure_while_the_model_is_not_ready(failing: Any, status: grpc.Statu
     assert error.value.status is status and len(transport.requests) == 2
 
 
-@pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, None])
 def test_a_refusal_after_the_deadline_is_a_deadline(status: grpc.StatusCode, tokens: Tokens) -> None:
     late = threading.Event()
 
