@@ -161,11 +161,13 @@ async def one(answers: AsyncGenerator[R, None]) -> R:
 
 
 def _safe_to_repeat(error: Hunyuan3DError) -> bool:
-    if error.status is grpc.StatusCode.UNAVAILABLE and isinstance(error, ModelNotReady):
-        cause = error.__cause__
-        return isinstance(cause, StatusError) and cause.server is not None  # another server may be ready
-    lost = isinstance(error, ServerUnavailable) and error.status is grpc.StatusCode.UNAVAILABLE
-    return lost or isinstance(error, Overloaded)
+    if isinstance(error, Overloaded):
+        return True
+    if isinstance(error, ServerUnavailable) and error.status is grpc.StatusCode.UNAVAILABLE:
+        return True
+    # The model is gone there, which an exiting Triton tells a stream without a status; another server may have it.
+    gone = isinstance(error, ModelNotReady | ServerUnavailable) and error.status in (grpc.StatusCode.UNAVAILABLE, None)
+    return gone and isinstance(error.__cause__, StatusError) and error.__cause__.server is not None
 
 
 def _left_s(deadline: float) -> float:

@@ -150,12 +150,21 @@ class GrpcTransport:
         ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
         server = await self._ask("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
         models = []
-        for entry in (await self._ask("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)).models:
-            if entry.state == "READY":
-                models.append(await self.model_info(entry.name, timeout_s=timeout_s))
-            else:
-                models.append(ModelInfo(entry.name, entry.version, ready=False))
+        for name, version, loaded in await self._models(timeout_s):
+            info = ModelInfo(name, version, ready=False)
+            models.append(await self.model_info(name, timeout_s=timeout_s) if loaded else info)
         return Health(live, ready, server.version, tuple(models))
+
+    async def _models(self, timeout_s: float) -> list[tuple[str, str, bool]]:
+        """Name, version and whether it is ready, of every model; of the contract's where the index is not for everybody."""
+        try:
+            index = (await self._ask("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)).models
+        except StatusError as failure:
+            if failure.status is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in contract.MODELS}
+            return [(name, "", True) for name, loaded in ready.items() if loaded]
+        return [(entry.name, entry.version, entry.state == "READY") for entry in index]
 
     async def register(self, name: str, size_bytes: int, *, timeout_s: float) -> None:
         request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size_bytes)

@@ -23,8 +23,8 @@ _PAUSE_S = 0.5
 class RoundRobin:
     """Transports to servers with the same models, as one transport.
 
-    A server joins when it says that it is ready. One that is UNAVAILABLE is left at once and asked until it is ready
-    again; what failed there is the client's to repeat. Queries (model_info, health) are answered by the next server in
+    A server joins when it says that it is ready. One that is UNAVAILABLE, or fails without a status, is left at once and
+    asked, after a pause if others are up, until it is ready again; what failed there is the client's to repeat. Queries (model_info, health) are answered by the next server in
     turn. Raises InvalidInput for no server.
     """
 
@@ -87,18 +87,23 @@ class RoundRobin:
 
     def _note(self, failure: StatusError, server: Transport, model: str) -> None:
         failure.server = server
-        if failure.status is grpc.StatusCode.UNAVAILABLE:
+        # A server that ends may say why without a status; one that is well joins again at once.
+        if failure.status in (grpc.StatusCode.UNAVAILABLE, None):
             self._leave(server, model)
 
     def _leave(self, server: Transport, model: str) -> None:
         if server not in self._asked:
+            pause_s = 0.0
             if server in self._up:
                 self._up.remove(server)
+                # A full or stopping server says that it is ready and refuses all the same: the others have their turn first.
+                pause_s = _PAUSE_S if self._up else 0.0
             first = asyncio.Event()
-            self._asked[server] = (asyncio.create_task(self._ask(server, model, first)), first)
+            self._asked[server] = (asyncio.create_task(self._ask(server, model, first, pause_s)), first)
 
-    async def _ask(self, server: Transport, model: str, first: asyncio.Event) -> None:
-        """Asks `server` until `model` is ready there, and lets it join."""
+    async def _ask(self, server: Transport, model: str, first: asyncio.Event, pause_s: float) -> None:
+        """After a pause asks `server` until `model` is ready there, and lets it join."""
+        await asyncio.sleep(pause_s)
         while not await _is_ready(server, model):
             first.set()
             await asyncio.sleep(_PAUSE_S)

@@ -1,6 +1,6 @@
 """A real tritonserver on this machine's CPU, from the wheel nvidia-pytriton (extra `embedded`).
 
-The wheel carries the server, its Python backend and stubs; this lays them out as the server expects and runs it.
+The wheel carries the server, its Python backend and stubs; triton_wheel lays them out as the server expects.
 """
 
 from __future__ import annotations
@@ -8,16 +8,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import importlib.util
 import logging
-import os
-import platform
 import re
-import shutil
 import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -27,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .repository_from_artifacts import loadable_models
+from .triton_wheel import ServerStartError, lay_out
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
@@ -35,11 +30,9 @@ _KEPT_ERRORS = 5
 _ERROR_LINE = re.compile(r"E\d{4} |error:")  # glog's severity, and the server's own last word
 _HOST = "127.0.0.1"
 
+__all__ = ["EmbeddedServer", "Endpoints", "ServerOptions", "ServerStartError"]
+
 logger = logging.getLogger(__name__)
-
-
-class ServerStartError(RuntimeError):
-    """The server cannot run here, or ended or hung before it was ready."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +82,14 @@ class EmbeddedServer:
 
     def start(self) -> Endpoints:
         """Returns once every model to be served is ready."""
-        root, stub = _find_server()
         models = loadable_models(self.repository, self.options.config)
         ports = _ports(self.options)
         try:
             runtime = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="hunyuan3d-triton-")))
-            backends = _lay_out(root, stub, runtime)
-            command = _command(root, self.repository, backends, models, ports, self.options)
+            launcher = lay_out(runtime)
+            command = _command(launcher, self.repository, models, ports, self.options)
             self._process = subprocess.Popen(
-                command, env=_environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
             )
             self._resources.callback(self._process.stdout.close if self._process.stdout else bool)
             self._reader = threading.Thread(target=self._follow_log, daemon=True)
@@ -157,51 +149,14 @@ class EmbeddedServer:
         return "\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items() if lines)
 
 
-def _find_server() -> tuple[Path, Path]:
-    """The wheel's server folder and the stub for this Python."""
-    hint = 'hint: on Linux x86-64 with glibc >= 2.35: pip install "hunyuan3d-triton[embedded]"; elsewhere serve the repository with the official Triton image'
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise ServerStartError(f"the embedded server must run on linux x86_64, got {sys.platform} {platform.machine()}\n{hint}")
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise ServerStartError(f"package nvidia-pytriton must be installed, found none\n{hint}")
-    root = Path(spec.submodule_search_locations[0]) / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        found = ", ".join(sorted(path.name for path in stub.parent.parent.glob("*"))) or "none"
-        raise ServerStartError(f"the wheel must hold a stub for Python {version}, found {found}\n{hint}")
-    return root, stub
-
-
-def _lay_out(root: Path, stub: Path, runtime: Path) -> Path:
-    """A backend directory with this Python's stub beside the backend's library."""
-    backend = runtime / "backends" / "python"
-    backend.mkdir(parents=True)
-    for path in (root / "backends" / "python").iterdir():
-        if path.is_file():
-            shutil.copy2(path, backend)
-    shutil.copy2(stub, backend)
-    return backend.parent
-
-
-def _environment(root: Path) -> dict[str, str]:
-    environment = dict(os.environ)
-    libraries = [str(root.parent.parent / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
-    environment["LD_LIBRARY_PATH"] = ":".join(filter(None, [*libraries, environment.get("LD_LIBRARY_PATH")]))
-    # The stub finds this environment's packages through the interpreter that is first on the path.
-    environment["PATH"] = f"{Path(sys.prefix) / 'bin'}:{environment.get('PATH', '')}"
-    return environment
-
-
 def _command(
-    root: Path, repository: Path, backends: Path, models: list[str], ports: tuple[int, int, int], options: ServerOptions
+    launcher: Path, repository: Path, models: list[str], ports: tuple[int, int, int], options: ServerOptions
 ) -> list[str]:
     grpc_port, http_port, metrics_port = ports
     return [
-        str(root / "bin" / "tritonserver"),
+        str(launcher),
         f"--model-repository={repository}",
-        f"--backend-directory={backends}",
+        f"--backend-directory={launcher.parent.parent / 'backends'}",
         f"--model-config-name={options.config}",
         "--model-control-mode=explicit",
         *(f"--load-model={name}" for name in models),

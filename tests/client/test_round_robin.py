@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -26,12 +27,13 @@ class Server(h.MockTransport):
     def __init__(self, state: str = "up") -> None:
         super().__init__()
         self.state = state
+        self.status: grpc.StatusCode | None = UNAVAILABLE
         self.asked = 0
 
     async def infer(self, request: h.Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         if self.state != "up":
             self.requests.append(request)
-            raise h.StatusError(UNAVAILABLE, self.state)
+            raise h.StatusError(self.status, self.state)
         async for answer in super().infer(request, timeout_s=timeout_s):
             yield answer
 
@@ -147,6 +149,39 @@ def test_the_failed_server_is_asked_why_and_not_its_neighbour(tokens: Tokens) ->
             assert type(error.value) is kind and error.value.status is UNAVAILABLE
 
     run(servers, body, retries=0)
+
+
+def test_a_server_that_ends_without_a_status_is_left(tokens: Tokens) -> None:
+    """What an exiting Triton answers to a stream: words, no status."""
+    servers = [Server(), Server()]
+
+    async def body(client: h.AsyncClient) -> None:
+        await client.denoise(LATENTS, 0.5, tokens())
+        await until(lambda: len(client._transport._up) == 2)
+        servers[0].state, servers[0].status = "draining", None
+        for _ in range(6):
+            await client.denoise(LATENTS, 0.5, tokens())
+        assert client._transport._up == deque([servers[1]])
+
+    run(servers, body)
+    assert counts(servers)[0] <= 2, "one from before, one that found out"
+
+
+def test_a_server_that_refuses_is_passed_over_for_a_while(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that it is ready all the same."""
+    monkeypatch.setattr(round_robin, "_PAUSE_S", 60.0)
+    servers = [Server(), Server()]
+
+    async def body(client: h.AsyncClient) -> None:
+        await client.denoise(LATENTS, 0.5, tokens())
+        await until(lambda: len(client._transport._up) == 2)
+        servers[0].state = "busy"
+        await asyncio.gather(*(client.denoise(LATENTS, 0.5, tokens()) for _ in range(20)))
+        before = counts(servers)[0]
+        await asyncio.gather(*(client.denoise(LATENTS, 0.5, tokens()) for _ in range(20)))
+        assert counts(servers)[0] == before
+
+    run(servers, body)
 
 
 def test_all_servers_down(tokens: Tokens) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from arrays import Arrays
 from denoisers import GUIDED, Denoisers
 from metrics import Metrics
-from outcomes import Cancelled, Expired, code, outcome
+from outcomes import Cancelled, Expired, Overloaded, code, outcome
 from settings import Settings
 from stepper import Stepper
 from trajectory import Trajectory, choose_path, decode
@@ -22,6 +23,8 @@ _PRESET_FILE = "preset.json"
 # A call between models loses an error's code (every one arrives as INTERNAL), so hunyuan3d_sampler_unary sets this request
 # parameter: its errors come as the output `path` holding code and text, with no other output beside it.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
+# The container's entrypoint names a file by this variable; once it is there, the server is about to stop and takes nothing new.
+DRAIN_FILE = "HUNYUAN3D_DRAIN_FILE"
 VAE_LATENTS = "vae_latents"  # made only for requests that name it, or name no outputs at all
 
 
@@ -40,6 +43,7 @@ class TritonPythonModel:
         self._arrays = Arrays(self._settings.arrays, pb_utils)
         self._denoisers = Denoisers(pb_utils, self._settings, self._arrays, self._metrics)
         self._stepper = Stepper(self._denoisers, self._settings, self._metrics)
+        self._drain_file = Path(os.environ[DRAIN_FILE]) if DRAIN_FILE in os.environ else None
         self._said: set[str] = set()
 
     async def execute(self, requests: list) -> None:
@@ -52,6 +56,8 @@ class TritonPythonModel:
                 stream.fail(error)
 
     def _admit(self, request: object, stream: _Stream) -> None:
+        if self._drain_file is not None and self._drain_file.exists():
+            raise Overloaded("server must not be stopping, got a new sample\nhint: another server takes it")
         decoded = decode(_tensors(request, self._inputs), self._settings, self._num_latents)
         ready = {"plain_ready": self._denoisers.plain_ready, "guided_ready": self._denoisers.guided_ready}
         path = choose_path(decoded, self._settings, **ready)

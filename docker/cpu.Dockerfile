@@ -1,0 +1,19 @@
+# The same server from a Python wheel: no GPU, no vendor's image. Serves ONNX graphs with ONNX Runtime.
+ARG PYTHON_TAG=3.11-slim-bookworm
+FROM python:${PYTHON_TAG}
+ARG PYTRITON_VERSION=0.7.0
+ARG ONNXRUNTIME_VERSION=1.32.0
+ARG NUMPY_VERSION=1.26.4
+ARG PILLOW_VERSION=13.0.0
+RUN pip install --no-cache-dir "nvidia-pytriton==${PYTRITON_VERSION}" "onnxruntime==${ONNXRUNTIME_VERSION}" \
+    "numpy==${NUMPY_VERSION}" "pillow==${PILLOW_VERSION}"
+COPY export/hunyuan3d_export/triton_wheel.py /opt/hunyuan3d/
+RUN python /opt/hunyuan3d/triton_wheel.py /opt/tritonserver
+COPY docker/entrypoint.sh docker/json_log.py docker/health.py /opt/hunyuan3d/
+COPY model_repository /models
+ENV CONFIG=cpu
+USER 1000:1000
+EXPOSE 8000 8001 8002
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "/opt/hunyuan3d/health.py"]
+ENTRYPOINT ["/opt/hunyuan3d/entrypoint.sh"]

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Starts tritonserver on a deployed repository. Settings come from the environment; a wrong one is refused before anything starts.
+set -euo pipefail
+
+TRITON_HOME=${TRITON_HOME:-/opt/tritonserver}
+MODEL_REPOSITORY=${MODEL_REPOSITORY:-/models}
+CONFIG=${CONFIG:-default}
+BIND_ADDRESS=${BIND_ADDRESS:-0.0.0.0}
+METRICS_ADDRESS=${METRICS_ADDRESS:-$BIND_ADDRESS}
+GRPC_PORT=${GRPC_PORT:-8001}
+HTTP_PORT=${HTTP_PORT:-8000}
+METRICS_PORT=${METRICS_PORT:-8002}
+EXIT_TIMEOUT_S=${EXIT_TIMEOUT_S:-600}
+LOG_FORMAT=${LOG_FORMAT:-text}
+
+fail() {
+    printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
+    exit 2
+}
+
+# number NAME VALUE MIN MAX
+number() {
+    if ! [[ $2 =~ ^[0-9]{1,6}$ ]] || ((10#$2 < $3 || 10#$2 > $4)); then
+        fail "$1 must be in $3..$4, got '$2'" "set $1 in the environment"
+    fi
+}
+
+# readable NAME PATH
+readable() {
+    [[ -r $2 && -s $2 ]] || fail "$1 must be a readable, non-empty file, got '$2'" "mount it as a secret"
+}
+
+for name in GRPC_PORT HTTP_PORT METRICS_PORT; do number "$name" "${!name}" 1 65535; done
+number EXIT_TIMEOUT_S "$EXIT_TIMEOUT_S" 0 86400
+[[ $CONFIG =~ ^(default|cpu|onnxruntime|torch)$ ]] || fail "CONFIG must be default, cpu, onnxruntime or torch, got '$CONFIG'" "default serves TensorRT plans"
+[[ $LOG_FORMAT =~ ^(text|json)$ ]] || fail "LOG_FORMAT must be text or json, got '$LOG_FORMAT'" "set LOG_FORMAT=json for one JSON object a line"
+[[ -r $MODEL_REPOSITORY/hunyuan3d_sampler/config.pbtxt ]] || fail "MODEL_REPOSITORY must be a model repository, got '$MODEL_REPOSITORY'" "mount one there: hunyuan3d-export deploy --repository DIR"
+case $CONFIG in default) artifact=model.plan ;; torch) artifact=checkpoint.safetensors ;; *) artifact=model.onnx ;; esac
+[[ -r $MODEL_REPOSITORY/hunyuan3d_dit/1/$artifact ]] || fail "hunyuan3d_dit must have a deployed $artifact for CONFIG=$CONFIG, found none in '$MODEL_REPOSITORY'" "make export-engine on a GPU machine for model.plan, make deploy for model.onnx"
+
+# Everything but inference, health and what a client reads of the models asks for the key. Without one nobody has it.
+if [[ -n ${API_KEY_FILE:-} ]]; then
+    readable API_KEY_FILE "$API_KEY_FILE"
+    key=$(<"$API_KEY_FILE")
+    [[ $key =~ ^[A-Za-z0-9_-]{16,}$ ]] || fail "API_KEY_FILE must hold at least 16 letters, digits, - or _, got ${#key} characters" "openssl rand -hex 32 > api_key"
+else
+    key=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+fi
+# Triton's HTTP has no TLS: beside it, HTTP is for this container's own health checks.
+HTTP_ADDRESS=${HTTP_ADDRESS:-${TLS_CERT_FILE:+127.0.0.1}}
+HTTP_ADDRESS=${HTTP_ADDRESS:-$BIND_ADDRESS}
+restricted=shared-memory,model-repository,statistics,trace,logging
+
+flags=(
+    "--model-repository=$MODEL_REPOSITORY"
+    "--backend-directory=$TRITON_HOME/backends"
+    "--model-config-name=$CONFIG"
+    --model-control-mode=none
+    --disable-auto-complete-config
+    "--exit-timeout-secs=$EXIT_TIMEOUT_S"
+    "--grpc-address=$BIND_ADDRESS" "--grpc-port=$GRPC_PORT"
+    "--http-address=$HTTP_ADDRESS" "--http-port=$HTTP_PORT"
+    "--metrics-address=$METRICS_ADDRESS" "--metrics-port=$METRICS_PORT"
+    "--grpc-restricted-protocol=$restricted:hunyuan3d-key=$key"
+    "--http-restricted-api=$restricted:hunyuan3d-key=$key"
+)
+if [[ -n ${TLS_CERT_FILE:-}${TLS_KEY_FILE:-}${TLS_CLIENT_CA_FILE:-} ]]; then
+    readable TLS_CERT_FILE "${TLS_CERT_FILE:-}"
+    readable TLS_KEY_FILE "${TLS_KEY_FILE:-}"
+    flags+=(--grpc-use-ssl=1 "--grpc-server-cert=$TLS_CERT_FILE" "--grpc-server-key=$TLS_KEY_FILE")
+fi
+if [[ -n ${TLS_CLIENT_CA_FILE:-} ]]; then
+    readable TLS_CLIENT_CA_FILE "$TLS_CLIENT_CA_FILE"
+    flags+=(--grpc-use-ssl-mutual=1 "--grpc-root-cert=$TLS_CLIENT_CA_FILE")
+fi
+if [[ -n ${OTEL_TRACES_URL:-} ]]; then
+    flags+=(--trace-config=mode=opentelemetry "--trace-config=opentelemetry,url=$OTEL_TRACES_URL" --trace-config=level=TIMESTAMPS "--trace-config=rate=${OTEL_TRACES_RATE:-1}")
+fi
+
+# Ending, tritonserver refuses every request, its own models' too: a running sample could not make its next step. So the sampler is
+# told first to take nothing new, and the server to end when the last sample has, or when the time is up.
+DRAIN_FILE=$(mktemp -u "${TMPDIR:-/tmp}/hunyuan3d-drain.XXXXXX")
+export HUNYUAN3D_DRAIN_FILE=$DRAIN_FILE METRICS_PORT METRICS_ADDRESS
+here=$(dirname "$0")
+stopping=
+trap 'stopping=yes' TERM INT
+
+if [[ $LOG_FORMAT == json ]]; then
+    "$TRITON_HOME/bin/tritonserver" "${flags[@]}" "$@" > >(exec python3 -u "$here/json_log.py") 2>&1 &
+else
+    "$TRITON_HOME/bin/tritonserver" "${flags[@]}" "$@" &
+fi
+server=$!
+code=0
+wait "$server" || code=$? # a signal ends it too
+if [[ -n $stopping ]]; then
+    : >"$DRAIN_FILE"
+    end=$((SECONDS + EXIT_TIMEOUT_S))
+    sleep 0.5 # requests that were let in just before
+    while ((SECONDS < end)) && kill -0 "$server" 2>/dev/null && ! python3 "$here/health.py" idle; do sleep 0.2; done
+    kill -TERM "$server" 2>/dev/null || true
+    code=0
+    wait "$server" || code=$? # of an ended child too
+    while kill -0 "$server" 2>/dev/null; do # another signal came
+        code=0
+        wait "$server" || code=$?
+    done
+    rm -f "$DRAIN_FILE"
+    if ((code != 0 && SECONDS < end)); then
+        # Triton can crash while it shuts down and callers still knock; by now it holds nothing that could be lost.
+        printf 'warning: tritonserver ended with code %d after its last sample\n' "$code" >&2
+        code=0
+    fi
+fi
+exit "$code"

@@ -1,0 +1,20 @@
+# Checkpoint -> ONNX -> plan, inside the very image that will serve the plan, with the TensorRT that this image has.
+ARG TRITON_TAG=26.07-py3
+ARG TRITON_DIGEST=
+FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}${TRITON_DIGEST}
+ARG TENSORRT_VERSION=11.1.0
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# A plan runs on its own TensorRT only: the builder's and the server's must be one.
+RUN find / -xdev -name "libnvinfer.so.${TENSORRT_VERSION}*" | grep -q . \
+    || { echo "TENSORRT_VERSION must be the image's, got ${TENSORRT_VERSION}; it has $(find / -xdev -name 'libnvinfer.so.*')" >&2; exit 1; }
+WORKDIR /opt/hunyuan3d
+COPY pyproject.toml README.md LICENSE NOTICE constraints.txt ./
+COPY client client
+COPY export export
+COPY model_repository model_repository
+# hadolint ignore=DL3013  (the project itself; its packages are pinned by the constraints)
+RUN pip install --no-cache-dir --constraint constraints.txt "tensorrt==${TENSORRT_VERSION}.*" ".[export]"
+USER 1000:1000
+WORKDIR /work
+ENTRYPOINT ["hunyuan3d-export"]
+CMD ["--help"]

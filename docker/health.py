@@ -1,0 +1,34 @@
+"""Exit code 0 when the server in this container is `ready` (the default), `live`, or `idle`: no sample runs or waits."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+
+TIMEOUT_S = 4
+SAMPLES = re.compile(r"^hunyuan3d_(?:active|queued)_samples(?:\{.*\})? (\S+)$", re.MULTILINE)
+
+
+def main(what: str = "ready") -> int:
+    try:
+        if what == "idle":
+            counts = [float(count) for count in SAMPLES.findall(_get("METRICS_PORT", "8002", "metrics"))]
+            return 0 if sum(counts) == 0 else 1
+        _get("HTTP_PORT", "8000", f"v2/health/{what}")
+    except (urllib.error.URLError, OSError):
+        return 1
+    return 0
+
+
+def _get(variable: str, default: str, path: str) -> str:
+    host = os.environ.get("METRICS_ADDRESS", "") if path == "metrics" else ""
+    host = "127.0.0.1" if host in ("", "0.0.0.0") else host
+    with urllib.request.urlopen(f"http://{host}:{os.environ.get(variable, default)}/{path}", timeout=TIMEOUT_S) as response:
+        return str(response.read().decode())
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))

@@ -1,0 +1,43 @@
+"""tritonserver's log on stdin -> one JSON object a line on stdout: time, level, source, message."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+
+# glog's line: severity, month and day, time, process, file:line] message.
+LINE = re.compile(r"(?P<level>[IWEF])\d{4} (?:[\d:.]+) \d+ (?P<source>[^\]]+)\] (?P<message>.*)", re.DOTALL)
+LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
+
+
+def records(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    """A line that is none of glog's (a table, a traceback) has the level of the one before it."""
+    level = "info"
+    for line in lines:
+        text = line.rstrip("\n")
+        if not text:
+            continue
+        found = LINE.match(text)
+        level = LEVELS[found["level"]] if found else level
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        yield {"time": now, "level": level, "source": found["source"] if found else "", "message": _message(found, text)}
+
+
+def _message(found: re.Match[str] | None, text: str) -> str:
+    message = found["message"] if found else text
+    try:  # newer servers write the message as a JSON string
+        return str(json.loads(message)) if message.startswith('"') else message
+    except json.JSONDecodeError:
+        return message
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ends with its input, after the server's last line
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for record in records(sys.stdin):
+        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,65 @@
+"""The tritonserver inside the wheel nvidia-pytriton: where it is, and how it must be laid out to run by itself.
+
+Needs the standard library alone, so that a small image can run `python -m hunyuan3d_export.triton_wheel FOLDER`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shlex
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+
+class ServerStartError(RuntimeError):
+    """The server cannot run here, or ended or hung before it was ready."""
+
+
+def lay_out(home: Path) -> Path:
+    """A Triton folder like the official image's: `home`/bin/tritonserver, a launcher, and `home`/backends. The launcher.
+
+    Raises ServerStartError.
+    """
+    root, stub = _find_server()
+    backend = home / "backends" / "python"
+    backend.mkdir(parents=True)
+    for path in (root / "backends" / "python").iterdir():
+        if path.is_file():
+            shutil.copy2(path, backend)
+    shutil.copy2(stub, backend)
+    libraries = [str(root.parent.parent / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
+    launcher = home / "bin" / "tritonserver"
+    launcher.parent.mkdir()
+    launcher.write_text(
+        "#!/bin/sh\n"
+        f"export LD_LIBRARY_PATH={shlex.quote(':'.join(filter(None, libraries)))}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\n"
+        "# The stub finds this environment's packages through the interpreter that is first on the path.\n"
+        f"export PATH={shlex.quote(str(Path(sys.prefix) / 'bin'))}:$PATH\n"
+        f'exec {shlex.quote(str(root / "bin" / "tritonserver"))} "$@"\n'
+    )
+    launcher.chmod(0o755)
+    return launcher
+
+
+def _find_server() -> tuple[Path, Path]:
+    """The wheel's server folder and the stub for this Python."""
+    hint = 'hint: on Linux x86-64 with glibc >= 2.35: pip install "hunyuan3d-triton[embedded]"; elsewhere serve the repository with the official Triton image'
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise ServerStartError(f"the embedded server must run on linux x86_64, got {sys.platform} {platform.machine()}\n{hint}")
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerStartError(f"package nvidia-pytriton must be installed, found none\n{hint}")
+    root = Path(spec.submodule_search_locations[0]) / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        found = ", ".join(sorted(path.name for path in stub.parent.parent.glob("*"))) or "none"
+        raise ServerStartError(f"the wheel must hold a stub for Python {version}, found {found}\n{hint}")
+    return root, stub
+
+
+if __name__ == "__main__":
+    lay_out(Path(sys.argv[1]))

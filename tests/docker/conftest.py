@@ -1,0 +1,122 @@
+"""docker/entrypoint.sh run for real, over the wheel's tritonserver laid out like the official image's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WAIT_S = 120.0
+
+
+class Container:
+    """The entrypoint's process; `log` collects what it prints."""
+
+    def __init__(self, script: Path, environment: Mapping[str, str]) -> None:
+        names = ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT")
+        self.ports = {name: int(environment[name]) if name in environment else free_port() for name in names}
+        variables = {**os.environ, **{name: str(port) for name, port in self.ports.items()}, **environment}
+        self.process = subprocess.Popen(
+            [str(script)],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # a container of its own: stop() ends all of it
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.grpc, self.http, self.metrics = (f"127.0.0.1:{port}" for port in self.ports.values())
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line.rstrip())
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=2) as answer,
+            ):
+                if answer.status == 200:
+                    return
+            time.sleep(0.1)
+        pytest.fail("not ready:\n" + "\n".join(self.log[-30:]))
+
+    def wait(self) -> int:
+        code = self.process.wait(WAIT_S)
+        self._reader.join(10)
+        return code
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(WAIT_S)
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def triton_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hunyuan3d_export.triton_wheel import lay_out
+
+    home = tmp_path_factory.mktemp("triton")
+    lay_out(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def repository(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from hunyuan3d_export.repository_from_artifacts import deploy
+
+    repository = tmp_path_factory.mktemp("container") / "models"
+    deploy(artifacts(), repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def settings(triton_home: Path, repository: Path) -> dict[str, str]:
+    """The environment of a container that serves ONNX graphs on this host."""
+    return {
+        "TRITON_HOME": str(triton_home),
+        "MODEL_REPOSITORY": str(repository),
+        "CONFIG": "cpu",
+        "BIND_ADDRESS": "127.0.0.1",
+        "EXIT_TIMEOUT_S": "60",
+    }
+
+
+@pytest.fixture(scope="session")
+def run(root: Path, settings: dict[str, str]) -> Callable[..., Any]:
+    """run(**environment): a context manager of a started Container; not yet ready."""
+
+    @contextlib.contextmanager
+    def start(**environment: str) -> Iterator[Container]:
+        container = Container(root / "docker" / "entrypoint.sh", {**settings, **environment})
+        try:
+            yield container
+        finally:
+            container.stop()
+
+    return start

@@ -1,0 +1,153 @@
+"""The container's start: wrong settings refused in words, a drain on SIGTERM, logs a machine can read."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hunyuan3d_client import Client
+from hunyuan3d_client.errors import Hunyuan3DError, ServerUnavailable
+
+CONTEXT = np.ones((1, 3, 1536), np.float16)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"GRPC_PORT": "http"}, "GRPC_PORT must be in 1..65535, got 'http'"),
+        ({"HTTP_PORT": "0"}, "HTTP_PORT must be in 1..65535, got '0'"),
+        ({"METRICS_PORT": "65536"}, "METRICS_PORT must be in 1..65535, got '65536'"),
+        ({"EXIT_TIMEOUT_S": "-1"}, "EXIT_TIMEOUT_S must be in 0..86400, got '-1'"),
+        ({"CONFIG": "gpu"}, "CONFIG must be default, cpu, onnxruntime or torch, got 'gpu'"),
+        ({"CONFIG": "default"}, "hunyuan3d_dit must have a deployed model.plan for CONFIG=default"),
+        ({"CONFIG": "torch"}, "hunyuan3d_dit must have a deployed checkpoint.safetensors for CONFIG=torch"),
+        ({"LOG_FORMAT": "xml"}, "LOG_FORMAT must be text or json, got 'xml'"),
+        ({"MODEL_REPOSITORY": "/nowhere"}, "MODEL_REPOSITORY must be a model repository, got '/nowhere'"),
+        ({"API_KEY_FILE": "/nowhere"}, "API_KEY_FILE must be a readable, non-empty file, got '/nowhere'"),
+        ({"TLS_KEY_FILE": "/nowhere"}, "TLS_CERT_FILE must be a readable, non-empty file, got ''"),
+        ({"TLS_CLIENT_CA_FILE": "/nowhere"}, "TLS_CERT_FILE must be a readable, non-empty file, got ''"),
+    ],
+)
+def test_wrong_settings(environment: dict[str, str], message: str, root: Path, settings: dict[str, str]) -> None:
+    done = subprocess.run(
+        [root / "docker" / "entrypoint.sh"],
+        env={"PATH": "/usr/bin:/bin", **settings, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"error: {message}" in done.stderr and "\nhint: " in done.stderr
+
+
+def test_a_weak_key_is_refused_and_not_shown(tmp_path: Path, root: Path, settings: dict[str, str]) -> None:
+    (tmp_path / "key").write_text("hunter2")
+    done = subprocess.run(
+        [root / "docker" / "entrypoint.sh"],
+        env={"PATH": "/usr/bin:/bin", **settings, "API_KEY_FILE": str(tmp_path / "key")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2 and "must hold at least 16 letters, digits, - or _, got 7 characters" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.served
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_sigterm_drains(log_format: str, run: Callable[..., Any]) -> None:
+    """A running sample finishes, a new one is refused, exit code 0."""
+    with run(LOG_FORMAT=log_format) as container:
+        container.wait_ready()
+        with Client(container.grpc, timeout_s=60, retries=0) as client:
+            steps = client.stream(CONTEXT, num_latents=48, steps=300, preview_every=100)
+            first = next(steps)
+            container.process.send_signal(signal.SIGTERM)
+            with pytest.raises(Hunyuan3DError):
+                while True:  # the signal may arrive after the next request, never after the sample's last step
+                    client.sample(CONTEXT, num_latents=4, steps=1)
+            last = list(steps)[-1]
+        assert first.index < last.index == 300 and last.latents is not None
+        assert container.wait() == 0
+    if log_format == "json":
+        records = [json.loads(line) for line in container.log]
+        assert {"time", "level", "source", "message"} == set(records[0])
+        assert any("Started GRPCInferenceService" in record["message"] for record in records)
+        assert {record["level"] for record in records} >= {"info"}
+
+
+@pytest.mark.served
+def test_a_request_after_the_end_is_unavailable(run: Callable[..., Any]) -> None:
+    with run() as container:
+        container.wait_ready()
+        container.process.send_signal(signal.SIGTERM)
+        assert container.wait() == 0
+        with Client(container.grpc, timeout_s=5, retries=0) as client, pytest.raises(ServerUnavailable):
+            client.sample(CONTEXT, num_latents=4, steps=1)
+
+
+def test_glogs_lines_become_records(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "docker")
+    from json_log import records
+
+    lines = [
+        'E1125 13:26:56.923197 6728 grpc_server.cc:2558] "it said \\"no\\""\n',
+        "  a table's line\n",
+        "\n",
+        "W1125 13:26:56.923197 6728 pb_stub.cc:401] plain words\n",
+        'I1125 13:26:56.923197 6728 server.cc:1] "unclosed\n',
+    ]
+    found = [(record["level"], record["source"], record["message"]) for record in records(lines)]
+    assert found == [
+        ("error", "grpc_server.cc:2558", 'it said "no"'),
+        ("error", "", "  a table's line"),
+        ("warning", "pb_stub.cc:401", "plain words"),
+        ("info", "server.cc:1", '"unclosed'),
+    ]
+
+
+@pytest.mark.served
+def test_the_health_check(root: Path, run: Callable[..., Any]) -> None:
+    def healthy(port: int, *arguments: str) -> int:
+        command = ["python3", root / "docker" / "health.py", *arguments]
+        return subprocess.run(command, env={"PATH": "/usr/bin:/bin", "HTTP_PORT": str(port)}, timeout=30).returncode
+
+    with run() as container:
+        assert healthy(container.ports["HTTP_PORT"]) == 1, "the server cannot be ready yet"
+        container.wait_ready()
+        assert healthy(container.ports["HTTP_PORT"]) == healthy(container.ports["HTTP_PORT"], "live") == 0
+
+
+@pytest.mark.served
+def test_requests_are_traced(run: Callable[..., Any]) -> None:
+    """Spans of a sample, and of the denoiser's calls inside it, reach an OpenTelemetry collector."""
+    received: queue.Queue[tuple[str, str]] = queue.Queue()
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.put((self.path, self.rfile.read(int(self.headers["content-length"])).decode()))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        with run(OTEL_TRACES_URL=f"http://127.0.0.1:{collector.server_port}/v1/traces") as container:
+            container.wait_ready()
+            with Client(container.grpc, timeout_s=60) as client:
+                client.sample(CONTEXT, num_latents=4, steps=2)
+            path, body = received.get(timeout=60)
+        collector.shutdown()
+    assert path == "/v1/traces" and "hunyuan3d_sampler" in body

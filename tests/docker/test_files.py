@@ -1,0 +1,190 @@
+"""Compose, Dockerfiles, scripts and manifests by their own linters and schemas; versions by their one table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+KUBERNETES = "1.32"
+DOCKERFILES = ("server", "cpu", "export")
+
+
+@pytest.fixture(scope="module")
+def versions(root: Path) -> dict[str, str]:
+    lines = (root / "docker" / "versions.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+@pytest.fixture(scope="module")
+def compose(root: Path) -> dict[str, Any]:
+    return yaml.safe_load((root / "compose.yaml").read_text())
+
+
+def tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.prefix) / "bin" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_compose_is_of_its_schema(root: Path) -> None:
+    done = tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", root / "compose.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_schema_check_can_fail(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text("services: {server: {imagee: x}}")
+    assert tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", tmp_path / "compose.yaml").returncode == 1
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_dockerfiles(name: str, root: Path) -> None:
+    path = root / "docker" / f"{name}.Dockerfile"
+    done = tool("hadolint", path)
+    assert done.returncode == 0, done.stdout
+    text = path.read_text()
+    assert len(text.splitlines()) <= 40
+    copied = [source for line in re.findall(r"^COPY (.*)", text, re.MULTILINE) for source in line.split()[:-1]]
+    assert copied and all((root / source).exists() for source in copied)
+
+
+def test_the_serving_images_have_no_compiler_and_no_export_code(root: Path) -> None:
+    server, cpu = ((root / "docker" / f"{name}.Dockerfile").read_text() for name in ("server", "cpu"))
+    assert "export" not in re.sub(r"^#.*", "", server, flags=re.MULTILINE)
+    assert re.findall(r"COPY (export\S*)", cpu) == ["export/hunyuan3d_export/triton_wheel.py"]
+    assert "torch" not in cpu and "apt" not in server + cpu
+
+
+def test_scripts(root: Path) -> None:
+    done = tool("shellcheck", root / "docker" / "entrypoint.sh")
+    assert done.returncode == 0, done.stdout
+
+
+def test_versions_stand_in_one_place(root: Path, versions: dict[str, str]) -> None:
+    """Every default and pin is that of versions.env, and every row of it is used."""
+    used = set()
+    compose_text = (root / "compose.yaml").read_text()
+    for name, default in re.findall(r"\$\{(\w+_(?:TAG|VERSION)):-([^}]*)\}", compose_text):
+        assert versions[name] == default, name
+        used.add(name)
+    for name in DOCKERFILES:
+        text = (root / "docker" / f"{name}.Dockerfile").read_text()
+        for argument, default in re.findall(r"^ARG (\w+)=(.*)$", text, re.MULTILINE):
+            assert versions.get(argument, "") == default, (name, argument)
+            used |= {argument} & set(versions)
+    assert used == set(versions)
+    tags = {"gpu": versions["TRITON_TAG"], "cpu": versions["PYTRITON_VERSION"]}
+    for overlay, tag in tags.items():
+        found = yaml.safe_load((root / "docker" / "kubernetes" / "overlays" / overlay / "kustomization.yaml").read_text())
+        assert [image["newTag"] for image in found["images"]] == [tag]
+    pins = (root / "constraints.txt").read_text()
+    assert f"nvidia-pytriton=={versions['PYTRITON_VERSION']}" in pins
+    assert f"onnxruntime=={versions['ONNXRUNTIME_VERSION']}" in pins and f"numpy=={versions['NUMPY_VERSION']}" in pins
+
+
+def test_every_build_argument_is_one_of_the_dockerfiles(root: Path, compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        if "build" in service:
+            text = (root / service["build"]["dockerfile"]).read_text()
+            declared = set(re.findall(r"^ARG (\w+)", text, re.MULTILINE))
+            assert set(service["build"]["args"]) == declared, name
+
+
+def test_every_setting_is_one_the_entrypoint_reads(root: Path, compose: dict[str, Any]) -> None:
+    script = (root / "docker" / "entrypoint.sh").read_text()
+    for name in ("server", "server-cpu"):
+        for setting in compose["services"][name]["environment"]:
+            assert f"${{{setting}:-" in script, setting
+
+
+@pytest.mark.parametrize("name", ["server", "server-cpu"])
+def test_servers_are_hardened_and_drain(name: str, compose: dict[str, Any]) -> None:
+    service = compose["services"][name]
+    assert service["read_only"] and service["tmpfs"] and service["cap_drop"] == ["ALL"]
+    assert service["user"] == "1000:1000" and service["security_opt"] == ["no-new-privileges:true"]
+    assert all(volume.endswith(":ro") for volume in service["volumes"])
+    grace = re.fullmatch(r"(\d+)m", service["stop_grace_period"])
+    longest = re.search(r":-(\d+)\}", service["environment"]["EXIT_TIMEOUT_S"])
+    assert grace and longest and 60 * int(grace[1]) > int(longest[1])
+    assert all(port.startswith(("127.0.0.1:", "${PUBLISH_ADDRESS:-127.0.0.1}:")) for port in service["ports"])
+
+
+def test_only_what_an_image_needs_reaches_its_build(root: Path) -> None:
+    ignored = (root / ".dockerignore").read_text().splitlines()
+    assert ignored[0] == "*" and "model_repository/*/1/model.*" in ignored
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "cpu"])
+def test_kubernetes(overlay: str, root: Path) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl, which renders the overlays, is not on this machine")
+    folder = root / "docker" / "kubernetes" / "overlays" / overlay
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    rendered = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
+    for document in rendered.values():
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    pod = rendered["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]
+    settings = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert pod["terminationGracePeriodSeconds"] > int(settings["EXIT_TIMEOUT_S"]) + 10
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (overlay == "gpu")
+
+
+def test_base_manifests_without_a_renderer(root: Path) -> None:
+    """Every manifest alone is of its schema too, selectors aside, which kustomize adds."""
+    for path in sorted((root / "docker" / "kubernetes" / "base").glob("*.yaml")):
+        document = yaml.safe_load(path.read_text())
+        if document["kind"] in ("Kustomization", "Deployment"):
+            continue
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def dashboard_queries(root: Path) -> list[str]:
+    panels = json.loads((root / "docker" / "monitoring" / "grafana" / "dashboards" / "hunyuan3d.json").read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def alert_queries(root: Path) -> list[str]:
+    groups = yaml.safe_load((root / "docker" / "monitoring" / "alerts.yaml").read_text())["groups"]
+    return [rule["expr"] for group in groups for rule in group["rules"]]
+
+
+def metric_names(query: str) -> set[str]:
+    return set(re.findall(r"\b(?:hunyuan3d|nv)_\w+", re.sub(r'"[^"]*"', "", query)))
+
+
+def test_alerts_are_explained(root: Path) -> None:
+    text = (root / "docs" / "operations.md").read_text()
+    groups = yaml.safe_load((root / "docker" / "monitoring" / "alerts.yaml").read_text())["groups"]
+    assert all(f"`{rule['alert']}`" in text for group in groups for rule in group["rules"])
+
+
+@pytest.mark.served
+def test_every_query_names_a_metric_the_server_has(root: Path, run: Any) -> None:
+    import urllib.request
+
+    import numpy as np
+
+    from hunyuan3d_client import Client
+
+    with run() as container:
+        container.wait_ready()
+        with Client(container.grpc, timeout_s=60) as client:
+            client.sample(np.ones((1, 3, 1536), np.float16), num_latents=4, steps=2)
+        with urllib.request.urlopen(f"http://{container.metrics}/metrics", timeout=10) as answer:
+            exposed = set(re.findall(r"^(\w+)", answer.read().decode(), re.MULTILINE))
+    wanted = set().union(*map(metric_names, dashboard_queries(root) + alert_queries(root)))
+    # Of GPUs; the CPU build has none.
+    on_a_gpu = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_power_usage"}
+    assert len(wanted) > 12
+    assert wanted - exposed == on_a_gpu
