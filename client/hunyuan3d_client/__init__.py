@@ -50,7 +50,7 @@ if not TYPE_CHECKING:
     # On first use: whoever needs the contract table alone (the export, on a GPU machine) needs no gRPC for it.
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for module in ("blocking", "client", "errors", "requests", "transport"):
+            for module in ("blocking", "client", "errors", "grpc_transport", "requests", "round_robin", "transport"):
                 found = getattr(importlib.import_module(f".{module}", __name__), name, None)
                 if found is not None:
                     globals()[name] = found
