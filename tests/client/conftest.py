@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import mmap
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from hunyuan3d_client import MockTransport, Request, StatusError, contract
+from hunyuan3d_client import MockTransport, Request, StatusError, contract, shared_memory
 from hunyuan3d_client.transport import Tensors
 
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -200,6 +201,15 @@ def tokens() -> Callable[..., np.ndarray]:
         return np.random.default_rng(7).standard_normal((batch, length, contract.CONTEXT_WIDTH)).astype(np.float16)
 
     return make
+
+
+@pytest.fixture
+def prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Segments of this test alone, of which none may remain."""
+    prefix = f"hunyuan3d-test-{os.getpid()}-"
+    monkeypatch.setattr(shared_memory, "_PREFIX", prefix)
+    yield prefix
+    assert not list(Path("/dev/shm").glob(f"{prefix}*"))
 
 
 class Stalled(MockTransport):
