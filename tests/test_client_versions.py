@@ -42,7 +42,7 @@ def test_the_client_in_a_fresh_environment(version: str, held: list[str], root: 
 
     run(python, "-m", "venv", str(tmp_path))
     inside = str(tmp_path / "bin" / "python")
-    run(inside, "-m", "pip", "install", "--quiet", f"{root}[cli]", *held, "pytest", "pytest-timeout", "hypothesis")
+    run(inside, "-m", "pip", "install", "--quiet", f"{root}[cli]", *held, "pytest", "pytest-timeout", "hypothesis", "pillow")
     where = run(inside, "-c", "import hunyuan3d_client as h; print(h.__file__)")
     assert where.startswith(str(tmp_path)), "the installed package, not the checkout"
     run(inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "tests/client")

@@ -136,7 +136,7 @@ def sample(
                 preview_every=0,
                 timeout_s=timeout_s,
             )
-            step = _followed(trajectory, len(tokens) if tokens.ndim == 3 else 1)
+            step = _followed(trajectory)
             result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
             _save(partial, out.suffix, "latents", result)
         _draw(result, str(prompt), picture, ply)
@@ -172,7 +172,7 @@ def generate(
             preview_every=0,
             timeout_s=timeout_s,
         )
-        step = _followed(trajectory, 1)
+        step = _followed(trajectory)
         result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
         _save(partial, out.suffix, "latents", result)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
@@ -192,12 +192,14 @@ def _client(url: str) -> Client:
     return Client(url.split(",") if "," in url else url)
 
 
-def _followed(trajectory: Iterator[Step], samples: int) -> Step:
+def _followed(trajectory: Iterator[Step]) -> Step:
     """The final step, after a progress bar on a terminal."""
     with _progress() as progress:
-        task = progress.add_task(f"sampling {samples}", total=None)
+        task = progress.add_task("sampling", total=None)
         for step in trajectory:
-            progress.update(task, completed=step.index, total=step.total, description=f"sampling {samples} ({step.path})")
+            progress.update(
+                task, completed=step.index, total=step.total, description=f"sampling ({step.path}, batch {step.batch})"
+            )
     return step
 
 

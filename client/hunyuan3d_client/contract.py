@@ -144,6 +144,7 @@ SAMPLER_OUTPUTS = (
     TensorSpec("step", "INT32", (1,), "steps done, from 1"),
     TensorSpec("total", "INT32", (1,), "steps in all"),
     TensorSpec("t", "FP32", (1,), "flow time reached"),
+    TensorSpec("batch", "INT32", (1,), "samples of this step's last denoiser call, those of other requests included"),
     TensorSpec("path", "BYTES", (1,), "how each velocity is evaluated: plain, guided, two-batch or distilled"),
     TensorSpec(
         "vae_latents",

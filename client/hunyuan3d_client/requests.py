@@ -29,7 +29,8 @@ _RANGES: Mapping[str, tuple[int, int]] = {
 class Step:
     """One step of a trajectory: `index` of `total` done, flow time `t` reached, latents [B, L, 64] where asked for.
 
-    `path` says how each velocity is evaluated: plain, guided, two-batch or distilled.
+    `path` says how each velocity is evaluated: plain, guided, two-batch or distilled; `batch` how many samples shared
+    the step's last evaluation, those of other requests included.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Step:
     t: float
     latents: npt.NDArray[np.float32] | None
     path: str
+    batch: int
 
 
 def denoise(
@@ -147,8 +149,8 @@ def step(answer: Tensors) -> Step:
     if missing:
         raise ModelFailed(f"each response of {contract.SAMPLER} must carry {missing}, got {sorted(answer)}\nhint: redeploy it")
     latents = answer["latents"].copy() if "latents" in answer else None
-    index, total, t = (answer[name][0] for name in ("step", "total", "t"))
-    return Step(int(index), int(total), float(t), latents, answer["path"][0].decode())
+    index, total, t, batch = (answer[name][0] for name in ("step", "total", "t", "batch"))
+    return Step(int(index), int(total), float(t), latents, answer["path"][0].decode(), int(batch))
 
 
 def _found(array: Array) -> str:

@@ -155,6 +155,7 @@ def _zeros(request: Request) -> Iterable[Tensors]:
             "step": np.array([step], np.int32),
             "total": np.array([total], np.int32),
             "t": np.array([step / total], np.float32),
+            "batch": np.array([len(noise)], np.int32),
             "path": np.array([b"plain"], np.object_),
             **({"latents": np.zeros_like(noise)} if step == total or (every and step % every == 0) else {}),
         }

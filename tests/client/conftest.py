@@ -168,6 +168,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
                     "step": np.array([step], np.int32),
                     "total": np.array([total], np.int32),
                     "t": np.array([step / total], np.float32),
+                    "batch": np.array([4], np.int32),
                     "path": np.array([b"plain"], np.object_),
                 }
                 if step == total:

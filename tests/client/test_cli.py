@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -116,6 +117,15 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for terminal in (True, False):
         monkeypatch.setattr(cli, "stderr", Console(stderr=True, force_terminal=terminal))
         assert cli._progress().disable is not terminal
+
+
+def test_progress_tells_the_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    update = Progress.update
+    monkeypatch.setattr(Progress, "update", lambda *args, **fields: told.append(fields) or update(*args, **fields))
+    assert run("sample", "--context", "context.npy", "--steps", "2", "--out", "x.npy").exit_code == 0
+    assert [fields["description"] for fields in told] == ["sampling (plain, batch 4)"] * 2
+    assert [(fields["completed"], fields["total"]) for fields in told] == [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(

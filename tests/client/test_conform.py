@@ -61,12 +61,13 @@ def test_conform_refuses_another_contract(declared: InputInfo) -> None:
 
 
 def step_answer(**changes: Any) -> dict[str, np.ndarray]:
-    answer = {"step": np.int32([2]), "total": np.int32([4]), "t": np.float32([0.5]), "path": np.array([b"guided"], np.object_)}
+    answer = {"step": np.int32([2]), "total": np.int32([4]), "t": np.float32([0.5]), "batch": np.int32([3])}
+    answer["path"] = np.array([b"guided"], np.object_)
     return {key: value for key, value in {**answer, **changes}.items() if value is not None}
 
 
 def test_step() -> None:
-    assert requests.step(step_answer()) == requests.Step(2, 4, 0.5, None, "guided")
+    assert requests.step(step_answer()) == requests.Step(2, 4, 0.5, None, "guided", 3)
     read_only = latents()
     read_only.flags.writeable = False
     step = requests.step(step_answer(latents=read_only))
@@ -74,7 +75,7 @@ def test_step() -> None:
     assert dataclasses.is_dataclass(step)
 
 
-@pytest.mark.parametrize("missing", ["step", "total", "t", "path"])
+@pytest.mark.parametrize("missing", ["step", "total", "t", "batch", "path"])
 def test_step_without_an_output_is_the_models_fault(missing: str) -> None:
     with pytest.raises(ModelFailed, match=missing):
         requests.step(step_answer(**{missing: None}))

@@ -34,6 +34,7 @@ class Recorder:
     """A sink that keeps what it is told."""
 
     steps: list[int] = dataclasses.field(default_factory=list)
+    batches: list[int] = dataclasses.field(default_factory=list)
     final: np.ndarray | None = None
     error: Exception | None = None
     gone: bool = False
@@ -45,6 +46,7 @@ class Recorder:
     def step(self, trajectory: Trajectory) -> None:
         assert not self.ended.is_set()
         self.steps.append(trajectory.step)
+        self.batches.append(trajectory.batch)
         if trajectory.done:
             self.final = trajectory.latents
             self.ended.set()

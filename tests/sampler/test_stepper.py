@@ -32,6 +32,7 @@ def test_equal_shapes_share_calls_whatever_their_time_scale_and_schedule(request
     ]
     sinks = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), requests))
     assert denoiser.rows == [4, 4, 4, 1, 1, 1]
+    assert [sink.batches for sink in sinks] == [[4, 4, 4], [4, 4, 4, 1, 1, 1], [4, 4, 4]], "each hears who shared its step"
     for request, sink in zip(requests, sinks, strict=True):
         np.testing.assert_allclose(sink.final, expected(request), rtol=1e-6)
 

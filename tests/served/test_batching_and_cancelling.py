@@ -125,6 +125,7 @@ def test_unary_over_http_is_the_stream(client: Client, served: Endpoints, tokens
     np.testing.assert_array_equal(answer.as_numpy("latents"), expected)
     assert answer.as_numpy("step").tolist() == answer.as_numpy("total").tolist() == [7]
     assert answer.as_numpy("t").tolist() == [1.0] and answer.as_numpy("path").tolist() == [b"guided"]
+    assert answer.as_numpy("batch").tolist() == [2]
 
 
 def test_a_stream_left_early_stops_within_a_step(client: Client, statistics: Statistics, tokens: Make) -> None:

@@ -95,6 +95,7 @@ class _Stream:
             pb_utils.Tensor("step", np.array([trajectory.step], np.int32)),
             pb_utils.Tensor("total", np.array([trajectory.total], np.int32)),
             pb_utils.Tensor("t", np.array([trajectory.t], np.float32)),
+            pb_utils.Tensor("batch", np.array([trajectory.batch], np.int32)),
             pb_utils.Tensor("path", np.array([trajectory.path.encode()], np.object_)),
         ]
         if trajectory.preview_due:

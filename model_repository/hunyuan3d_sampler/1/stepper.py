@@ -190,6 +190,7 @@ class Stepper:
             return
         rows = np.split(velocity, np.cumsum([part.samples for part in parts])[:-1])
         for part, values in zip(parts, rows, strict=True):
+            part.trajectory.batch = len(velocity)
             self._receive(part, values)
 
     def _called(self, task: asyncio.Task[None]) -> None:

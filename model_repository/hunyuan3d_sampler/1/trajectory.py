@@ -157,6 +157,7 @@ class Trajectory:
         self.path = path
         self.latents = request.latents
         self.step = 0
+        self.batch = 0  # samples of the last call, those of other requests included
         self._taken = 0  # samples whose evaluation of this step has been given out
         self._velocities: dict[int, np.ndarray] = {}  # start of a part -> its velocity
 
