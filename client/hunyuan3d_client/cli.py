@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,6 +18,7 @@ from rich.table import Table
 
 from . import contract, errors
 from .blocking import Client
+from .cli_files import load, replacing, save
 from .requests import Step
 from .transport import Health
 
@@ -54,7 +51,6 @@ Context = Annotated[
     Path, typer.Option(help="Condition tokens [T, 1536] or [B, T, 1536], float; .npy, or .npz or .safetensors with `context`.")
 ]
 Output = Annotated[Path, typer.Option(help="Where the result goes, .npy or .safetensors; it appears whole or not at all.")]
-_READ, _WRITTEN = (".npy", ".npz", ".safetensors"), (".npy", ".safetensors")
 
 
 @app.command()
@@ -90,11 +86,11 @@ def denoise(
     """Evaluate the velocity once."""
     started = time.perf_counter()
     with _reported():
-        arrays = _load(latents, "latents"), t, _load(context, "context")
-        with _replacing(out) as partial, _client(url) as client:
+        arrays = load(latents, "latents"), t, load(context, "context")
+        with replacing(out) as partial, _client(url) as client:
             scales = {"guidance": guidance, "guidance_scale": guidance_scale}
             velocity = client.denoise(*arrays, guidance=guidance, guidance_scale=guidance_scale, timeout_s=timeout_s)
-            _save(partial, out.suffix, "velocity", velocity)
+            save(partial, out.suffix, "velocity", velocity)
     _report(out, velocity, started, {key: value for key, value in scales.items() if value is not None}, as_json=as_json)
 
 
@@ -121,9 +117,9 @@ def sample(
     """Run a whole trajectory. Options left out take the deployed preset's defaults."""
     started = time.perf_counter()
     with _reported():
-        tokens, negative = _condition(context, prompt, picture or ply), _load(negative_context, "negative_context")
-        noise = _load(latents, "latents")
-        with _replacing(out) as partial, _client(url) as client:
+        tokens, negative = _condition(context, prompt, picture or ply), load(negative_context, "negative_context")
+        noise = load(latents, "latents")
+        with replacing(out) as partial, _client(url) as client:
             trajectory = client.stream(
                 tokens,
                 steps=steps,
@@ -138,7 +134,7 @@ def sample(
             )
             step = _followed(trajectory)
             result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
-            _save(partial, out.suffix, "latents", result)
+            save(partial, out.suffix, "latents", result)
         _draw(result, str(prompt), picture, ply)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
@@ -161,7 +157,7 @@ def generate(
 ) -> None:
     """Latents from a picture, through the server's image encoder and sampler. Options left out are the deployed preset's."""
     started = time.perf_counter()
-    with _reported(), _replacing(out) as partial, _client(url) as client:
+    with _reported(), replacing(out) as partial, _client(url) as client:
         trajectory = client.generate_stream(
             images,
             steps=steps,
@@ -174,7 +170,7 @@ def generate(
         )
         step = _followed(trajectory)
         result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
-        _save(partial, out.suffix, "latents", result)
+        save(partial, out.suffix, "latents", result)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
 
@@ -210,7 +206,7 @@ def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -
     if prompt is None:
         if drawing is not None:
             raise errors.invalid("--picture and --ply", "given with --prompt", str(drawing), "only `shapes` latents are points")
-        return cast(npt.NDArray[Any], _load(context, "context"))
+        return cast(npt.NDArray[Any], load(context, "context"))
     from hunyuan3d_export.shapes import embed_prompt  # numpy alone; the same distribution
 
     try:
@@ -247,50 +243,6 @@ def _reported() -> Iterator[None]:
     except OSError as error:
         stderr.print(f"file must be usable, got {error}\nhint: check the path", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-
-
-def _load(path: Path | None, name: str) -> npt.NDArray[Any] | None:
-    """The only array of a file, or the one called `name`."""
-    if path is None:
-        return None
-    try:
-        arrays = _arrays(path)
-    except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        hint = "write it with numpy.save, or as float16 or float32 with safetensors"
-        raise errors.invalid(str(path), f"a {', '.join(_READ)} file of numbers", str(error), hint) from error
-    if name in arrays or len(arrays) == 1:
-        return arrays[name if name in arrays else next(iter(arrays))]
-    raise errors.invalid(str(path), f"a file with {name}", list(arrays), f"numpy.savez(path, {name}=array)")
-
-
-def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    if path.suffix == ".safetensors":
-        return dict(safetensors.numpy.load_file(path))
-    with path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, made now so that a bad path fails before the work; it takes `path`'s place at the end."""
-    if path.suffix not in _WRITTEN:
-        raise errors.invalid("--out", f"a {' or '.join(_WRITTEN)} file", str(path), "name the kind by its ending")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.touch()
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _save(path: Path, suffix: str, name: str, array: npt.NDArray[Any]) -> None:
-    if suffix == ".safetensors":
-        safetensors.numpy.save_file({name: np.ascontiguousarray(array)}, path)
-    else:
-        with path.open("wb") as file:
-            np.save(file, array)
 
 
 def _progress() -> Progress:

@@ -200,7 +200,7 @@ def test_bad_usage(run: Run) -> None:
 @pytest.mark.parametrize("missing", ["typer", "rich", "safetensors"])
 def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [*sys.modules]:
-        if name in (missing, "hunyuan3d_client.cli") or name.startswith(f"{missing}."):
+        if name in (missing, "hunyuan3d_client.cli", "hunyuan3d_client.cli_files") or name.startswith(f"{missing}."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     main = importlib.import_module("hunyuan3d_client.__main__").main
