@@ -85,7 +85,7 @@ class ModelFailed(Hunyuan3DError):
 
 
 BY_STATUS: Mapping[grpc.StatusCode, type[Hunyuan3DError]] = {
-    grpc.StatusCode.CANCELLED: Cancelled,  # refined by the client: the server says it when a time limit has passed
+    grpc.StatusCode.CANCELLED: DeadlineExceeded,  # said by a server when a limit has passed; refined for a closed client
     grpc.StatusCode.UNKNOWN: ModelFailed,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

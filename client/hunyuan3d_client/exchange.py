@@ -134,10 +134,10 @@ class Exchange:
     async def _typed(self, failure: StatusError, model: str, deadline: float, *, answered: bool) -> Hunyuan3DError:
         """The error of a failure, by its status and by what the server says of the model; see errors.py."""
         kind = BY_STATUS.get(failure.status, ModelFailed)
-        late = failure.status in _OF_A_LATE_STREAM and time.monotonic() >= deadline
-        if late or (failure.status is grpc.StatusCode.CANCELLED and not self._closed):
-            # The server keeps the deadline too, and limits of its own: what it cancelled while this side waits was late.
-            kind = DeadlineExceeded
+        if failure.status is grpc.StatusCode.CANCELLED and self._closed:
+            kind = Cancelled
+        elif failure.status in _OF_A_LATE_STREAM and time.monotonic() >= deadline:
+            kind = DeadlineExceeded  # the server keeps the deadline too, and may be first to act on it
         elif failure.status in (grpc.StatusCode.UNAVAILABLE, None) and not answered:
             try:
                 ready = await (failure.server or self._transport).model_ready(model, timeout_s=_PROBE_S)

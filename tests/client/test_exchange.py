@@ -49,8 +49,7 @@ def test_only_refused_requests_are_sent_again(failing: Any, status: grpc.StatusC
     transport = failing(status)
     with h.Client(transport=transport, retries=0) as client, pytest.raises(h.Hunyuan3DError) as error:
         client.denoise(LATENTS, 0.5, tokens())
-    refined = {None: h.ModelFailed, grpc.StatusCode.CANCELLED: h.DeadlineExceeded}
-    expected = h.Overloaded if safe else refined.get(status) or h.errors.BY_STATUS[status]
+    expected = h.Overloaded if safe else h.ModelFailed if status is None else h.errors.BY_STATUS[status]
     assert type(error.value) is expected and error.value.status is status and error.value.attempt == 1
     assert isinstance(error.value.__cause__, h.StatusError) and "\nhint: " in str(error.value)
     transport = failing(status)
