@@ -1,4 +1,4 @@
-"""A thousand clients that leave in every way there is: nothing of them stays."""
+"""A thousand clients that leave in every way there is, and some that stay: nothing of them is left."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def storm(url: str, requests: int, seed: int, contexts: list[np.ndarray]) 
         return await asyncio.gather(*(guarded(number) for number in range(requests)))
 
 
-@pytest.mark.parametrize("requests", [100, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("requests", [100, pytest.param(1250, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_nothing_stays_of_clients_that_leave(requests: int, server: Endpoints, tokens: Make) -> None:
     contexts = [tokens(1, 4), tokens(1, 4, seed=1), tokens(1, 6)]
     asyncio.run(storm(server.grpc, 100, 0, contexts))  # memory pools grow to their size

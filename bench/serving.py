@@ -1,0 +1,96 @@
+"""What the serving benchmarks share: a network of v2 widths, its repository, and the sampler's own counters."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hunyuan3d_client import contract
+from hunyuan3d_export.dit import PRESETS, random_model, save_checkpoint
+from hunyuan3d_export.embedded_server import Endpoints
+from hunyuan3d_export.onnx_from_torch import export_onnx
+from hunyuan3d_export.repository_from_artifacts import deploy
+from hunyuan3d_export.weights import Weights
+
+BUILD = Path("build") / "bench"
+SCALE = 5.0
+_INSTANT = '''"""A denoiser that returns at once: what a step costs without one."""
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([self._velocity(request)]) for request in requests]
+
+    def _velocity(self, request):
+        latents = pb_utils.get_input_tensor_by_name(request, "latents")
+        return pb_utils.Tensor.from_dlpack("velocity", latents.to_dlpack())
+'''
+
+
+def artifacts() -> Path:
+    """One double and two single blocks of v2 widths, exported once."""
+    config = dataclasses.replace(PRESETS["v2-0"].config, depth=1, depth_single_blocks=2)
+    checkpoint = BUILD / "few-blocks.safetensors"
+    if not checkpoint.is_file():
+        save_checkpoint(random_model(config, seed=3), checkpoint, dtype=torch.float32)
+    export_onnx(Weights(checkpoint=checkpoint), BUILD / "few-blocks")
+    return BUILD / "few-blocks"
+
+
+def repository() -> Path:
+    """The artifacts, deployed."""
+    deploy(artifacts(), BUILD / "repository")
+    return BUILD / "repository"
+
+
+def instant_repository(*, name: str, hold_context: bool) -> Path:
+    """A repository whose guided denoiser returns at once; without `hold_context` every step copies the context anew."""
+    folder = BUILD / name
+    deploy(artifacts(), folder)
+    (folder / contract.DIT_GUIDED / "1" / "model.py").write_text(_INSTANT)
+    stepper = folder / contract.SAMPLER / "1" / "stepper.py"
+    text = stepper.read_text()
+    assert "_MOST_HELD = 4" in text, "the bench changes this constant"
+    stepper.write_text(text if hold_context else text.replace("_MOST_HELD = 4", "_MOST_HELD = 0"))
+    return folder
+
+
+def tokens(length: int, *, seed: int = 0, batch: int = 1) -> np.ndarray:
+    """A context [B, T, 1536]."""
+    return np.random.default_rng(seed).standard_normal((batch, length, contract.CONTEXT_WIDTH)).astype(np.float16)
+
+
+def counters(endpoints: Endpoints) -> dict[str, float]:
+    """The sampler's metrics: 'name{labels}' -> value."""
+    with urllib.request.urlopen(f"http://{endpoints.metrics}/metrics", timeout=30) as response:
+        lines = [line for line in response.read().decode().splitlines() if line.startswith("hunyuan3d_")]
+    return {name.removeprefix("hunyuan3d_"): float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def mean(before: dict[str, float], after: dict[str, float], name: str) -> float:
+    """The mean of a histogram's observations between two readings."""
+    count = after[f"{name}_count"] - before[f"{name}_count"]
+    return (after[f"{name}_sum"] - before[f"{name}_sum"]) / count if count else 0.0
+
+
+def percentiles(times_s: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99 in seconds."""
+    return {f"p{percent}": float(np.percentile(times_s, percent)) for percent in (50, 95, 99)}
+
+
+def median(values: Sequence[float]) -> float:
+    return float(statistics.median(values))
+
+
+def say(text: str) -> None:
+    """One line of progress, beside what a benchmark prints as its result."""
+    sys.stderr.write(text + "\n")
