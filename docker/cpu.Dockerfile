@@ -9,7 +9,7 @@ RUN pip install --no-cache-dir "nvidia-pytriton==${PYTRITON_VERSION}" "onnxrunti
     "numpy==${NUMPY_VERSION}" "pillow==${PILLOW_VERSION}"
 COPY export/hunyuan3d_export/triton_wheel.py /opt/hunyuan3d/
 RUN python /opt/hunyuan3d/triton_wheel.py /opt/tritonserver
-COPY docker/entrypoint.sh docker/json_log.py docker/health.py /opt/hunyuan3d/
+COPY docker/entrypoint.sh docker/json_log.py docker/health.py docker/loadable.py /opt/hunyuan3d/
 COPY model_repository /models
 ENV CONFIG=cpu
 USER 1000:1000

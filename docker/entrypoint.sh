@@ -51,8 +51,13 @@ HTTP_ADDRESS=${HTTP_ADDRESS:-${TLS_CERT_FILE:+127.0.0.1}}
 HTTP_ADDRESS=${HTTP_ADDRESS:-$BIND_ADDRESS}
 restricted=shared-memory,model-repository,statistics,trace,logging
 
+here=$(dirname "$0")
+state=$(mktemp -d "${TMPDIR:-/tmp}/hunyuan3d.XXXXXX")
+mkdir "$state/models"
+python3 "$here/loadable.py" "$MODEL_REPOSITORY" "$CONFIG" "$state/models"
+
 flags=(
-    "--model-repository=$MODEL_REPOSITORY"
+    "--model-repository=$state/models"
     "--backend-directory=$TRITON_HOME/backends"
     "--model-config-name=$CONFIG"
     --model-control-mode=none
@@ -79,11 +84,10 @@ fi
 
 # Ending, tritonserver refuses every request, its own models' too: a running sample could not make its next step. So the sampler is
 # told first to take nothing new, and the server to end when the last sample has, or when the time is up.
-DRAIN_FILE=$(mktemp -u "${TMPDIR:-/tmp}/hunyuan3d-drain.XXXXXX")
-export HUNYUAN3D_DRAIN_FILE=$DRAIN_FILE METRICS_PORT METRICS_ADDRESS
-here=$(dirname "$0")
+export HUNYUAN3D_DRAIN_FILE=$state/drain METRICS_PORT METRICS_ADDRESS
 stopping=
 trap 'stopping=yes' TERM INT
+trap 'rm -rf "$state"' EXIT
 
 if [[ $LOG_FORMAT == json ]]; then
     "$TRITON_HOME/bin/tritonserver" "${flags[@]}" "$@" > >(exec python3 -u "$here/json_log.py") 2>&1 &
@@ -94,7 +98,7 @@ server=$!
 code=0
 wait "$server" || code=$? # a signal ends it too
 if [[ -n $stopping ]]; then
-    : >"$DRAIN_FILE"
+    : >"$HUNYUAN3D_DRAIN_FILE"
     end=$((SECONDS + EXIT_TIMEOUT_S))
     sleep 0.5 # requests that were let in just before
     while ((SECONDS < end)) && kill -0 "$server" 2>/dev/null && ! python3 "$here/health.py" idle; do sleep 0.2; done
@@ -105,7 +109,6 @@ if [[ -n $stopping ]]; then
         code=0
         wait "$server" || code=$?
     done
-    rm -f "$DRAIN_FILE"
     if ((code != 0 && SECONDS < end)); then
         # Triton can crash while it shuts down and callers still knock; by now it holds nothing that could be lost.
         printf 'warning: tritonserver ended with code %d after its last sample\n' "$code" >&2

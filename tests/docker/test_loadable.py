@@ -1,0 +1,52 @@
+"""What a container loads: the models that have what they serve, as `hunyuan3d-export serve` would."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hunyuan3d_client import Client, contract
+from hunyuan3d_export.repository_from_artifacts import SOURCE, deploy, deploy_checkpoint, loadable_models
+
+
+@pytest.fixture
+def loadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], set[str]]:
+    monkeypatch.syspath_prepend(root / "docker")
+    from loadable import loadable
+
+    return lambda repository, config: {folder.name for folder in loadable(repository, config)[0]}
+
+
+@pytest.fixture
+def whole(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
+    """The repository in git, all its models, with graphs of the denoisers and no image encoder."""
+    repository = tmp_path / "models"
+    shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("model.onnx*", "model.plan*", "checkpoint.*", "*.json", "__pycache__"))
+    deploy(artifacts(), tmp_path / "deployed")
+    for model in (contract.DIT, contract.DIT_GUIDED):
+        shutil.copytree(tmp_path / "deployed" / model, repository / model, dirs_exist_ok=True)
+    return repository
+
+
+def test_the_same_as_serve_loads(loadable: Any, whole: Path, micro: Any, tmp_path: Path) -> None:
+    # Preprocessing has no artifact: it loads, though nothing uses it.
+    assert loadable(whole, "cpu") - {"hunyuan3d_preprocess"} == set(loadable_models(whole, "cpu"))
+    (whole / contract.DIT_GUIDED / "1" / "model.onnx").unlink()
+    assert loadable(whole, "cpu") - {"hunyuan3d_preprocess"} == set(loadable_models(whole, "cpu"))
+    deploy_checkpoint(micro, tmp_path / "torch")
+    assert loadable(tmp_path / "torch", "torch") == set(loadable_models(tmp_path / "torch", "torch"))
+    assert contract.DIT not in loadable(whole, "default")
+
+
+@pytest.mark.served
+def test_what_is_not_deployed_does_not_keep_the_server_from_starting(whole: Path, run: Callable[..., Any]) -> None:
+    with run(MODEL_REPOSITORY=str(whole)) as container:
+        container.wait_ready()
+        with Client(container.grpc, timeout_s=60) as client:
+            names = {model.name for model in client.health().models}
+        assert contract.SAMPLER in names and contract.CONDITIONER not in names
+    assert any("hunyuan3d_conditioner: not served, config cpu wants model.onnx" in line for line in container.log)
