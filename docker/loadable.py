@@ -11,6 +11,8 @@ from pathlib import Path
 
 VERSION = "1"
 MODEL_FILE = re.compile(r'default_model_filename:\s*"([^"]+)"|key:\s*"model_file"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
+# The size of its pictures is the encoder's.
+NEEDS = {"hunyuan3d_preprocess": ["hunyuan3d_conditioner"]}
 STEP = re.compile(r'model_name:\s*"([^"]+)"')
 
 
@@ -25,7 +27,8 @@ def loadable(repository: Path, config: str) -> tuple[list[Path], list[str]]:
         if file and not (folders[name] / VERSION / file).is_file():
             left_out[name] = f"{name}: not served, config {config} wants {file} and it is not deployed"
     for name, text in texts.items():  # an ensemble needs all of its steps
-        absent = [step for step in STEP.findall(text) if step in left_out or step not in folders]
+        needed = [*STEP.findall(text), *NEEDS.get(name, [])]
+        absent = [step for step in needed if step in left_out or step not in folders]
         if absent:
             left_out[name] = f"{name}: not served without {', '.join(absent)}"
     return [folder for name, folder in folders.items() if name not in left_out], list(left_out.values())

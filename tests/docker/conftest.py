@@ -55,7 +55,7 @@ class Container:
                 if answer.status == 200:
                     return
             time.sleep(0.1)
-        pytest.fail("not ready:\n" + "\n".join(self.log[-30:]))
+        pytest.fail("not ready:\n" + "\n".join(self.log[-80:]))
 
     def wait(self) -> int:
         code = self.process.wait(WAIT_S)

@@ -25,7 +25,9 @@ def loadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str
 def whole(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
     """The repository in git, all its models, with graphs of the denoisers and no image encoder."""
     repository = tmp_path / "models"
-    shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("model.onnx*", "model.plan*", "checkpoint.*", "*.json", "__pycache__"))
+    shutil.copytree(
+        SOURCE, repository, ignore=shutil.ignore_patterns("model.onnx*", "model.plan*", "checkpoint.*", "*.json", "__pycache__")
+    )
     deploy(artifacts(), tmp_path / "deployed")
     for model in (contract.DIT, contract.DIT_GUIDED):
         shutil.copytree(tmp_path / "deployed" / model, repository / model, dirs_exist_ok=True)
@@ -33,10 +35,9 @@ def whole(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_the_same_as_serve_loads(loadable: Any, whole: Path, micro: Any, tmp_path: Path) -> None:
-    # Preprocessing has no artifact: it loads, though nothing uses it.
-    assert loadable(whole, "cpu") - {"hunyuan3d_preprocess"} == set(loadable_models(whole, "cpu"))
+    assert loadable(whole, "cpu") == set(loadable_models(whole, "cpu"))
     (whole / contract.DIT_GUIDED / "1" / "model.onnx").unlink()
-    assert loadable(whole, "cpu") - {"hunyuan3d_preprocess"} == set(loadable_models(whole, "cpu"))
+    assert loadable(whole, "cpu") == set(loadable_models(whole, "cpu"))
     deploy_checkpoint(micro, tmp_path / "torch")
     assert loadable(tmp_path / "torch", "torch") == set(loadable_models(tmp_path / "torch", "torch"))
     assert contract.DIT not in loadable(whole, "default")
