@@ -98,7 +98,7 @@ def test_nothing_deployed(repository: Path) -> None:
             lambda model: model.write_text("raise RuntimeError('the model is broken on purpose')\n"),
             "the model is broken on purpose",
         ),
-        (lambda model: (model.parents[1] / "config.pbtxt").write_text("max_batch_size: many"), "config.pbtxt"),
+        (lambda model: (model.parents[1] / "configs" / "cpu.pbtxt").write_text("max_batch_size: many"), "cpu.pbtxt"),
     ],
     ids=["code", "config"],
 )
@@ -112,7 +112,7 @@ def test_a_server_that_dies_shows_its_last_words(break_it: Callable[[Path], obje
 @pytest.mark.served
 @pytest.mark.usefixtures("nothing_left")
 def test_a_parameter_that_is_not_known_stops_the_start(repository: Path) -> None:
-    config = repository / contract.SAMPLER / "config.pbtxt"
+    config = repository / contract.SAMPLER / "configs" / "cpu.pbtxt"
     config.write_text(config.read_text().replace('key: "steps"', 'key: "step_count"'))
     with pytest.raises(
         ServerStartError, match="(?s)must stay up, got exit code .*parameters must be steps, .* got .*step_count"

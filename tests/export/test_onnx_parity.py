@@ -71,7 +71,7 @@ def test_guided(sizes: tuple[int, int, int], graphs: tuple[OnnxDenoiser, float],
     assert relative_l2(denoiser.guided(**inputs, guidance_scale=scale), two_batch(model, inputs, scale)) <= tolerance
 
 
-@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])  # ONNX Runtime has no bf16 on a CPU
 @pytest.mark.parametrize("sizes", SIZES[1:6], ids=str)
 def test_distilled(
     sizes: tuple[int, int, int], precision: str, artifacts: Callable[..., Path], distilled_model: Hunyuan3DDiT

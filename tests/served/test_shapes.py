@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,19 +60,6 @@ def test_the_deployed_presets_defaults_are_what_a_bare_sample_uses(shapes_server
         same = client.sample(context, seed=3, steps=50, guidance_scale=SHAPES.guidance_scale, num_latents=SHAPES.num_latents)
     assert (last.total, last.path) == (SHAPES.steps, "guided")
     np.testing.assert_array_equal(last.latents, same)
-
-
-def test_the_readmes_script_runs(shapes_server: Endpoints) -> None:
-    (script,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    names = {
-        "latents": np.zeros((1, 9, 64), np.float32),
-        "t": 0.5,
-        "context": embed_prompt("flat cube"),
-        "print": lambda *_: None,
-    }
-    exec(compile(script.replace("localhost:8001", shapes_server.grpc), str(README), "exec"), names)
-    assert names["velocity"].shape == (1, 9, 64)
-    assert names["latents"].shape == (1, SHAPES.num_latents, 64)
 
 
 def test_a_prompt_becomes_a_picture_and_points(shapes_server: Endpoints, tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_interrupted_save_leaves_nothing(
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr("hunyuan3d_export.dit.checkpoint.save_file", half_written)
+    monkeypatch.setattr("safetensors.torch.save_file", half_written)
     monkeypatch.setattr("torch.save", half_written)
     with pytest.raises(error):
         save_checkpoint(random_model(narrow), tmp_path / f"model{suffix}")
@@ -344,7 +344,7 @@ def test_failed_save_keeps_the_old_file(narrow: DiTConfig, tmp_path: Path, monke
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("hunyuan3d_export.dit.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(random_model(narrow, seed=6), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
