@@ -1,4 +1,4 @@
-"""The shipped weights on a real server: the quality gate through it, and the README's own script."""
+"""The shipped weights on a real server: the quality gate through it."""
 
 from __future__ import annotations
 
