@@ -11,6 +11,7 @@ from torch import Tensor
 from hunyuan3d_client import contract
 
 from .files import PLAN_FILE
+from .reference_sampler import NamedDenoiser
 from .tensorrt_api import TensorRT
 from .tensorrt_log import Log, log_of
 from .tensorrt_targets import Target
@@ -45,21 +46,13 @@ def load_engine(plan: Path, trt: TensorRT) -> LoadedEngine:
     return LoadedEngine(runtime, engine)
 
 
-class EngineDenoiser:
+class EngineDenoiser(NamedDenoiser):
     """The plans below a folder, on the first GPU. They load on first use, each with the memory of its largest shapes."""
 
     def __init__(self, plans: Path, target: Target) -> None:
         self._plans = plans
         self._library = target.library
         self._loaded: dict[str, _Plan] = {}
-
-    def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
-        extra = {} if guidance is None else {"guidance": guidance}
-        return self._run(contract.DIT, {"latents": latents, "t": t, "context": context, **extra})
-
-    def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
-        tensors = {"latents": latents, "t": t, "context": context, "guidance_scale": guidance_scale}
-        return self._run(contract.DIT_GUIDED, tensors)
 
     def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
         if model not in self._loaded:

@@ -19,7 +19,7 @@ from .files import atomic_path, sha256
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, ManifestError, read_artifacts, versions_of
 from .onnx_from_torch import MODEL_FILE
-from .reference_sampler import Denoiser, sample, sigmas
+from .reference_sampler import Denoiser, NamedDenoiser, sample, sigmas
 from .weights import SHIPPED, Weights, preset_from_json
 
 RECEIPT = "parity.json"
@@ -62,20 +62,12 @@ class Check:
         return self.relative_l2 <= self.tolerance
 
 
-class OnnxDenoiser:
+class OnnxDenoiser(NamedDenoiser):
     """The graphs below an artifacts folder on ONNX Runtime, called like a Hunyuan3DDiT. Graphs load on first use."""
 
     def __init__(self, artifacts: Path) -> None:
         self._artifacts = artifacts
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-
-    def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
-        extra = {} if guidance is None else {"guidance": guidance}
-        return self._run(contract.DIT, {"latents": latents, "t": t, "context": context, **extra})
-
-    def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
-        tensors = {"latents": latents, "t": t, "context": context, "guidance_scale": guidance_scale}
-        return self._run(contract.DIT_GUIDED, tensors)
 
     def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
         if model not in self._sessions:

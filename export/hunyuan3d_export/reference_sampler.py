@@ -5,10 +5,13 @@ It shares no code with the server's sampler on purpose.
 
 from __future__ import annotations
 
+import abc
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from hunyuan3d_client import contract
 
 PATHS = ("plain", "two-batch", "guided", "distilled")
 
@@ -21,6 +24,22 @@ class Denoiser(Protocol):
 
     def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
         """One guided velocity evaluation."""
+
+
+class NamedDenoiser(abc.ABC):
+    """What evaluates a Triton model's graph by its name and named tensors, called like a Hunyuan3DDiT."""
+
+    def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
+        extra = {} if guidance is None else {"guidance": guidance}
+        return self._run(contract.DIT, {"latents": latents, "t": t, "context": context, **extra})
+
+    def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
+        tensors = {"latents": latents, "t": t, "context": context, "guidance_scale": guidance_scale}
+        return self._run(contract.DIT_GUIDED, tensors)
+
+    @abc.abstractmethod
+    def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
+        """The velocity [B, L, 64] of one model."""
 
 
 def sigmas(schedule: str, steps: int) -> list[float]:

@@ -73,6 +73,7 @@ def test_distilled_weights_take_their_guidance(micro_distilled: Any, tmp_path: P
     assert relative_l2(denoiser.evaluate(tensors), model(**tensors)) <= TOLERANCES["fp32"].evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # torch, importing itself
 def test_compiled(in_torch: InTorch, micro: Any) -> None:
     denoiser, model = in_torch("compile=true"), micro.load(torch.float32)

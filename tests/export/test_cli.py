@@ -174,6 +174,7 @@ def test_info(call: Callable[..., Result]) -> None:
     assert call("info", "--preset", "v2-0", "--latents", 0).code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU: plans are tried")
 def test_verify_of_plans_without_a_gpu_is_skipped(call: Callable[..., Result], artifacts: Any, tmp_path: Path) -> None:
     onnx, plans = artifacts(precision="fp16"), tmp_path / "plans"

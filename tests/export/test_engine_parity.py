@@ -57,6 +57,7 @@ def test_damaged_plans_are_no_skip(plans: Path) -> None:
         why_skipped(plans)
 
 
+@pytest.mark.slow
 @without_gpu
 def test_the_library_says_why_a_plan_does_not_load(plans: Path) -> None:
     with pytest.raises(PlanLoadError, match="must load on this machine, got:\n  .*CUDA driver version is insufficient"):

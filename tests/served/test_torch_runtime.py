@@ -73,15 +73,8 @@ def test_a_bad_request_is_its_own_error(torch_client: Client, tokens: Make, nois
     assert torch_client.denoise(noise(1, 4), 0.5, tokens(1, 3)).shape == (1, 4, 64)
 
 
-@pytest.mark.parametrize(
-    ("parameter", "message"),
-    [
-        ("cuda_graphs=true", "cuda_graphs must be false on cpu, got true"),
-        ("attention_backend=sage", 'Please install "sageattention"'),
-    ],
-)
-def test_what_the_machine_lacks_is_said_at_the_start(parameter: str, message: str, micro: Any, tmp_path: Path) -> None:
+def test_what_the_machine_lacks_is_said_at_the_start(micro: Any, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    deploy_checkpoint(micro, repository, torch=torch_parameters(["device=cpu", parameter]))
-    with pytest.raises(ServerStartError, match=message):
+    deploy_checkpoint(micro, repository, torch=torch_parameters(["device=cpu", "attention_backend=sage"]))
+    with pytest.raises(ServerStartError, match='Please install "sageattention"'):
         EmbeddedServer(repository, TORCH).start()

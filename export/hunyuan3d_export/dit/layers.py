@@ -113,10 +113,14 @@ def _frequency_tensor(device: torch.device, max_period: float) -> Tensor:
 _kept_frequency_tensor = functools.cache(_frequency_tensor)
 
 
-@torch.compiler.assume_constant_result
 def _constant_frequencies(device: torch.device) -> Tensor:
     """Kept, [128]: made anew they would be a copy to the GPU in every evaluation, which no CUDA graph can hold."""
     return _kept_frequency_tensor(device, MAX_PERIOD)
+
+
+def make_compilable() -> None:
+    """Call before torch.compile: an evaluation then becomes one graph. Not done at import, where it costs a second."""
+    torch.compiler.assume_constant_result(_constant_frequencies)
 
 
 def timestep_embedding(t: Tensor) -> Tensor:

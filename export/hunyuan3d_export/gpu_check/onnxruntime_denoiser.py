@@ -9,16 +9,15 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from hunyuan3d_client import contract
-
 from ..files import ONNX_FILE
+from ..reference_sampler import NamedDenoiser
 from .rows import Skip
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
 
-class BoundDenoiser:
+class BoundDenoiser(NamedDenoiser):
     """The graphs below an artifacts folder, called like a Hunyuan3DDiT. Raises Skip without the device's provider."""
 
     def __init__(self, artifacts: Path, device: torch.device) -> None:
@@ -28,14 +27,6 @@ class BoundDenoiser:
         self._artifacts = artifacts
         self._device = device
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-
-    def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
-        extra = {} if guidance is None else {"guidance": guidance}
-        return self._run(contract.DIT, {"latents": latents, "t": t, "context": context, **extra})
-
-    def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
-        tensors = {"latents": latents, "t": t, "context": context, "guidance_scale": guidance_scale}
-        return self._run(contract.DIT_GUIDED, tensors)
 
     def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
         session = self._session(model)

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-
-
-class InvalidInput(ValueError):
-    """A request the network cannot take; its own fault, not the server's."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """threads: of one evaluation, 0 for every core."""
-
-    threads: int
+from batching import InvalidInput, in_groups
+from onnx_graph import Options, open_graph
 
 
 class Encoder:
@@ -28,31 +17,20 @@ class Encoder:
     """
 
     def __init__(self, path: Path, options: Options) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"graph must be deployed, found none at {path}\nhint: hunyuan3d-export deploy --artifacts DIR"
-            )
-        session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = options.threads
-        self._session = onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(path, options)
         views = self._session.get_inputs()[0].shape[1]
         self._single_view = isinstance(views, int)
 
     def contexts(self, requests: Sequence[np.ndarray]) -> list[np.ndarray | InvalidInput]:
         """For each request, pixels [B, V, 3, P, P] float32 -> context [B, T, 1536] float16, or the reason there is none."""
-        results: list[np.ndarray | InvalidInput | None] = [self._problem(pixels) for pixels in requests]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, pixels in enumerate(requests):
-            if results[index] is None:
-                groups.setdefault(pixels.shape[1:], []).append(index)
-        for members in groups.values():
-            (context,) = self._session.run(["context"], {"pixels": np.concatenate([requests[index] for index in members])})
-            ends = np.cumsum([len(requests[index]) for index in members])
-            for index, part in zip(members, np.split(context, ends[:-1]), strict=True):
-                results[index] = part
-        return results
+        return in_groups([{"pixels": pixels} for pixels in requests], self._encode, self._problem, np)
 
-    def _problem(self, pixels: np.ndarray) -> InvalidInput | None:
+    def _encode(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        (context,) = self._session.run(["context"], dict(tensors))
+        return context
+
+    def _problem(self, tensors: Mapping[str, np.ndarray]) -> InvalidInput | None:
+        pixels = tensors["pixels"]
         most = 1 if self._single_view else 4
         if 0 in pixels.shape or pixels.shape[1] > most:
             return InvalidInput(f"pixels must be of 1 to {most} views, got shape {list(pixels.shape)}")

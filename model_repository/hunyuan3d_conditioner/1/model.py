@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.append(str(Path(__file__).resolve().parents[2] / "hunyuan3d_dit" / "1"))
 
 import encoder
+import onnx_graph
 import parameters
 
 
@@ -18,7 +19,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         given = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
         path = Path(args["model_repository"]) / args["model_version"] / given.pop("model_file")
-        self._encoder = encoder.Encoder(path, parameters.parse(encoder.Options, given))
+        self._encoder = encoder.Encoder(path, parameters.parse(onnx_graph.Options, given))
 
     def execute(self, requests: list) -> list:
         pixels = [pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]

@@ -1,4 +1,4 @@
-"""What every Python runtime of a denoiser does with requests: refuse bad ones, join those of equal shape, split the result."""
+"""What every Python runtime does with requests: refuse bad ones, join those of equal shape, split the result."""
 
 from __future__ import annotations
 
@@ -20,18 +20,28 @@ def velocities(
 
     library is the arrays' own module, numpy or torch; evaluate takes them stacked, with t and the scales as [B].
     """
-    results: list[Any | InvalidInput] = [_problem(tensors, library) for tensors in requests]
+    return in_groups(requests, evaluate, lambda tensors: _problem(tensors, library), library)
+
+
+def in_groups(
+    requests: Sequence[Tensors],
+    evaluate: Callable[[dict[str, Any]], Any],
+    problem: Callable[[Tensors], InvalidInput | None],
+    library: ModuleType,
+) -> list[Any | InvalidInput]:
+    """For each request its rows of `evaluate` over all requests of its shapes, or its `problem`."""
+    results: list[Any | InvalidInput] = [problem(tensors) for tensors in requests]
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for index, tensors in enumerate(requests):
         if results[index] is None:
             shapes = tuple(tuple(tensors[name].shape[1:]) for name in sorted(tensors))
             groups.setdefault(shapes, []).append(index)
     for members in groups.values():
-        velocity = evaluate(_stack([requests[index] for index in members], library))
+        together = evaluate(_stack([requests[index] for index in members], library))
         start = 0
         for index in members:
-            rows = len(requests[index]["latents"])
-            results[index] = velocity[start : start + rows]
+            rows = len(next(iter(requests[index].values())))
+            results[index] = together[start : start + rows]
             start += rows
     return results
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+from onnx_graph import Options, open_graph
+
+__all__ = ["LIBRARY", "Denoiser", "Options", "to_array", "to_tensor"]
 
 LIBRARY = np
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """threads: of one evaluation, 0 for every core."""
-
-    threads: int
 
 
 def to_array(tensor: Any) -> np.ndarray:
@@ -36,13 +30,7 @@ class Denoiser:
     """
 
     def __init__(self, path: Path, options: Options) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"graph must be deployed, found none at {path}\nhint: hunyuan3d-export deploy --artifacts DIR"
-            )
-        session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = options.threads
-        self._session = onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(path, options)
 
     def evaluate(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
         """latents [B, L, 64], t [B], context [B, T, 1536] and the graph's scale [B], if any -> velocity [B, L, 64]."""

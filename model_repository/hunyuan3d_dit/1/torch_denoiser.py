@@ -14,6 +14,7 @@ import torch
 import torch.utils.dlpack
 
 from hunyuan3d_export.dit import load_checkpoint
+from hunyuan3d_export.dit.layers import make_compilable
 
 LIBRARY = torch
 _DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -99,6 +100,8 @@ class Denoiser:
 
 
 def _compiled(call: Callable[..., torch.Tensor], options: Options) -> Callable[..., torch.Tensor]:
+    if options.compile or options.cuda_graphs:
+        make_compilable()
     if options.cuda_graphs:
         # Graphs are recorded for fixed addresses and shapes; with compile, around generated kernels instead of torch's own.
         return torch.compile(

@@ -18,6 +18,7 @@ from hunyuan3d_export.weights import Weights
 Export = Callable[..., Path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "views", "tolerance"), [("fp32", 1, 1e-4), ("fp32", 4, 1e-4), ("fp16", 1, 5e-3)], ids=str
 )

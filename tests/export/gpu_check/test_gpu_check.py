@@ -75,6 +75,7 @@ def test_runs_with_the_packages_of_a_bare_gpu_machine(tmp_path: Path) -> None:
     assert all(name in done.stdout for name in rows) and "of roofline" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.served
 def test_every_row_that_a_cpu_can_have(tmp_path: Path, micro: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(options(tmp_path)) == 0
