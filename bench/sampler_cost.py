@@ -1,6 +1,6 @@
 """What serving costs: the sampler against the same loops in process, and its own cost with a denoiser that costs nothing.
 
-Both sides run in turn within one run and the fastest of each counts: other work on the machine only adds time.
+Both sides run in turn within one run; the median of the pairs counts, the ratio of the fastest of each is shown beside it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def overhead(endpoints: Endpoints, denoiser: OnnxDenoiser, *, latents: int, toke
             serving.say(f"  served {behind[-1]:.2f} s, in process {alone[-1]:.2f} s")
     return {
         "evaluation_ms": 1000 * min(alone) / 49,
-        "served / in process": min(behind) / min(alone),
+        "fastest served / fastest in process": min(behind) / min(alone),
         "median of pairs": statistics.median(b / a for a, b in zip(alone, behind, strict=True)),
         "served / time in the denoiser": min(inside),
         "difference": float(difference),
@@ -180,7 +180,7 @@ def main() -> int:
             shown.add_row(name, figure, f"{value:.3g}" if value < 0.01 else f"{value:.2f}")
     Console(width=120).print(shown)
     (serving.BUILD / "sampler_cost.json").write_text(json.dumps(report, indent=2) + "\n")
-    passed = report["one caller"]["served / in process"] <= MOST_OVERHEAD
+    passed = report["one caller"]["median of pairs"] <= MOST_OVERHEAD
     return 0 if passed and report["eight callers"]["sampler / in process"] >= LEAST_THROUGHPUT else 1
 
 

@@ -21,8 +21,8 @@ from .files import ONNX_FILE, PLAN_FILE
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _HEADER = "# Rendered by hunyuan3d_export/configs.py from the contract table; a test holds this file against it.\n"
 _MAX_BATCH = contract.AXES["B"].max
-# Long enough for a second request of the same step to arrive, short against one evaluation.
-_QUEUE_DELAY_US = 2_000
+# Requests that come together merge; one that comes alone waits little: every step of a single sample does.
+_QUEUE_DELAY_US = 500
 _QUEUE_TIMEOUT_US = 60_000_000
 _MAX_QUEUE = 64
 # A CPU's warm-up only pages the weights in; a GPU's runs at the profile's opt sizes, where the first real call will be.
