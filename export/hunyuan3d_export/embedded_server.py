@@ -139,7 +139,9 @@ class EmbeddedServer:
                 raise ServerStartError(
                     f"tritonserver must stay up, got exit code {self._process.returncode}\n{self._last_lines()}"
                 )
-            if _is_ready(self.endpoints.http):
+            # Triton opens its metrics port last, after it says that it is ready.
+            metrics = "--allow-metrics=false" in self.options.extra or _answers(f"{self.endpoints.metrics}/metrics")
+            if metrics and _answers(f"{self.endpoints.http}/v2/health/ready"):
                 return
             time.sleep(0.1)
         raise ServerStartError(f"tritonserver must be ready within {self.options.ready_timeout_s:.0f} s\n{self._last_lines()}")
@@ -191,9 +193,9 @@ def _reserve(stack: contextlib.ExitStack, port: int, name: str) -> int:
     return int(probe.getsockname()[1])
 
 
-def _is_ready(http: str) -> bool:
+def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=2) as response:
+        with urllib.request.urlopen(f"http://{address}", timeout=2) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False

@@ -46,14 +46,11 @@ class Container:
             self.log.append(line.rstrip())
 
     def wait_ready(self) -> None:
+        """Metrics too, whose port Triton opens last."""
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=2) as answer,
-            ):
-                if answer.status == 200:
-                    return
+            if answers(f"{self.http}/v2/health/ready") and answers(f"{self.metrics}/metrics"):
+                return
             time.sleep(0.1)
         pytest.fail("not ready:\n" + "\n".join(self.log[-80:]))
 
@@ -69,6 +66,14 @@ class Container:
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def free_port() -> int:

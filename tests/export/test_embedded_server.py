@@ -149,7 +149,9 @@ def serve(repository: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.served
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGINT]], ids=str)
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT], pytest.param([signal.SIGTERM, signal.SIGINT], marks=pytest.mark.slow)], ids=str
+)
 def test_the_command_says_where_it_listens_and_ends_on_a_signal(signals: list[signal.Signals], repository: Path) -> None:
     with serve(repository) as command:
         assert command.stdout is not None

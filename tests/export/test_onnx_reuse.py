@@ -133,6 +133,7 @@ def test_a_stale_artifact_is_replaced_by_an_equal_one(out: Path, micro: Weights)
     assert after.made_from == before.made_from
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("existing", [False, True])
 def test_interrupted_after_writing_the_weights(
     existing: bool, out: Path, micro: Weights, monkeypatch: pytest.MonkeyPatch

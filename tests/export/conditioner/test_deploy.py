@@ -19,6 +19,8 @@ WITHOUT = sorted(contract.MODELS)
 EVERYTHING = sorted([*contract.MODELS, *contract.IMAGE_MODELS])
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def image_texts(repository: Path) -> dict[str, str]:
     return {name: (repository / name).read_text() for name in image_config_files()}
 
