@@ -1,6 +1,6 @@
 """What serving costs: the sampler against the same loops in process, and its own cost with a denoiser that costs nothing.
 
-Both sides run in turn within one run; the median of the pairs counts, the ratio of the fastest of each is shown beside it.
+Both sides run in turn within one run; the bound holds for both the median of the pairs and the fastest of each.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def main() -> int:
             shown.add_row(name, figure, f"{value:.3g}" if value < 0.01 else f"{value:.2f}")
     Console(width=120).print(shown)
     (serving.BUILD / "sampler_cost.json").write_text(json.dumps(report, indent=2) + "\n")
-    passed = report["one caller"]["median of pairs"] <= MOST_OVERHEAD
+    ratios = (report["one caller"][name] for name in ("median of pairs", "fastest served / fastest in process"))
+    passed = max(ratios) <= MOST_OVERHEAD
     return 0 if passed and report["eight callers"]["sampler / in process"] >= LEAST_THROUGHPUT else 1
 
 
