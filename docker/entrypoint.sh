@@ -38,7 +38,7 @@ number EXIT_TIMEOUT_S "$EXIT_TIMEOUT_S" 0 86400
 case $CONFIG in default) artifact=model.plan ;; torch) artifact=checkpoint.safetensors ;; *) artifact=model.onnx ;; esac
 [[ -r $MODEL_REPOSITORY/hunyuan3d_dit/1/$artifact ]] || fail "hunyuan3d_dit must have a deployed $artifact for CONFIG=$CONFIG, found none in '$MODEL_REPOSITORY'" "make export-engine on a GPU machine for model.plan, make deploy for model.onnx"
 
-# Everything but inference, health and what a client reads of the models asks for the key. Without one nobody has it.
+# Everything but inference and health asks for the key. Without one nobody has it.
 if [[ -n ${API_KEY_FILE:-} ]]; then
     readable API_KEY_FILE "$API_KEY_FILE"
     key=$(<"$API_KEY_FILE")
@@ -49,7 +49,7 @@ fi
 # Triton's HTTP has no TLS: beside it, HTTP is for this container's own health checks.
 HTTP_ADDRESS=${HTTP_ADDRESS:-${TLS_CERT_FILE:+127.0.0.1}}
 HTTP_ADDRESS=${HTTP_ADDRESS:-$BIND_ADDRESS}
-restricted=shared-memory,model-repository,statistics,trace,logging
+restricted=metadata,model-config,shared-memory,model-repository,statistics,trace,logging
 
 here=$(dirname "$0")
 state=$(mktemp -d "${TMPDIR:-/tmp}/hunyuan3d.XXXXXX")

@@ -1,4 +1,4 @@
-"""tritonserver's log on stdin -> one JSON object a line on stdout: time, level, source, message."""
+"""tritonserver's log on stdin -> one JSON object a line on stdout: time, level, source, message, request_id where there is one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 # glog's line: severity, month and day, time, process, file:line] message.
 LINE = re.compile(r"(?P<level>[IWEF])\d{4} (?:[\d:.]+) \d+ (?P<source>[^\]]+)\] (?P<message>.*)", re.DOTALL)
+# As the sampler and as Triton itself begin what they say of a request.
+REQUEST = re.compile(r"(?:request |\[request id: )(?P<id>[^\s\]]+)")
 LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
 
 
@@ -24,7 +26,9 @@ def records(lines: Iterable[str]) -> Iterator[dict[str, str]]:
         found = LINE.match(text)
         level = LEVELS[found["level"]] if found else level
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        yield {"time": now, "level": level, "source": found["source"] if found else "", "message": _message(found, text)}
+        record = {"time": now, "level": level, "source": found["source"] if found else "", "message": _message(found, text)}
+        request = REQUEST.match(record["message"])
+        yield {**record, **({"request_id": request["id"]} if request and request["id"] != "<id_unknown>" else {})}
 
 
 def _message(found: re.Match[str] | None, text: str) -> str:

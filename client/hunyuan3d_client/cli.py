@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import json
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import grpc
 import numpy.typing as npt
 import typer
 from rich.console import Console
@@ -19,7 +21,9 @@ from rich.table import Table
 from . import contract, errors
 from .blocking import Client
 from .cli_files import load, replacing, save
+from .grpc_transport import GrpcTransport
 from .requests import Step
+from .round_robin import RoundRobin
 from .transport import Health
 
 EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
@@ -38,6 +42,8 @@ _EXITS = (
 
 _URL = "localhost:8001"
 
+_HEADER_SEPARATOR = ": "
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=f"Talk to a Hunyuan3D-2 Triton server.\n\n{_EXITS}")
 stdout = Console()
 stderr = Console(stderr=True)
@@ -53,13 +59,48 @@ Context = Annotated[
 Output = Annotated[Path, typer.Option(help="Where the result goes, .npy or .safetensors; it appears whole or not at all.")]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Connection:
+    """How to reach a server, beside its address."""
+
+    ca: bytes | None
+    headers: dict[str, str]
+
+    def client(self, url: str) -> Client:
+        """For one address, or several with commas between, which must have the same models."""
+        credentials = None if self.ca is None else grpc.ssl_channel_credentials(self.ca)
+        transports = [GrpcTransport(each, credentials=credentials, headers=self.headers) for each in url.split(",")]
+        return Client(transport=transports[0] if len(transports) == 1 else RoundRobin(transports))
+
+
+_connection: contextvars.ContextVar[_Connection] = contextvars.ContextVar("connection")
+
+
+@app.callback()
+def connection(
+    ca: Annotated[
+        Path | None,
+        typer.Option(envvar="HUNYUAN3D_CA", help="PEM of the authority behind the server's certificate: turns TLS on."),
+    ] = None,
+    header: Annotated[
+        str | None,
+        typer.Option(envvar="HUNYUAN3D_HEADER", help="'name: value', sent with every call: a token, the server's key."),
+    ] = None,
+) -> None:
+    with _reported():
+        name, separator, value = (header or "").partition(_HEADER_SEPARATOR)
+        if header is not None and not (name and separator and value):
+            raise errors.invalid("--header", "'name: value'", "another form", "--header 'authorization: Bearer TOKEN'")
+        _connection.set(_Connection(ca.read_bytes() if ca else None, {name.lower(): value} if header else {}))
+
+
 @app.command()
 def health(url: Url = _URL, timeout_s: Timeout = 10.0, as_json: Json = False) -> None:
     """Say what each server has loaded, from which file and with which settings; exit code 3 if it is not ready."""
     states = []
     with _reported():
         for each in url.split(","):
-            with Client(each) as client:
+            with _client(each) as client:
                 states.append((each, client.health(timeout_s=timeout_s)))
     for each, state in states:
         if as_json:
@@ -178,14 +219,14 @@ def _table(url: str, state: Health) -> Table:
     table = Table("model", "version", "ready", "runs", "file", "batch", "settings", title=f"Triton {state.version} at {url}")
     for model in state.models:
         settings = ", ".join(f"{name} {value}" for name, value in model.parameters.items())
+        settings = "told to holders of the server's key alone" if model.restricted else settings
         batch = str(model.max_batch_size or "")
         table.add_row(model.name, model.version, "yes" if model.ready else "no", model.platform, model.file, batch, settings)
     return table
 
 
 def _client(url: str) -> Client:
-    """For one address or several, which must have the same models."""
-    return Client(url.split(",") if "," in url else url)
+    return _connection.get().client(url)
 
 
 def _followed(trajectory: Iterator[Step]) -> Step:

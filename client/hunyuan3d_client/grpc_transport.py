@@ -6,6 +6,7 @@ does; here a request's big parts are joined once, and go through shared memory w
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -22,7 +23,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 from . import contract
 from .errors import invalid
 from .shared_memory import GONE, Pool, Segment, is_same_host
-from .transport import Health, InputInfo, ModelInfo, Request, StatusError, Tensors
+from .transport import Health, InputInfo, ModelInfo, Request, StatusError, Tensors, by_contract
 
 # Triton answers a ping that comes sooner than 300 s after the last with GOAWAY, so keep-alive is slower than that.
 CHANNEL_OPTIONS: Mapping[str, int] = {
@@ -41,6 +42,7 @@ SharedMemory = bool | Literal["auto"]
 _LEAST_S = 1e-3  # for a call whose time is up: the answer is DEADLINE_EXCEEDED
 _SERVICE = "/inference.GRPCInferenceService/"
 _DATATYPES = {np.dtype(dtype): name for name, dtype in contract.NUMPY_DTYPES.items()}
+_SPECS = {**contract.MODELS, **contract.IMAGE_MODELS}
 _RAW_INPUT_TAG = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])  # protobuf: field number, bytes
 
 
@@ -132,8 +134,14 @@ class GrpcTransport:
         return bool((await self._ask("ModelReady", pb.ModelReadyRequest(name=name), timeout_s)).ready)
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
-        metadata = await self._ask("ModelMetadata", pb.ModelMetadataRequest(name=name), timeout_s)
-        config = (await self._ask("ModelConfig", pb.ModelConfigRequest(name=name), timeout_s)).config
+        """As the server declares it, or as the contract does where the server keeps that to holders of its key."""
+        metadata = await self._if_open("ModelMetadata", pb.ModelMetadataRequest(name=name), timeout_s)
+        configured = await self._if_open("ModelConfig", pb.ModelConfigRequest(name=name), timeout_s)
+        if metadata is None or configured is None:
+            if not await self.model_ready(name, timeout_s=timeout_s):
+                raise StatusError(grpc.StatusCode.UNAVAILABLE, f"{name} is not ready")
+            return _restricted(name)
+        config = configured.config
         optional = {tensor.name for tensor in config.input if tensor.optional}
         return ModelInfo(
             name=name,
@@ -148,23 +156,20 @@ class GrpcTransport:
     async def health(self, *, timeout_s: float) -> Health:
         live = (await self._ask("ServerLive", pb.ServerLiveRequest(), timeout_s)).live
         ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
-        server = await self._ask("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
+        server = await self._if_open("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
         models = []
         for name, version, loaded in await self._models(timeout_s):
             info = ModelInfo(name, version, ready=False)
             models.append(await self.model_info(name, timeout_s=timeout_s) if loaded else info)
-        return Health(live, ready, server.version, tuple(models))
+        return Health(live, ready, server.version if server else "", tuple(models))
 
     async def _models(self, timeout_s: float) -> list[tuple[str, str, bool]]:
         """Name, version and whether it is ready, of every model; of the contract's where the index is not for everybody."""
-        try:
-            index = (await self._ask("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)).models
-        except StatusError as failure:
-            if failure.status is not grpc.StatusCode.UNAVAILABLE:
-                raise
-            ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in contract.MODELS}
+        index = await self._if_open("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
+        if index is None:
+            ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in _SPECS}
             return [(name, "", True) for name, loaded in ready.items() if loaded]
-        return [(entry.name, entry.version, entry.state == "READY") for entry in index]
+        return [(entry.name, entry.version, entry.state == "READY") for entry in index.models]
 
     async def register(self, name: str, size_bytes: int, *, timeout_s: float) -> None:
         request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size_bytes)
@@ -186,6 +191,23 @@ class GrpcTransport:
         self._open()
         with _statuses():
             return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=self._metadata)
+
+    async def _if_open(self, method: str, message: object, timeout_s: float) -> Any:
+        """As _ask; None for UNAVAILABLE, as Triton answers who lacks the key of a restricted protocol."""
+        try:
+            return await self._ask(method, message, timeout_s)
+        except StatusError as failure:
+            if failure.status is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return None
+
+
+def _restricted(name: str) -> ModelInfo:
+    """By the contract; whether the weights are guidance-distilled is left to the server."""
+    info = by_contract(_SPECS[name]) if name in _SPECS else ModelInfo(name)
+    guidance = {contract.GUIDANCE.name: InputInfo(contract.GUIDANCE.dtype, (-1, 1), optional=True)}
+    more = guidance if name == contract.DIT else {}
+    return dataclasses.replace(info, version="", inputs={**info.inputs, **more}, restricted=True)
 
 
 @contextmanager

@@ -49,7 +49,10 @@ class InputInfo:
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """One model as the server declares it; of a model that is not ready only name, version and ready are known."""
+    """One model as the server declares it; of a model that is not ready only name, version and ready are known.
+
+    `restricted`: the server tells it to holders of its key alone. Inputs are the contract's then, and the rest is not known.
+    """
 
     name: str
     version: str = ""
@@ -59,11 +62,12 @@ class ModelInfo:
     max_batch_size: int = 0
     inputs: Mapping[str, InputInfo] = dataclasses.field(default_factory=dict)
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    restricted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """Whether the server is live and ready, its version, and its models."""
+    """Whether the server is live and ready, its version ("" where it tells that to holders of its key alone), and its models."""
 
     live: bool
     ready: bool
@@ -87,9 +91,11 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
-def _declared(spec: contract.ModelSpec) -> ModelInfo:
+def by_contract(spec: contract.ModelSpec) -> ModelInfo:
+    """One model as the contract has it, in Triton's shapes: the batch axis comes first, so that [B] travels as [B, 1]."""
     free = {axis: -1 for axis in (*contract.AXES, "S", "V", "P")}
-    return ModelInfo(spec.name, "1", inputs={i.name: InputInfo(i.dtype, i.shape(free), i.optional) for i in spec.inputs})
+    shapes = {i.name: (-1, 1) if i.dims == ("B",) else i.shape(free) for i in spec.inputs}
+    return ModelInfo(spec.name, "1", inputs={i.name: InputInfo(i.dtype, shapes[i.name], i.optional) for i in spec.inputs})
 
 
 class MockTransport:
@@ -107,7 +113,7 @@ class MockTransport:
     ) -> None:
         self._answer = answer or _zeros
         specs = (*contract.MODELS.values(), *contract.IMAGE_MODELS.values())
-        known = [_declared(spec) for spec in specs] if models is None else models
+        known = [by_contract(spec) for spec in specs] if models is None else models
         self.models: dict[str, ModelInfo] = {model.name: model for model in known}
         self.requests: list[Request] = []
         self.cancelled: list[str] = []

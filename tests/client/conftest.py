@@ -81,6 +81,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.registrations = 0
         self.refusal: grpc.StatusCode | None = None  # of registering a segment
         self.asked_to_register = 0
+        self.restricted = False  # to holders of the header key: secret
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -90,6 +91,10 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         if self.fail is not None:
             context.abort(self.fail, "told to fail")
 
+    def _guard(self, context: grpc.ServicerContext) -> None:
+        if self.restricted and ("key", "secret") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAVAILABLE, "words that must not matter")
+
     def ServerLive(self, request, context):  # noqa: ARG002
         return pb.ServerLiveResponse(live=True)
 
@@ -97,17 +102,20 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ServerReadyResponse(ready=self.ready)
 
     def ServerMetadata(self, request, context):  # noqa: ARG002
+        self._guard(context)
         return pb.ServerMetadataResponse(name="triton", version="9.9")
 
     def ModelReady(self, request, context):  # noqa: ARG002
         return pb.ModelReadyResponse(ready=self.ready)
 
     def RepositoryIndex(self, request, context):  # noqa: ARG002
+        self._guard(context)
         entry = pb.RepositoryIndexResponse.ModelIndex
         state = "READY" if self.ready else "UNAVAILABLE"
         return pb.RepositoryIndexResponse(models=[entry(name=name, version="1", state=state) for name in contract.MODELS])
 
     def ModelMetadata(self, request, context):
+        self._guard(context)
         self.infos += 1
         if request.name not in contract.MODELS:
             context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
@@ -117,7 +125,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.inputs.add(name=spec.name, datatype=spec.dtype, shape=shape if spec.dims != ("B",) else [-1, 1])
         return response
 
-    def ModelConfig(self, request, context):  # noqa: ARG002
+    def ModelConfig(self, request, context):
+        self._guard(context)
         response = pb.ModelConfigResponse()
         response.config.backend = "python"
         response.config.max_batch_size = 8 if request.name in (contract.DIT, contract.DIT_GUIDED) else 0

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import trustme
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
@@ -111,6 +112,24 @@ def test_text_reports(run: Run, kserve: Any) -> None:
     result = run("health", "--json")
     assert result.exit_code == 3 and "hint:" in result.stderr
     assert {model["ready"] for model in json.loads(result.stdout)["models"]} == {False}
+
+
+def test_a_header_goes_with_every_call(run: Run, kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kserve.restricted = True
+    assert run("health").stdout.count("told to holders") > 0
+    assert "told to holders" not in run("--header", "Key: secret", "health").stdout
+    monkeypatch.setenv("HUNYUAN3D_HEADER", "key: secret")
+    assert "told to holders" not in run("health").stdout
+    refused = run("--header", "secret", "health")
+    assert refused.exit_code == 2 and "--header must be 'name: value', got another form" in refused.stderr
+    assert "secret" not in refused.stderr
+
+
+def test_an_authority_turns_tls_on(run: Run, tmp_path: Path) -> None:
+    """Against a server without TLS, whose handshake fails; with one in tests/docker/test_security.py."""
+    (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    assert run("--ca", "ca.pem", "health").exit_code == 3
+    assert run("--ca", "missing.pem", "health").exit_code == 2
 
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

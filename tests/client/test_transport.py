@@ -107,6 +107,30 @@ def test_health(kserve: Any) -> None:
         assert [model.ready for model in client.health().models] == [False] * len(contract.MODELS)
 
 
+def test_a_server_that_restricts_what_it_tells(kserve: Any, tokens: Tokens) -> None:
+    """Calls go by the contract, and are still checked; the key opens the rest."""
+    kserve.restricted = True
+    with h.Client(kserve.url) as client:
+        np.testing.assert_array_equal(client.denoise(LATENTS, 0.5, tokens(2)), LATENTS * np.float32(0.5))
+        client.denoise(LATENTS, 0.5, tokens(2), guidance=3.0)  # perhaps the weights are distilled
+        assert [tensor.name for tensor in kserve.requests[-1].inputs][-1] == "guidance"
+        assert client.sample(tokens(2), steps=2).shape == (2, 3, 64)
+        with pytest.raises(h.InvalidInput, match="guidance"):
+            client.denoise(LATENTS, 0.5, tokens(2), guidance=3.0, guidance_scale=2.0)
+        state = client.health()
+        assert state.ready and state.version == "" and all(model.restricted for model in state.models)
+        assert {model.name for model in state.models} >= set(contract.MODELS)
+        info = client.model_info("another")
+        assert info.restricted and not info.inputs
+        kserve.ready = False
+        with pytest.raises(h.ModelNotReady):
+            client.model_info(contract.SAMPLER)
+    with h.Client(transport=h.GrpcTransport(kserve.url, headers={"key": "secret"})) as client:
+        kserve.ready = True
+        state = client.health()
+        assert state.version == "9.9" and not any(model.restricted for model in state.models)
+
+
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("streamed", [False, True])
 def test_statuses_arrive_whole(status: grpc.StatusCode, streamed: bool, kserve: Any, tokens: Tokens) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ WAIT_S = 120.0
 class Container:
     """The entrypoint's process; `log` collects what it prints."""
 
-    def __init__(self, script: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         names = ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT")
         self.ports = {name: int(environment[name]) if name in environment else free_port() for name in names}
         variables = {**os.environ, **{name: str(port) for name, port in self.ports.items()}, **environment}
         self.process = subprocess.Popen(
-            [str(script)],
+            [str(script), *arguments],
             env=variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -114,11 +114,11 @@ def settings(triton_home: Path, repository: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def run(root: Path, settings: dict[str, str]) -> Callable[..., Any]:
-    """run(**environment): a context manager of a started Container; not yet ready."""
+    """run(*arguments of tritonserver, **environment): a context manager of a started Container; not yet ready."""
 
     @contextlib.contextmanager
-    def start(**environment: str) -> Iterator[Container]:
-        container = Container(root / "docker" / "entrypoint.sh", {**settings, **environment})
+    def start(*arguments: str, **environment: str) -> Iterator[Container]:
+        container = Container(root / "docker" / "entrypoint.sh", arguments, {**settings, **environment})
         try:
             yield container
         finally:

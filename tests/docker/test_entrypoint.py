@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import queue
+import re
 import signal
 import subprocess
 import threading
@@ -14,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from hunyuan3d_client import Client
-from hunyuan3d_client.errors import Hunyuan3DError, ServerUnavailable
+from hunyuan3d_client.errors import DeadlineExceeded, Hunyuan3DError, ServerUnavailable
 
 CONTEXT = np.ones((1, 3, 1536), np.float16)
 
@@ -106,8 +108,13 @@ def test_glogs_lines_become_records(root: Path, monkeypatch: pytest.MonkeyPatch)
         "\n",
         "W1125 13:26:56.923197 6728 pb_stub.cc:401] plain words\n",
         'I1125 13:26:56.923197 6728 server.cc:1] "unclosed\n',
+        "I1125 13:26:56.923197 6728 model.py:1] request a-1 done: 3 steps\n",
+        "I1125 13:26:56.923197 6728 infer.cc:1] [request id: a-1] Setting state\n",
+        "I1125 13:26:56.923197 6728 infer.cc:1] [request id: <id_unknown>] Setting state\n",
     ]
-    found = [(record["level"], record["source"], record["message"]) for record in records(lines)]
+    made = list(records(lines))
+    assert [record.get("request_id") for record in made] == [None, None, None, None, "a-1", "a-1", None]
+    found = [(record["level"], record["source"], record["message"]) for record in made[:4]]
     assert found == [
         ("error", "grpc_server.cc:2558", 'it said "no"'),
         ("error", "", "  a table's line"),
@@ -126,6 +133,35 @@ def test_the_health_check(root: Path, run: Callable[..., Any]) -> None:
         assert healthy(container.ports["HTTP_PORT"]) == 1, "the server cannot be ready yet"
         container.wait_ready()
         assert healthy(container.ports["HTTP_PORT"]) == healthy(container.ports["HTTP_PORT"], "live") == 0
+
+
+@pytest.mark.served
+def test_a_requests_id_runs_through_the_log(run: Callable[..., Any]) -> None:
+    """From the client's error to the sampler's line to the denoiser's execution, streamed and unary, in JSON."""
+    with run("--log-verbose=1", LOG_FORMAT="json") as container:
+        container.wait_ready()
+        with InferenceServerClient(container.grpc) as raw:
+            tensors = {
+                "context": ("FP16", CONTEXT),
+                "num_latents": ("INT32", np.array([16], np.int32)),
+                "steps": ("INT32", np.array([3], np.int32)),
+            }
+            inputs = [InferInput(name, list(v.shape), kind).set_data_from_numpy(v) for name, (kind, v) in tensors.items()]
+            raw.infer("hunyuan3d_sampler_unary", inputs, request_id="order 66\nI1125 forged")
+        with Client(container.grpc, timeout_s=60, retries=0) as client:
+            with pytest.raises(DeadlineExceeded) as late:
+                client.sample(CONTEXT, num_latents=512, steps=1000, timeout_s=1)
+        container.process.send_signal(signal.SIGTERM)
+        assert container.wait() == 0
+    said: dict[str, str] = {}
+    for record in map(json.loads, container.log):
+        name = record.get("request_id", "")
+        said[name] = said.get(name, "") + record["message"] + "\n"
+    own, client_own = "order?66?I1125?forged", str(late.value.request_id)
+    assert f"request {own} done: 3 steps, path guided, B 1, L 16, T 3" in said[own]
+    assert "model: hunyuan3d_dit_guided" in said[own], "Triton's own words at the denoiser's execution"
+    assert re.search(f"request {client_own} (cancelled|expired): ", said[client_own])
+    assert "model: hunyuan3d_dit_guided" in said[client_own]
 
 
 @pytest.mark.served

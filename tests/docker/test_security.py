@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -43,6 +45,15 @@ ADMIN: dict[str, tuple[Callable[..., Any], tuple[str, str]]] = {
         ("POST", "v2/repository/models/hunyuan3d_dit/unload"),
     ),
     "statistics": (lambda client, **options: client.get_inference_statistics(**options), ("GET", "v2/models/stats")),
+    "server metadata": (lambda client, **options: client.get_server_metadata(**options), ("GET", "v2")),
+    "model metadata": (
+        lambda client, **options: client.get_model_metadata("hunyuan3d_dit", **options),
+        ("GET", "v2/models/hunyuan3d_dit"),
+    ),
+    "model config": (
+        lambda client, **options: client.get_model_config("hunyuan3d_dit", **options),
+        ("GET", "v2/models/hunyuan3d_dit/config"),
+    ),
     "trace": (lambda client, **options: client.get_trace_settings(**options), ("GET", "v2/trace/setting")),
     "logging": (lambda client, **options: client.get_log_settings(**options), ("GET", "v2/logging")),
 }
@@ -106,7 +117,15 @@ def test_inference_and_health_need_no_key(guarded: Any) -> None:
     with Client(guarded.grpc, timeout_s=60) as client:
         assert client.sample(CONTEXT, num_latents=4, steps=2).shape == (1, 4, 64)
         assert client.denoise(np.ones((1, 4, 64), np.float32), 0.5, CONTEXT).shape == (1, 4, 64)
-        assert client.health().ready
+        health = client.health()
+        assert health.ready and not health.version and all(model.restricted for model in health.models)
+
+
+def test_the_key_opens_what_the_client_reads(guarded: Any) -> None:
+    with Client(transport=GrpcTransport(guarded.grpc, headers={GRPC_HEADER: KEY}), timeout_s=60) as client:
+        health = client.health()
+        assert health.version and not any(model.restricted for model in health.models)
+        assert client.model_info("hunyuan3d_dit").file
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +155,9 @@ def test_tls(authority: trustme.CA, run: Callable[..., Any], tmp_path: Path) -> 
         container.wait_ready()
         trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
         assert sample(container, trusted) == (1, 4, 64)
+        (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+        command = [sys.executable, "-m", "hunyuan3d_client", "--ca", tmp_path / "ca.pem", "health", "--url", container.grpc]
+        assert subprocess.run(command, timeout=60).returncode == 0
         for credentials in (None, grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())):
             with pytest.raises(ServerUnavailable):
                 sample(container, credentials)

@@ -62,6 +62,7 @@ class Denoiser:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
+        self.request_ids: list[str] = []
         self.held = 0
         self.running = self.most_running = 0
         self.at: dict[int, Callable[[], None]] = {}
@@ -71,7 +72,8 @@ class Denoiser:
         self.held += 1
         return context
 
-    async def velocity(self, path: str, state: dict[str, np.ndarray], context: np.ndarray) -> np.ndarray:
+    async def velocity(self, path: str, state: dict[str, np.ndarray], context: np.ndarray, request_id: str) -> np.ndarray:
+        self.request_ids.append(request_id)
         tensors = {**state, "context": context}
         rows, length = tensors["latents"].shape[:2]
         assert {len(value) for value in tensors.values()} == {rows} and tensors["t"].shape == (rows, 1)

@@ -83,9 +83,9 @@ def test_the_queue_has_a_time_limit(request_for: Make) -> None:
     counts, release = Counts(), asyncio.Event()
 
     class Waiting(Denoiser):
-        async def velocity(self, path: str, state: dict[str, np.ndarray], context: np.ndarray) -> np.ndarray:
+        async def velocity(self, path: str, state: dict[str, np.ndarray], context: np.ndarray, request_id: str) -> np.ndarray:
             await release.wait()
-            return await super().velocity(path, state, context)
+            return await super().velocity(path, state, context, request_id)
 
     async def scenario() -> tuple[Recorder, Recorder]:
         stepper = make_stepper(Waiting(), counts, max_trajectories=1, queue_timeout_s=0.15)
@@ -201,9 +201,9 @@ def test_steps_are_told_after_the_next_call_has_begun(request_for: Make) -> None
         stepper, sink = make_stepper(denoiser), Teller()
         velocity = denoiser.velocity
 
-        async def announced(path: str, state: dict[str, np.ndarray], context: np.ndarray) -> np.ndarray:
+        async def announced(path: str, state: dict[str, np.ndarray], context: np.ndarray, request_id: str) -> np.ndarray:
             order.append(f"call at {state['t'][0, 0]:.1f}")
-            return await velocity(path, state, context)
+            return await velocity(path, state, context, request_id)
 
         denoiser.velocity = announced
         stepper.submit(Trajectory(request_for(steps=3), "plain"), sink)

@@ -30,6 +30,7 @@ class Triton:
         self.answer: Callable[[str, dict[str, np.ndarray]], Awaitable[None]] | None = None
         self.control: list[tuple[str, str]] = []
         self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.request_ids: list[str] = []
 
     def is_model_ready(self, name: str) -> bool:
         return name in self.ready
@@ -37,8 +38,11 @@ class Triton:
     def Tensor(self, name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
         return name, array
 
-    def InferenceRequest(self, *, model_name: str, requested_output_names: list[str], inputs: list[Any]) -> Any:
+    def InferenceRequest(
+        self, *, request_id: str, model_name: str, requested_output_names: list[str], inputs: list[Any]
+    ) -> Any:
         assert requested_output_names == ["velocity"]
+        self.request_ids.append(request_id)
         return SimpleNamespace(async_exec=lambda: self._exec(model_name, dict(inputs)))
 
     async def _exec(self, model: str, inputs: dict[str, np.ndarray]) -> Any:
@@ -91,10 +95,11 @@ def test_paths_go_to_their_models_and_bytes_are_counted(base: Settings) -> None:
         found = denoisers(triton, base, counted)
         held = found.hold(context())
         for path in ("guided", "plain", "two-batch", "distilled"):
-            np.testing.assert_array_equal(await found.velocity(path, STATE, held), STATE["latents"] * 2)
+            np.testing.assert_array_equal(await found.velocity(path, STATE, held, "an-id"), STATE["latents"] * 2)
 
     run(scenario)
     assert [model for model, _ in triton.calls] == [GUIDED, PLAIN, PLAIN, PLAIN]
+    assert triton.request_ids == ["an-id"] * 4
     latents = STATE["latents"].nbytes
     assert counted.found == {"context": context().nbytes, "state": 4 * (latents + 8), "velocity": 4 * latents}
 
@@ -110,7 +115,7 @@ def test_an_evaluation_has_a_time_limit(base: Settings) -> None:
     async def scenario() -> None:
         found = denoisers(triton, base, evaluation_timeout_s=0.05, restart_denoiser=False)
         with pytest.raises(Ended, match="must answer within 0.05 s, got nothing\nhint: raise evaluation_timeout_s"):
-            await found.velocity("guided", STATE, found.hold(context()))
+            await found.velocity("guided", STATE, found.hold(context()), "an-id")
 
     run(scenario)
     assert triton.control == []
@@ -124,7 +129,7 @@ def test_an_unloaded_denoiser_is_none(base: Settings) -> None:
         found = denoisers(triton, base)
         assert found.plain_ready and not found.guided_ready
         with pytest.raises(NoDenoiser, match="hunyuan3d_dit_guided must stay loaded, got unloaded"):
-            await found.velocity("guided", STATE, found.hold(context()))
+            await found.velocity("guided", STATE, found.hold(context()), "an-id")
 
     run(scenario)
     assert triton.control == []
@@ -143,9 +148,9 @@ def test_a_dead_one_is_loaded_again_while_calls_wait(guidance_embed: bool, base:
         found = denoisers(triton, base, guidance_embed=guidance_embed)
         path = "distilled" if guidance_embed else "plain"
         with pytest.raises(Ended, match="hunyuan3d_dit must answer, got not healthy"):
-            await found.velocity(path, STATE, found.hold(context()))
+            await found.velocity(path, STATE, found.hold(context()), "an-id")
         assert found.plain_ready, "requests that come now will wait"
-        np.testing.assert_array_equal(await found.velocity(path, STATE, found.hold(context())), STATE["latents"] * 2)
+        np.testing.assert_array_equal(await found.velocity(path, STATE, found.hold(context()), "an-id"), STATE["latents"] * 2)
 
     run(scenario)
     assert triton.control == [("unload", PLAIN), ("load", PLAIN)]
@@ -165,7 +170,7 @@ def test_one_that_fails_a_single_evaluation_is_left_alone(base: Settings) -> Non
         found = denoisers(triton, base)
         for _ in range(2):
             with pytest.raises(Ended, match="hunyuan3d_dit_guided must answer, got out of memory"):
-                await found.velocity("guided", STATE, found.hold(context()))
+                await found.velocity("guided", STATE, found.hold(context()), "an-id")
 
     run(scenario)
     assert triton.control == []
@@ -184,7 +189,7 @@ def test_a_model_that_cannot_be_loaded_again_stays_an_error(base: Settings, capl
         found = denoisers(triton, base)
         for _ in range(2):
             with pytest.raises(Ended, match="not healthy"):
-                await found.velocity("guided", STATE, found.hold(context()))
+                await found.velocity("guided", STATE, found.hold(context()), "an-id")
 
     run(scenario)
     assert "hunyuan3d_dit_guided must load again" in caplog.text and "explicit model control is off" in caplog.text
@@ -197,7 +202,7 @@ def test_without_the_parameter_nothing_is_loaded_again(base: Settings) -> None:
     async def scenario() -> None:
         found = denoisers(triton, base, restart_denoiser=False)
         with pytest.raises(Ended):
-            await found.velocity("guided", STATE, found.hold(context()))
+            await found.velocity("guided", STATE, found.hold(context()), "an-id")
 
     run(scenario)
     assert len(triton.calls) == 1 and triton.control == []

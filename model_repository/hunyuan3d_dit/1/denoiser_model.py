@@ -39,9 +39,11 @@ class TritonPythonModel:
             {name: self._runtime.to_array(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
             for request in requests
         ]
-        return [self._response(result) for result in batching.velocities(batch, self._denoiser.evaluate, self._runtime.LIBRARY)]
+        results = batching.velocities(batch, self._denoiser.evaluate, self._runtime.LIBRARY)
+        return [self._response(request.request_id(), result) for request, result in zip(requests, results, strict=True)]
 
-    def _response(self, result: object) -> pb_utils.InferenceResponse:
+    def _response(self, request_id: str, result: object) -> pb_utils.InferenceResponse:
         if isinstance(result, Exception):
+            pb_utils.Logger.log_error(f"request {request_id!r} failed: {result!r}")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([self._runtime.to_tensor(pb_utils.Tensor, "velocity", result)])

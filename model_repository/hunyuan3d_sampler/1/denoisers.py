@@ -51,7 +51,7 @@ class Denoisers:
         self._metrics.moved("context", context.nbytes)
         return self._arrays.tensor("context", context)
 
-    async def velocity(self, path: str, state: dict[str, Any], context: Any) -> Any:
+    async def velocity(self, path: str, state: dict[str, Any], context: Any, request_id: str) -> Any:
         """One evaluation. Raises NoDenoiser when the model is not there, Ended when it fails or takes too long."""
         model = GUIDED if path == "guided" else PLAIN
         if (revival := self._revivals.get(model)) is not None:
@@ -59,7 +59,7 @@ class Denoisers:
         self._metrics.moved("state", sum(array.nbytes for array in state.values()))
         tensors = [*(self._arrays.tensor(name, array) for name, array in state.items()), context]
         try:
-            velocity = await self._call(model, tensors, self._settings.evaluation_timeout_s)
+            velocity = await self._call(model, tensors, self._settings.evaluation_timeout_s, request_id)
         except Ended as error:
             if not self._ready(model):
                 raise NoDenoiser(f"{model} must stay loaded, got unloaded\nhint: load it again") from error
@@ -71,9 +71,13 @@ class Denoisers:
         self._metrics.moved("velocity", velocity.nbytes)
         return velocity
 
-    async def _call(self, model: str, tensors: list[Any], limit_s: float) -> Any:
+    async def _call(self, model: str, tensors: list[Any], limit_s: float, request_id: str) -> Any:
         request = self._triton.InferenceRequest(
-            model_name=model, requested_output_names=["velocity"], inputs=tensors, **self._arrays.call_options()
+            request_id=request_id,
+            model_name=model,
+            requested_output_names=["velocity"],
+            inputs=tensors,
+            **self._arrays.call_options(),
         )
         try:
             response = await asyncio.wait_for(request.async_exec(), limit_s)
@@ -89,7 +93,7 @@ class Denoisers:
 
     async def _revive(self, model: str) -> None:
         try:
-            await self._call(model, self._smallest(model), min(_PROBE_S, self._settings.evaluation_timeout_s))
+            await self._call(model, self._smallest(model), min(_PROBE_S, self._settings.evaluation_timeout_s), "revival")
             return
         except Ended as error:
             logger.warning("%s fails even the smallest evaluation, it is loaded again: %s", model, error)

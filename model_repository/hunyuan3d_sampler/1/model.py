@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -25,7 +26,10 @@ _PRESET_FILE = "preset.json"
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 # The container's entrypoint names a file by this variable; once it is there, the server is about to stop and takes nothing new.
 DRAIN_FILE = "HUNYUAN3D_DRAIN_FILE"
+_LONGEST_ID = 64
 VAE_LATENTS = "vae_latents"  # made only for requests that name it, or name no outputs at all
+
+logger = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
@@ -35,7 +39,7 @@ class TritonPythonModel:
             self._settings = Settings.parse({name: value["string_value"] for name, value in config["parameters"].items()})
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from error
-        logging.basicConfig(handlers=[_TritonLog()], level=logging.INFO, force=True)
+        logging.basicConfig(handlers=[_TritonLog()], level=logging.INFO, format="%(message)s", force=True)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         preset = _deployed_preset(Path(args["model_repository"]) / args["model_version"])
         self._num_latents, self._scale_factor = preset.get("num_latents"), preset.get("scale_factor")
@@ -62,7 +66,7 @@ class TritonPythonModel:
         ready = {"plain_ready": self._denoisers.plain_ready, "guided_ready": self._denoisers.guided_ready}
         path = choose_path(decoded, self._settings, **ready)
         self._say_once(decoded, path)
-        self._stepper.submit(Trajectory(self._arrays.upload(decoded), path), stream)
+        self._stepper.submit(Trajectory(self._arrays.upload(decoded), path, stream.request_id), stream)
 
     def _say_once(self, decoded: object, path: str) -> None:
         fallback = path == "two-batch" and decoded.negative_context is None
@@ -75,6 +79,8 @@ class _Stream:
     """One request's responses (stepper.Sink)."""
 
     def __init__(self, request: object, arrays: Arrays, metrics: Metrics, scale_factor: float | None) -> None:
+        self.request_id = loggable(request.request_id())
+        self._began = time.monotonic()
         self._scale_factor = scale_factor if VAE_LATENTS in request.requested_output_names() else None
         self._sender = request.get_response_sender()
         self._arrays = arrays
@@ -105,6 +111,9 @@ class _Stream:
             scaled = self._arrays.host(trajectory.latents) / np.float32(self._scale_factor)
             outputs.append(pb_utils.Tensor(VAE_LATENTS, scaled))
         self._sender.send(pb_utils.InferenceResponse(outputs), flags=_FINAL if trajectory.done else 0)
+        if trajectory.done:
+            shape = f"B {trajectory.samples}, L {trajectory.group[0]}, T {trajectory.group[1]}"
+            self._log(logging.INFO, f"done: {trajectory.total} steps, path {trajectory.path}, {shape}")
 
     def fail(self, error: Exception) -> None:
         name = code(error)
@@ -115,6 +124,16 @@ class _Stream:
         else:  # Triton adds TritonError to its module only after models are imported, so it is looked up here
             answer = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, name)))
         self._sender.send(answer, flags=_FINAL)
+        kind = outcome(error)
+        self._log(logging.ERROR if kind == "failed" else logging.INFO, f"{kind}: {str(error).partition(chr(10))[0]}")
+
+    def _log(self, level: int, text: str) -> None:
+        logger.log(level, "request %s %s, after %.3f s", self.request_id, text, time.monotonic() - self._began)
+
+
+def loggable(request_id: str) -> str:
+    """A client's id in one word: a log's line, and a comma in the ids of a shared call, are ours to set."""
+    return re.sub(r"[^\w.:-]", "?", request_id, flags=re.ASCII)[:_LONGEST_ID] or "-"
 
 
 class _TritonLog(logging.Handler):

@@ -30,8 +30,8 @@ class Denoiser(Protocol):
     def hold(self, context: np.ndarray) -> Any:
         """The stacked context in the form that velocity() takes: made once, used while a batch stays together."""
 
-    async def velocity(self, path: str, state: dict[str, np.ndarray], context: Any) -> np.ndarray:
-        """[R, L, 64] for the R rows of `state` and `context`."""
+    async def velocity(self, path: str, state: dict[str, np.ndarray], context: Any, request_id: str) -> np.ndarray:
+        """[R, L, 64] for the R rows of `state` and `context`; `request_id` names the requests they are of."""
 
 
 class Sink(Protocol):
@@ -181,8 +181,9 @@ class Stepper:
         begin = asyncio.get_running_loop().time()
         try:
             state = state_rows(parts)
-            output = await self._denoiser.velocity(parts[0].trajectory.path, state, self._context(parts))
-            self._observer.evaluated(parts[0].trajectory.path, len(state["latents"]), asyncio.get_running_loop().time() - begin)
+            path, ids = parts[0].trajectory.path, ",".join(part.trajectory.request_id for part in parts)
+            output = await self._denoiser.velocity(path, state, self._context(parts), ids)
+            self._observer.evaluated(path, len(state["latents"]), asyncio.get_running_loop().time() - begin)
             velocity = combine(parts, output)
         except Exception as error:  # whatever the denoiser raised belongs to these clients and to nobody else
             for part in parts:

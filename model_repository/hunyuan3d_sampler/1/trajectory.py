@@ -152,9 +152,10 @@ class Part:
 class Trajectory:
     """The state of one request between steps. All its samples are at the same step; a step may take several calls."""
 
-    def __init__(self, request: SampleRequest, path: str) -> None:
+    def __init__(self, request: SampleRequest, path: str, request_id: str = "") -> None:
         self.request = request
         self.path = path
+        self.request_id = request_id
         self.latents = request.latents
         self.step = 0
         self.batch = 0  # samples of the last call, those of other requests included

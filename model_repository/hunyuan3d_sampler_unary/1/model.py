@@ -40,6 +40,7 @@ class TritonPythonModel:
     async def _final_outputs(self, request: object) -> list:
         found = [pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs]
         call = pb_utils.InferenceRequest(
+            request_id=request.request_id(),
             model_name=SAMPLER,
             # Everything but what is made on demand: `path` carries the sampler's errors.
             requested_output_names=[
