@@ -1,11 +1,15 @@
-"""Preprocessing against the same recipe written in NumPy, resampling included, and what it refuses."""
+"""Preprocessing against torchvision's transforms, and what it refuses."""
 
 from __future__ import annotations
 
+import io
 import random
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import image_preprocessing as subject
 import numpy as np
@@ -16,25 +20,22 @@ Photograph = Callable[[str], bytes]
 Encode = Callable[..., bytes]
 
 
-def bicubic(found: int, wanted: int) -> np.ndarray:
-    """[wanted, found]: each new pixel's share of the old ones; Keys' cubic with a = -1/2, widened where it shrinks."""
-    scale = found / wanted
-    x = np.abs(np.arange(found) + 0.5 - (np.arange(wanted)[:, None] + 0.5) * scale) / max(scale, 1)
-    weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
-    return weights / weights.sum(axis=1, keepdims=True)
+PHOTOGRAPHS = ("astronaut.png", "coffee.png", "rocket.jpg", "chelsea.png", "retina.jpg")
+RECIPE = Path(__file__).parent / "torchvision_recipe.py"
 
 
-def reference(picture: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [P, P, 3]: the shorter side to P, rows after columns with 8 bits between; then the centre.
-
-    torchvision's Resize and CenterCrop, given PIL images, are this; its wheel for this torch wants a GPU's libraries.
-    """
-    resized = [int(size * side / min(picture.shape[:2])) for side in picture.shape[:2]]
-    rows = np.einsum("ow,hwc->hoc", bicubic(picture.shape[1], resized[1]), picture, optimize=True)
-    rows = rows.round().clip(0, 255)
-    whole = np.einsum("oh,hwc->owc", bicubic(picture.shape[0], resized[0]), rows, optimize=True).round().clip(0, 255)
-    top, left = (round((side - size) / 2) for side in resized)
-    return whole[top : top + size, left : left + size].astype(np.uint8)
+@pytest.fixture(scope="module")
+def recipe(photograph: Photograph, cut_out: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What torchvision makes of the photographs and of the cut-out, which has been put on white here."""
+    folder = tmp_path_factory.mktemp("recipe")
+    pictures = {name: np.asarray(Image.open(io.BytesIO(photograph(name))).convert("RGB")) for name in PHOTOGRAPHS}
+    np.savez(folder / "pictures.npz", **pictures, cut_out=on_white(np.asarray(cut_out)))
+    torchvision = Path(sys.prefix) / "torchvision"
+    assert torchvision.is_dir(), "make setup puts it there"
+    command = [sys.executable, RECIPE, torchvision, folder / "pictures.npz", folder / "recipe.npz"]
+    subprocess.run(command, check=True, timeout=240)
+    with np.load(folder / "recipe.npz") as found:
+        return dict(found)
 
 
 def on_white(picture: np.ndarray) -> np.ndarray:
@@ -54,19 +55,22 @@ def difference(found: np.ndarray, expected: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("size", [518, 1022])
-@pytest.mark.parametrize("name", ["astronaut.png", "coffee.png", "rocket.jpg", "chelsea.png", "retina.jpg"])
-def test_photographs(name: str, size: int, photograph: Photograph) -> None:
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_photographs(name: str, size: int, photograph: Photograph, recipe: dict[str, np.ndarray]) -> None:
     picture = subject.decode(photograph(name))
     assert picture.mode == "RGB"
-    assert difference(subject.square(picture, size), reference(np.asarray(picture), size)) <= 1
+    assert difference(subject.square(picture, size), recipe[f"{name} {size}"]) <= 1
+    found = subject.pixels([photograph(name)], size)[0, 0]
+    levels = np.abs(found - recipe[f"{name} {size} normalised"]) * 255 * subject.STD[:, None, None]
+    assert levels.max() <= 1.001
 
 
 @pytest.mark.parametrize("size", [518, 1022])
-def test_photographs_with_alpha(size: int, cut_out: Image.Image, encoded: Encode) -> None:
+def test_photographs_with_alpha(size: int, cut_out: Image.Image, encoded: Encode, recipe: dict[str, np.ndarray]) -> None:
     for data in (encoded(cut_out), encoded(cut_out, "WEBP", lossless=True)):
         picture = subject.decode(data)
         assert picture.mode == "RGBA"
-        assert difference(subject.square(picture, size), reference(on_white(np.asarray(picture)), size)) <= 1
+        assert difference(subject.square(picture, size), recipe[f"cut_out {size}"]) <= 1
 
 
 def test_a_cut_out_is_centred_and_spans_85_percent(encoded: Encode) -> None:
