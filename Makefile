@@ -56,7 +56,7 @@ deploy: export-onnx
 	$(BIN)/hunyuan3d-export deploy --artifacts $(OUT) --repository $(REPOSITORY)
 .PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact
 serve: $(STAMP)
-	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model.plan' 2>/dev/null)" || $(MAKE) deploy
+	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
 	$(BIN)/hunyuan3d-export serve --repository $(REPOSITORY)
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts tritonserver on a deployed repository. Settings come from the environment; a wrong one is refused before anything starts.
 set -euo pipefail
+trap 'exit 143' TERM INT # as process 1 a shell without a handler would miss them
 
 TRITON_HOME=${TRITON_HOME:-/opt/tritonserver}
 MODEL_REPOSITORY=${MODEL_REPOSITORY:-/models}
@@ -12,6 +13,7 @@ HTTP_PORT=${HTTP_PORT:-8000}
 METRICS_PORT=${METRICS_PORT:-8002}
 EXIT_TIMEOUT_S=${EXIT_TIMEOUT_S:-600}
 LOG_FORMAT=${LOG_FORMAT:-text}
+OTEL_TRACES_RATE=${OTEL_TRACES_RATE:-1}
 
 fail() {
     printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
@@ -32,6 +34,7 @@ readable() {
 
 for name in GRPC_PORT HTTP_PORT METRICS_PORT; do number "$name" "${!name}" 1 65535; done
 number EXIT_TIMEOUT_S "$EXIT_TIMEOUT_S" 0 86400
+number OTEL_TRACES_RATE "$OTEL_TRACES_RATE" 1 999999
 [[ $CONFIG =~ ^(default|cpu|onnxruntime|torch)$ ]] || fail "CONFIG must be default, cpu, onnxruntime or torch, got '$CONFIG'" "default serves TensorRT plans"
 [[ $LOG_FORMAT =~ ^(text|json)$ ]] || fail "LOG_FORMAT must be text or json, got '$LOG_FORMAT'" "set LOG_FORMAT=json for one JSON object a line"
 [[ -r $MODEL_REPOSITORY/hunyuan3d_sampler/config.pbtxt ]] || fail "MODEL_REPOSITORY must be a model repository, got '$MODEL_REPOSITORY'" "mount one there: hunyuan3d-export deploy --repository DIR"
@@ -53,6 +56,7 @@ restricted=metadata,model-config,shared-memory,model-repository,statistics,trace
 
 here=$(dirname "$0")
 state=$(mktemp -d "${TMPDIR:-/tmp}/hunyuan3d.XXXXXX")
+trap 'rm -rf "$state"' EXIT
 mkdir "$state/models"
 python3 "$here/loadable.py" "$MODEL_REPOSITORY" "$CONFIG" "$state/models"
 
@@ -79,7 +83,7 @@ if [[ -n ${TLS_CLIENT_CA_FILE:-} ]]; then
     flags+=(--grpc-use-ssl-mutual=1 "--grpc-root-cert=$TLS_CLIENT_CA_FILE")
 fi
 if [[ -n ${OTEL_TRACES_URL:-} ]]; then
-    flags+=(--trace-config=mode=opentelemetry "--trace-config=opentelemetry,url=$OTEL_TRACES_URL" --trace-config=level=TIMESTAMPS "--trace-config=rate=${OTEL_TRACES_RATE:-1}")
+    flags+=(--trace-config=mode=opentelemetry "--trace-config=opentelemetry,url=$OTEL_TRACES_URL" --trace-config=level=TIMESTAMPS "--trace-config=rate=$OTEL_TRACES_RATE")
 fi
 
 # Ending, tritonserver refuses every request, its own models' too: a running sample could not make its next step. So the sampler is
@@ -87,7 +91,6 @@ fi
 export HUNYUAN3D_DRAIN_FILE=$state/drain METRICS_PORT METRICS_ADDRESS
 stopping=
 trap 'stopping=yes' TERM INT
-trap 'rm -rf "$state"' EXIT
 
 if [[ $LOG_FORMAT == json ]]; then
     "$TRITON_HOME/bin/tritonserver" "${flags[@]}" "$@" > >(exec python3 -u "$here/json_log.py") 2>&1 &
@@ -96,12 +99,19 @@ else
 fi
 server=$!
 code=0
-wait "$server" || code=$? # a signal ends it too
+idle=
+[[ -n $stopping ]] || wait "$server" || code=$? # a signal ends it too
 if [[ -n $stopping ]]; then
     : >"$HUNYUAN3D_DRAIN_FILE"
     end=$((SECONDS + EXIT_TIMEOUT_S))
     sleep 0.5 # requests that were let in just before
-    while ((SECONDS < end)) && kill -0 "$server" 2>/dev/null && ! python3 "$here/health.py" idle; do sleep 0.2; done
+    while ((SECONDS < end)) && kill -0 "$server" 2>/dev/null; do
+        if python3 "$here/health.py" idle; then
+            idle=yes
+            break
+        fi
+        sleep 0.2
+    done
     kill -TERM "$server" 2>/dev/null || true
     code=0
     wait "$server" || code=$? # of an ended child too
@@ -109,7 +119,7 @@ if [[ -n $stopping ]]; then
         code=0
         wait "$server" || code=$?
     done
-    if ((code != 0 && SECONDS < end)); then
+    if ((code != 0)) && [[ -n $idle ]]; then
         # Triton can crash while it shuts down and callers still knock; by now it holds nothing that could be lost.
         printf 'warning: tritonserver ended with code %d after its last sample\n' "$code" >&2
         code=0

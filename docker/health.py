@@ -24,10 +24,18 @@ def main(what: str = "ready") -> int:
 
 
 def _get(variable: str, default: str, path: str) -> str:
-    host = os.environ.get("METRICS_ADDRESS", "") if path == "metrics" else ""
-    host = "127.0.0.1" if host in ("", "0.0.0.0") else host
-    with urllib.request.urlopen(f"http://{host}:{os.environ.get(variable, default)}/{path}", timeout=TIMEOUT_S) as response:
+    with urllib.request.urlopen(
+        f"http://{host(path)}:{os.environ.get(variable, default)}/{path}", timeout=TIMEOUT_S
+    ) as response:
         return str(response.read().decode())
+
+
+def host(path: str) -> str:
+    """Where the entrypoint lets the server listen for `path`."""
+    bind = os.environ.get("BIND_ADDRESS", "")
+    http = os.environ.get("HTTP_ADDRESS", "") or ("127.0.0.1" if os.environ.get("TLS_CERT_FILE") else bind)
+    address = os.environ.get("METRICS_ADDRESS", "") or bind if path == "metrics" else http
+    return "127.0.0.1" if address in ("", "0.0.0.0") else address
 
 
 if __name__ == "__main__":

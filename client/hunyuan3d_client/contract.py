@@ -24,6 +24,9 @@ CONDITIONER = "hunyuan3d_conditioner"
 IMAGE_CONTEXT = "hunyuan3d_context"
 ENSEMBLE = "hunyuan3d"
 ENSEMBLE_UNARY = "hunyuan3d_unary"
+# A request parameter of hunyuan3d_sampler, whose errors then come as the output `path` alone, holding code and text: an error
+# proper has no code in a stream, nor in a call between models.
+ERRORS_AS_OUTPUTS = "errors_as_outputs"
 VIEWS = ("front", "left", "back", "right")  # their order in a request
 
 # Most steps by schedule; the sampler's own table is held against it by a test, as the server has no client package.

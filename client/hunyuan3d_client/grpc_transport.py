@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -36,12 +37,19 @@ CHANNEL_OPTIONS: Mapping[str, int] = {
     "grpc.max_reconnect_backoff_ms": 2_000,
 }
 _BALANCED = {"grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})}
-# Without this header the errors of a stream carry no status (Triton >= 24.08).
-_STREAM_HEADERS = (("triton_grpc_error", "true"),)
+# An error of a stream carries no status. Triton's header for one (triton_grpc_error) can bring the server down: 24.10 crashed
+# when it refused requests that way. So the sampler is asked to answer with its errors; see contract.ERRORS_AS_OUTPUTS.
 SharedMemory = bool | Literal["auto"]
+# What gRPC takes; anything else it refuses without a status.
+_HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]+")
 _LEAST_S = 1e-3  # for a call whose time is up: the answer is DEADLINE_EXCEEDED
 _SERVICE = "/inference.GRPCInferenceService/"
 _DATATYPES = {np.dtype(dtype): name for name, dtype in contract.NUMPY_DTYPES.items()}
+# The sampler's codes are the names of Triton's TritonError: some differ from gRPC's.
+_STATUSES = {status.name: status for status in grpc.StatusCode} | {
+    "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
+    "UNSUPPORTED": grpc.StatusCode.UNIMPLEMENTED,
+}
 _SPECS = {**contract.MODELS, **contract.IMAGE_MODELS}
 _RAW_INPUT_TAG = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])  # protobuf: field number, bytes
 
@@ -66,6 +74,12 @@ class GrpcTransport:
     ) -> None:
         if shared_memory not in (True, False, "auto"):
             raise invalid("shared_memory", "True, False or 'auto'", repr(shared_memory), "leave it out for 'auto'")
+        for name, value in (headers or {}).items():
+            if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
+                expected = "lower-case names of letters, digits and _.-, with printable ASCII values"
+                raise invalid(
+                    "headers", expected, f"another form in {name!r}", "a value read from a file may end in a line break"
+                )
         many = url.startswith("dns:")
         if many and shared_memory is True:
             raise invalid("shared_memory", "False or 'auto' for a dns: address", True, "list the servers' own addresses")
@@ -119,14 +133,21 @@ class GrpcTransport:
             if not request.streamed:
                 yield _tensors(await self._infer(message, timeout=timeout_s, metadata=self._metadata), segment)
                 return
-            call = self._stream(_once(message), timeout=timeout_s, metadata=self._metadata + _STREAM_HEADERS)
+            call = self._stream(_once(message), timeout=timeout_s, metadata=self._metadata)
+            refusal = None
             try:
-                async for response in call:
+                async for response in call:  # to its end, which the server sets: nothing is cancelled that is over
                     if response.error_message:
-                        raise StatusError(None, response.error_message)
-                    yield _tensors(response.infer_response, segment)
+                        refusal = StatusError(None, response.error_message)
+                        continue
+                    answer = _tensors(response.infer_response, segment)
+                    refusal = _refusal(answer)
+                    if refusal is None:
+                        yield answer
             finally:
                 call.cancel()
+            if refusal is not None:
+                raise refusal
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:
         if not name:
@@ -138,9 +159,12 @@ class GrpcTransport:
         metadata = await self._if_open("ModelMetadata", pb.ModelMetadataRequest(name=name), timeout_s)
         configured = await self._if_open("ModelConfig", pb.ModelConfigRequest(name=name), timeout_s)
         if metadata is None or configured is None:
-            if not await self.model_ready(name, timeout_s=timeout_s):
-                raise StatusError(grpc.StatusCode.UNAVAILABLE, f"{name} is not ready")
-            return _restricted(name)
+            if await self.model_ready(name, timeout_s=timeout_s):
+                return _restricted(name)
+            # A server that is otherwise well lacks the model; one that ends is left for another.
+            ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
+            status = grpc.StatusCode.NOT_FOUND if ready else grpc.StatusCode.UNAVAILABLE
+            raise StatusError(status, f"{name} is not ready")
         config = configured.config
         optional = {tensor.name for tensor in config.input if tensor.optional}
         return ModelInfo(
@@ -230,6 +254,8 @@ def _message(request: Request, segment: Segment | None, timeout_s: float) -> byt
     head = pb.ModelInferRequest(model_name=request.model, id=request.request_id)
     # Microseconds; enforced by the model, also where cancelling cannot reach.
     head.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
+    if request.streamed:
+        head.parameters[contract.ERRORS_AS_OUTPUTS].bool_param = True
     places = segment.places if segment else {}
     parts: list[Any] = []
     for name, array in request.inputs.items():
@@ -270,6 +296,14 @@ def _tensors(response: Any, segment: Segment | None) -> Tensors:
     except (KeyError, ValueError) as error:
         message = f"each output must fit its datatype and shape, got {error}\nhint: see the server's version"
         raise StatusError(grpc.StatusCode.INTERNAL, message) from error
+
+
+def _refusal(answer: Tensors) -> StatusError | None:
+    """The error that an answer stands for, if it does: contract.ERRORS_AS_OUTPUTS."""
+    if answer.keys() != {"path"} or len(answer["path"]) != 2:
+        return None
+    code, text = (part.decode() for part in answer["path"])
+    return StatusError(_STATUSES.get(code, grpc.StatusCode.UNKNOWN), text)
 
 
 def _tensor(output: Any, raw: Any, segment: Segment | None) -> npt.NDArray[Any]:

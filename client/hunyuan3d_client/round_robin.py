@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import grpc
 
@@ -20,12 +20,20 @@ _ASK_S = 2.0
 _PAUSE_S = 0.5
 
 
+class _Asked(NamedTuple):
+    """A server that is not up: the model it is asked for, the task that asks, and whether there was a first answer."""
+
+    model: str
+    task: asyncio.Task[None]
+    first: asyncio.Event
+
+
 class RoundRobin:
     """Transports to servers with the same models, as one transport.
 
-    A server joins when it says that it is ready. One that is UNAVAILABLE, or fails without a status, is left at once and
-    asked, after a pause if others are up, until it is ready again; what failed there is the client's to repeat. Queries (model_info, health) are answered by the next server in
-    turn. Raises InvalidInput for no server.
+    A server joins when it says that the model a call wants is ready. One that is UNAVAILABLE, or fails without a status, is left
+    at once and asked, after a pause if others are up, until it is ready again; what failed there is the client's to repeat.
+    Queries (model_info, health) are answered by the next server in turn. Raises InvalidInput for no server.
     """
 
     def __init__(self, servers: Sequence[Transport]) -> None:
@@ -34,8 +42,7 @@ class RoundRobin:
         self._servers = tuple(servers)
         self._up: deque[Transport] = deque()
         self._any = itertools.cycle(self._servers)
-        # Those that are not up: the task that asks them, and whether it has had a first answer.
-        self._asked: dict[Transport, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._asked: dict[Transport, _Asked] = {}
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         server = await self._next(request.model, timeout_s)
@@ -57,8 +64,8 @@ class RoundRobin:
         return await self._query("", timeout_s, lambda server: server.health(timeout_s=timeout_s))
 
     async def close(self) -> None:
-        for task, _ in self._asked.values():
-            task.cancel()
+        for asked in self._asked.values():
+            asked.task.cancel()
         await asyncio.gather(*(server.close() for server in self._servers))
 
     async def _query(self, model: str, timeout_s: float, query: Callable[[Transport], Awaitable[R]]) -> R:
@@ -74,7 +81,7 @@ class RoundRobin:
         if not self._up:
             for server in self._servers:
                 self._leave(server, model)
-            waiting = {asyncio.create_task(first.wait()) for _, first in self._asked.values()}
+            waiting = {asyncio.create_task(asked.first.wait()) for asked in self._asked.values()}
             deadline = time.monotonic() + timeout_s
             while waiting and not self._up and (left_s := deadline - time.monotonic()) > 0:
                 _, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -92,14 +99,19 @@ class RoundRobin:
             self._leave(server, model)
 
     def _leave(self, server: Transport, model: str) -> None:
-        if server not in self._asked:
-            pause_s = 0.0
-            if server in self._up:
-                self._up.remove(server)
-                # A full or stopping server says that it is ready and refuses all the same: the others have their turn first.
-                pause_s = _PAUSE_S if self._up else 0.0
-            first = asyncio.Event()
-            self._asked[server] = (asyncio.create_task(self._ask(server, model, first, pause_s)), first)
+        asked = self._asked.get(server)
+        if asked is not None:
+            if asked.model == model or self._up:
+                return
+            asked.task.cancel()  # perhaps nobody has the model it is asked for: this call's decides
+            asked.first.set()
+        pause_s = 0.0
+        if server in self._up:
+            self._up.remove(server)
+            # A full or stopping server says that it is ready and refuses all the same: the others have their turn first.
+            pause_s = _PAUSE_S if self._up else 0.0
+        first = asyncio.Event()
+        self._asked[server] = _Asked(model, asyncio.create_task(self._ask(server, model, first, pause_s)), first)
 
     async def _ask(self, server: Transport, model: str, first: asyncio.Event, pause_s: float) -> None:
         """After a pause asks `server` until `model` is ready there, and lets it join."""

@@ -48,6 +48,15 @@ _SAMPLER_RUNTIMES = {
 }
 
 
+def plan_sizes(preset: Preset) -> dict[str, tuple[int, ...]]:
+    """The sizes of B, L and T that these configs send to a plan by themselves: batches, the warm-up, the preset's defaults."""
+    return {
+        "B": (1, _MAX_BATCH),
+        "L": (preset.num_latents, _GPU_WARMUP["L"]),
+        "T": (preset.context_tokens, _GPU_WARMUP["T"]),
+    }
+
+
 def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
     """The torch runtime's parameters: the defaults with those of `texts`, each like dtype=fp16, in their place.
 

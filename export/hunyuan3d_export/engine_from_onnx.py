@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hunyuan3d_client import contract
 
 from .build_progress import watched
-from .files import ONNX_FILE, PLAN_FILE, atomic_folder, atomic_path
+from .files import ONNX_FILE, PLAN_FILE, atomic_folder, atomic_path, separate
 from .graph_structure import structure_digest
 from .manifest import Manifest, code_digest, file_digests, read_artifacts, reusable, versions_of
 from .tensorrt_log import log_of
@@ -91,13 +91,14 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
 
     A plan whose manifest still matches is kept. A new one appears whole or not at all.
 
-    Raises ManifestError for damaged artifacts, BuildError when TensorRT refuses, BuildCancelled after Ctrl-C.
+    Raises ManifestError for damaged artifacts, ValueError for the graphs' own folder as `out`, BuildError when TensorRT refuses,
+    BuildCancelled after Ctrl-C.
     """
     options = options or EngineOptions()
     _check_for_target(options, target)
     folders = []
     for folder, manifest in read_artifacts(onnx, hint="export again with: hunyuan3d-export onnx").items():
-        destination = out / manifest.model
+        destination = separate(out / manifest.model, folder)
         made_from = _made_from(folder, manifest, target, options)
         if reusable(destination, made_from):
             logger.info("%s: unchanged, kept", destination)

@@ -50,6 +50,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def separate(destination: Path, *sources: Path) -> Path:
+    """`destination`. Raises ValueError when it is one of `sources`, which it would replace."""
+    if destination.resolve() in [source.resolve() for source in sources]:
+        raise ValueError(
+            f"out must be another folder than what is read, got {destination.parent} for both\nhint: another --out"
+        )
+    return destination
+
+
 def sha256(path: Path) -> str:
     """The hex digest of a file's bytes."""
     digest = hashlib.sha256()

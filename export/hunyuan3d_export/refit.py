@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine_runtime import load_engine
-from .files import ONNX_FILE, PLAN_FILE, atomic_folder
+from .files import ONNX_FILE, PLAN_FILE, atomic_folder, separate
 from .graph_structure import structure_digest
 from .manifest import Manifest, file_digests, read_artifacts, reusable, versions_of
 from .tensorrt_log import log_of
@@ -41,7 +41,7 @@ def refit_plans(plans: Path, onnx: Path, out: Path) -> list[Path]:
     for folder, plan in stripped.items():
         target = _target(folder, plan)
         source, weights = sources[plan.model]
-        destination = out / plan.model
+        destination = separate(out / plan.model, folder, source)
         made_from = _made_from(plan, weights)
         if reusable(destination, made_from):
             logger.info("%s: unchanged, kept", destination)

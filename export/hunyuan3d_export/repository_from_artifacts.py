@@ -11,9 +11,9 @@ from pathlib import Path
 
 from hunyuan3d_client import contract
 
-from .configs import CHECKPOINT_FILE, artifact_file, config_files, read_config
+from .configs import CHECKPOINT_FILE, artifact_file, config_files, plan_sizes, read_config
 from .dit import Preset, save_checkpoint
-from .files import PLAN_FILE, atomic_path, sha256
+from .files import ONNX_FILE, PLAN_FILE, atomic_path, sha256
 from .gpu import first_gpu
 from .image_configs import image_config_files
 from .manifest import NAME as MANIFEST
@@ -28,6 +28,7 @@ DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository
 PRESET_FILE = "preset.json"  # beside the sampler's model.py: default L and scale factor of the deployed weights
 VERSION = "1"
 TORCH_CONFIG = "torch"
+_ARTIFACT_FILES = tuple(f"{name}*" for name in (ONNX_FILE, PLAN_FILE, CHECKPOINT_FILE))  # with what goes beside them
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY) -> list[str]:
     image_configs = _image_configs(manifests.values(), repository)
     if denoisers:
         preset = _common_preset(denoisers)
+        _check_profiles(manifests, preset)
         _prepare(repository, preset, {**config_files(preset), **image_configs})
         for name in (contract.DIT, contract.DIT_GUIDED):
             _remove_artifact(repository / name / VERSION)
@@ -155,6 +157,24 @@ def check_plan(manifest: Manifest, folder: Path) -> None:
         )
 
 
+def _check_profiles(manifests: Mapping[Path, Manifest], preset: Preset) -> None:
+    """The configs let the sampler stack 8 rows and warm up at usual sizes: a plan must take that, and the preset's own sizes.
+
+    Raises DeployError.
+    """
+    for folder, manifest in manifests.items():
+        profile = manifest.made_from.get("profile")
+        if profile is None or manifest.model == contract.CONDITIONER:
+            continue
+        for axis, sizes in plan_sizes(preset).items():
+            low, _, high = profile[axis]
+            if low > min(sizes) or high < max(sizes):
+                raise DeployError(
+                    f"{folder} must take {axis} from {min(sizes)} to {max(sizes)}, as the sampler will ask, got {low} to {high}\n"
+                    f"hint: build it again, with --profile no narrower than that or without"
+                )
+
+
 def _common_preset(manifests: Iterable[Manifest]) -> Preset:
     sources = {json.dumps(manifest.made_from["weights"], sort_keys=True): manifest.serving for manifest in manifests}
     if len(sources) > 1:
@@ -212,13 +232,11 @@ def _write_models(repository: Path, wanted: Mapping[str, str], reason: str) -> N
 
 
 def _remove_artifact(version: Path) -> None:
-    manifest = version / MANIFEST
-    if not manifest.is_file():
-        return
-    files = Manifest.read(version, hint="").files
-    manifest.unlink()  # first: what is left without it is not a deployed artifact
-    for name in files:
-        (version / name).unlink(missing_ok=True)
+    """Everything an artifact can consist of, also what an interrupted deploy left without a manifest."""
+    (version / MANIFEST).unlink(missing_ok=True)  # first: what is left without it is not a deployed artifact
+    for pattern in _ARTIFACT_FILES:
+        for path in version.glob(pattern):
+            path.unlink()
 
 
 def _place(folder: Path, manifest: Manifest, version: Path) -> None:

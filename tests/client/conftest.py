@@ -63,7 +63,8 @@ def respond(
 
 
 class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """velocity = t * latents; a trajectory of `steps` steps of zeros. `fail` aborts with a status, `text` without one."""
+    """velocity = t * latents; a trajectory of `steps` steps of zeros. `fail` aborts with a status, `text` without one,
+    `told` answers a code and words as the sampler does."""
 
     def __init__(self) -> None:
         self.requests: list[pb.ModelInferRequest] = []
@@ -71,6 +72,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ready = True
         self.fail: grpc.StatusCode | None = None
         self.text = ""
+        self.told: tuple[str, str] | None = None
         self.stall = threading.Event()  # unset: answers wait
         self.stall.set()
         self.cancelled = threading.Event()
@@ -81,6 +83,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.registrations = 0
         self.refusal: grpc.StatusCode | None = None  # of registering a segment
         self.asked_to_register = 0
+        self.missing = ""  # a model
         self.restricted = False  # to holders of the header key: secret
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
@@ -106,7 +109,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ServerMetadataResponse(name="triton", version="9.9")
 
     def ModelReady(self, request, context):  # noqa: ARG002
-        return pb.ModelReadyResponse(ready=self.ready)
+        return pb.ModelReadyResponse(ready=self.ready and request.name != self.missing)
 
     def RepositoryIndex(self, request, context):  # noqa: ARG002
         self._guard(context)
@@ -169,6 +172,10 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
             self._begin(request, context)
             if self.text:
                 yield pb.ModelStreamInferResponse(error_message=self.text)
+                continue
+            if self.told is not None and request.parameters[contract.ERRORS_AS_OUTPUTS].bool_param:
+                told = {"path": np.array([part.encode() for part in self.told], np.object_)}
+                yield pb.ModelStreamInferResponse(infer_response=respond(request, told))
                 continue
             total = int(read(request, "steps", self.segments)[0])
             drawn = [read(request, "seed", self.segments)[0] for tensor in request.inputs if tensor.name == "seed"] or [0]

@@ -253,3 +253,27 @@ def test_a_server_that_hangs_from_the_start_holds_nobody_up(tokens: Tokens) -> N
 def test_no_servers() -> None:
     with pytest.raises(h.InvalidInput, match="servers must be at least one"):
         h.Client([])
+
+
+def test_a_model_that_nobody_has_keeps_no_server_out(tokens: Tokens) -> None:
+    """The first call asks for it, and again later; what the others do is not its concern."""
+    servers = [Server(), Server()]
+    for server in servers:
+        del server.models[contract.DIT_GUIDED]
+
+    async def body(client: h.AsyncClient) -> None:
+        async def missing() -> None:
+            with pytest.raises(h.ModelNotReady):
+                await client.denoise(LATENTS, 0.5, tokens(), guidance_scale=2.0)
+
+        await missing()
+        await client.denoise(LATENTS, 0.5, tokens())
+        await until(lambda: len(client._transport._up) == 2)
+        await missing()
+        servers[0].state = "down"
+        for _ in range(10):
+            await client.denoise(LATENTS, 0.5, tokens())
+        assert list(client._transport._up) == [servers[1]]
+
+    run(servers, body)
+    assert counts(servers)[1] >= 10

@@ -75,7 +75,8 @@ def test_trajectory_round_trip(kserve: Any, tokens: Tokens) -> None:
         steps = list(client.stream(tokens(2), steps=3, seed=9, schedule="flow_match"))
     assert [(step.index, step.total, step.path) for step in steps] == [(1, 3, "plain"), (2, 3, "plain"), (3, 3, "plain")]
     assert steps[0].latents is None and np.array_equal(steps[2].latents, np.full((2, 3, 64), 9))
-    assert kserve.headers[0]["triton_grpc_error"] == "true"
+    assert kserve.requests[0].parameters[contract.ERRORS_AS_OUTPUTS].bool_param
+    assert "triton_grpc_error" not in kserve.headers[0], "it brings some servers down"
     schedule = [tensor.name for tensor in kserve.requests[0].inputs].index("schedule")
     assert kserve.requests[0].raw_input_contents[schedule] == b"\x0a\x00\x00\x00flow_match"
 
@@ -122,9 +123,14 @@ def test_a_server_that_restricts_what_it_tells(kserve: Any, tokens: Tokens) -> N
         assert {model.name for model in state.models} >= set(contract.MODELS)
         info = client.model_info("another")
         assert info.restricted and not info.inputs
-        kserve.ready = False
-        with pytest.raises(h.ModelNotReady):
+        kserve.missing = contract.SAMPLER
+        with pytest.raises(h.ModelNotReady) as error:
             client.model_info(contract.SAMPLER)
+        assert error.value.status is grpc.StatusCode.NOT_FOUND, "this server is well and has no such model"
+        kserve.ready = False
+        with pytest.raises(h.ModelNotReady) as error:
+            client.model_info(contract.SAMPLER)
+        assert error.value.status is grpc.StatusCode.UNAVAILABLE, "it ends: another may have it"
     with h.Client(transport=h.GrpcTransport(kserve.url, headers={"key": "secret"})) as client:
         kserve.ready = True
         state = client.health()
@@ -158,6 +164,27 @@ def test_stream_errors_without_status(ready: bool, expected: type[Exception], ks
     with h.Client(kserve.url) as client, pytest.raises(expected) as error:
         client.sample(tokens(), steps=2)
     assert error.value.status is None and len(kserve.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "status"),
+    [
+        ("INVALID_ARG", h.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
+        ("NOT_FOUND", h.ModelNotReady, grpc.StatusCode.NOT_FOUND),
+        ("UNAVAILABLE", h.Overloaded, grpc.StatusCode.UNAVAILABLE),
+        ("CANCELLED", h.DeadlineExceeded, grpc.StatusCode.CANCELLED),
+        ("INTERNAL", h.ModelFailed, grpc.StatusCode.INTERNAL),
+        ("a new one", h.ModelFailed, grpc.StatusCode.UNKNOWN),
+    ],
+)
+def test_the_samplers_errors(
+    code: str, expected: type[Exception], status: grpc.StatusCode, kserve: Any, tokens: Tokens
+) -> None:
+    kserve.told = code, "its words\nhint: its own"
+    with h.Client(kserve.url, retries=0) as client, pytest.raises(h.Hunyuan3DError) as error:
+        client.sample(tokens(), steps=2)
+    assert type(error.value) is expected and error.value.status is status
+    assert str(error.value).endswith("its words\nhint: its own")
 
 
 def test_a_dead_address(tokens: Tokens) -> None:
@@ -271,3 +298,12 @@ def test_a_closed_channel_is_a_status(kserve: Any) -> None:
             assert error.value.status is grpc.StatusCode.CANCELLED
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("My Key", "x"), ("key", "secret\r"), ("key", "schlüssel"), ("", "x"), ("key", "")]
+)
+def test_headers_that_grpc_would_refuse(name: str, value: str) -> None:
+    with pytest.raises(h.InvalidInput, match="headers must be lower-case names") as error:
+        h.GrpcTransport("localhost:1", headers={name: value})
+    assert "secret" not in str(error.value) and "schl" not in str(error.value)

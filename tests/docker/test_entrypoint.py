@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import queue
 import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
 from hunyuan3d_client import Client
 from hunyuan3d_client.errors import DeadlineExceeded, Hunyuan3DError, ServerUnavailable
@@ -33,6 +36,7 @@ CONTEXT = np.ones((1, 3, 1536), np.float16)
         ({"CONFIG": "gpu"}, "CONFIG must be default, cpu, onnxruntime or torch, got 'gpu'"),
         ({"CONFIG": "default"}, "hunyuan3d_dit must have a deployed model.plan for CONFIG=default"),
         ({"CONFIG": "torch"}, "hunyuan3d_dit must have a deployed checkpoint.safetensors for CONFIG=torch"),
+        ({"OTEL_TRACES_RATE": "0"}, "OTEL_TRACES_RATE must be in 1..999999, got '0'"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT must be text or json, got 'xml'"),
         ({"MODEL_REPOSITORY": "/nowhere"}, "MODEL_REPOSITORY must be a model repository, got '/nowhere'"),
         ({"API_KEY_FILE": "/nowhere"}, "API_KEY_FILE must be a readable, non-empty file, got '/nowhere'"),
@@ -89,6 +93,24 @@ def test_sigterm_drains(log_format: str, run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.served
+def test_a_server_that_dies_before_its_last_sample_is_no_clean_stop(run: Callable[..., Any]) -> None:
+    with run() as container:
+        container.wait_ready()
+        with Client(container.grpc, timeout_s=60, retries=0) as client:
+            steps = client.stream(CONTEXT, num_latents=512, steps=1000)
+            next(steps)
+            container.process.send_signal(signal.SIGTERM)
+            time.sleep(1.5)  # it drains
+            children = subprocess.run(
+                ["pgrep", "-P", str(container.process.pid), "-x", "tritonserver"], capture_output=True, text=True
+            )
+            os.kill(int(children.stdout), signal.SIGKILL)
+            with pytest.raises(Hunyuan3DError):
+                list(steps)
+        assert container.wait() == 137
+
+
+@pytest.mark.served
 def test_a_request_after_the_end_is_unavailable(run: Callable[..., Any]) -> None:
     with run() as container:
         container.wait_ready()
@@ -111,9 +133,20 @@ def test_glogs_lines_become_records(root: Path, monkeypatch: pytest.MonkeyPatch)
         "I1125 13:26:56.923197 6728 model.py:1] request a-1 done: 3 steps\n",
         "I1125 13:26:56.923197 6728 infer.cc:1] [request id: a-1] Setting state\n",
         "I1125 13:26:56.923197 6728 infer.cc:1] [request id: <id_unknown>] Setting state\n",
+        "I1125 13:26:56.923197 6728 model.py:1] request - done: 3 steps\n",
+        "I1125 13:26:56.923197 6728 model.py:1] request 'a-1,b-2' failed: words\n",
+        "I1125 13:26:56.923197 6728 infer.cc:1] [request id: order 66] Setting state\n",
     ]
     made = list(records(lines))
-    assert [record.get("request_id") for record in made] == [None, None, None, None, "a-1", "a-1", None]
+    assert [record.get("request_id") for record in made] == [
+        *[None] * 4,
+        "a-1",
+        "a-1",
+        None,
+        None,
+        "a-1,b-2",
+        "order 66",
+    ]
     found = [(record["level"], record["source"], record["message"]) for record in made[:4]]
     assert found == [
         ("error", "grpc_server.cc:2558", 'it said "no"'),
@@ -135,6 +168,31 @@ def test_the_health_check(root: Path, run: Callable[..., Any]) -> None:
         assert healthy(container.ports["HTTP_PORT"]) == healthy(container.ports["HTTP_PORT"], "live") == 0
 
 
+@pytest.mark.parametrize(
+    ("environment", "path", "host"),
+    [
+        ({}, "v2/health/ready", "127.0.0.1"),
+        ({"BIND_ADDRESS": "0.0.0.0"}, "v2/health/ready", "127.0.0.1"),
+        ({"BIND_ADDRESS": "10.0.0.5"}, "v2/health/ready", "10.0.0.5"),
+        ({"BIND_ADDRESS": "10.0.0.5", "TLS_CERT_FILE": "/c"}, "v2/health/ready", "127.0.0.1"),
+        ({"HTTP_ADDRESS": "10.0.0.6", "TLS_CERT_FILE": "/c"}, "v2/health/ready", "10.0.0.6"),
+        ({"BIND_ADDRESS": "10.0.0.5"}, "metrics", "10.0.0.5"),
+        ({"BIND_ADDRESS": "10.0.0.5", "METRICS_ADDRESS": "10.0.0.7"}, "metrics", "10.0.0.7"),
+    ],
+)
+def test_the_health_check_asks_where_the_server_listens(
+    environment: dict[str, str], path: str, host: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(root / "docker")
+    import health
+
+    for name in ("BIND_ADDRESS", "HTTP_ADDRESS", "METRICS_ADDRESS", "TLS_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert health.host(path) == host
+
+
 @pytest.mark.served
 def test_a_requests_id_runs_through_the_log(run: Callable[..., Any]) -> None:
     """From the client's error to the sampler's line to the denoiser's execution, streamed and unary, in JSON."""
@@ -148,6 +206,11 @@ def test_a_requests_id_runs_through_the_log(run: Callable[..., Any]) -> None:
             }
             inputs = [InferInput(name, list(v.shape), kind).set_data_from_numpy(v) for name, (kind, v) in tensors.items()]
             raw.infer("hunyuan3d_sampler_unary", inputs, request_id="order 66\nI1125 forged")
+            late_t = {"latents": CONTEXT[:, :, :64].astype(np.float32), "t": np.full((1, 1), 2, np.float32)}
+            inputs = [InferInput("context", list(CONTEXT.shape), "FP16").set_data_from_numpy(CONTEXT)]
+            inputs += [InferInput(name, list(v.shape), "FP32").set_data_from_numpy(v) for name, v in late_t.items()]
+            with pytest.raises(InferenceServerException):
+                raw.infer("hunyuan3d_dit", inputs, request_id="out of range")
         with Client(container.grpc, timeout_s=60, retries=0) as client:
             with pytest.raises(DeadlineExceeded) as late:
                 client.sample(CONTEXT, num_latents=512, steps=1000, timeout_s=1)
@@ -160,6 +223,7 @@ def test_a_requests_id_runs_through_the_log(run: Callable[..., Any]) -> None:
     own, client_own = "order?66?I1125?forged", str(late.value.request_id)
     assert f"request {own} done: 3 steps, path guided, B 1, L 16, T 3" in said[own]
     assert "model: hunyuan3d_dit_guided" in said[own], "Triton's own words at the denoiser's execution"
+    assert "request 'out of range' failed: InvalidInput('t must be in [0, 1]" in said["out of range"]
     assert re.search(f"request {client_own} (cancelled|expired): ", said[client_own])
     assert "model: hunyuan3d_dit_guided" in said[client_own]
 

@@ -47,7 +47,8 @@ def test_no_sample_fails(run: Callable[..., Any]) -> None:
                 for server in pair:
                     before = sum(finished)
                     server.process.send_signal(signal.SIGTERM)
-                    assert server.wait() == 0
+                    code = server.wait()
+                    assert code == 0, "\n".join(server.log[-60:])
                     again = servers.enter_context(run(**{name: str(port) for name, port in server.ports.items()}))
                     again.wait_ready()
                     until_it_serves(again)

@@ -158,5 +158,5 @@ def test_names_in_the_models_code_are_the_contracts(root: Path) -> None:
     sampler = (code / "model.py").read_text()
     unary = (root / "model_repository" / contract.SAMPLER_UNARY / "1" / "model.py").read_text()
     assert f'SAMPLER = "{contract.SAMPLER}"' in unary
-    switch = 'ERRORS_AS_OUTPUTS = "errors_as_outputs"'
+    switch = f'ERRORS_AS_OUTPUTS = "{contract.ERRORS_AS_OUTPUTS}"'
     assert switch in sampler and switch in unary

@@ -76,6 +76,12 @@ def micro_fp16(artifacts: Any) -> Path:
     return Path(artifacts(precision="fp16"))
 
 
+def test_the_graphs_are_not_replaced_by_their_plans(rtx: Target, micro_fp16: Path) -> None:
+    with pytest.raises(ValueError, match="out must be another folder than what is read"):
+        build_engines(micro_fp16, micro_fp16, rtx)
+    assert (micro_fp16 / contract.DIT / "model.onnx").is_file()
+
+
 @pytest.fixture(scope="module")
 def micro_plans(rtx: Target, micro_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plans")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan3d_export.files import atomic_folder, atomic_path, sha256
+from hunyuan3d_export.files import atomic_folder, atomic_path, separate, sha256
 
 
 def test_file_appears_whole(tmp_path: Path) -> None:
@@ -69,3 +69,9 @@ def test_sha256(tmp_path: Path) -> None:
     data = bytes(range(256)) * 40_000
     path.write_bytes(data)
     assert sha256(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_nothing_replaces_what_it_is_made_from(tmp_path: Path) -> None:
+    assert separate(tmp_path / "out", tmp_path / "in") == tmp_path / "out"
+    with pytest.raises(ValueError, match="out must be another folder than what is read, got"):
+        separate(tmp_path / "in" / ".." / "in", tmp_path / "other", tmp_path / "in")

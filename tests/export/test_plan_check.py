@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from hunyuan3d_client import contract
 from hunyuan3d_export import repository_from_artifacts
+from hunyuan3d_export.dit import PRESETS
+from hunyuan3d_export.files import sha256
 from hunyuan3d_export.gpu import Gpu
 from hunyuan3d_export.manifest import Manifest
-from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan
+from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan, deploy
 
 HINT = "hint: on the machine that will serve: hunyuan3d-export engine --target tensorrt --onnx DIR --out DIR"
 
@@ -76,3 +79,34 @@ def test_where_nothing_can_be_asked_a_plan_passes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(repository_from_artifacts, "installed_version", lambda _name: None)
     monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: None)
     check_plan(plan(library_version="1.0", compute_capabilities=["SM75"]), Path("plans"))
+
+
+FITTING = {"B": [1, 2, 8], "L": [1, 3072, 3072], "T": [1, 1370, 1370]}
+
+
+def place(folder: Path, profile: dict[str, list[int]]) -> Path:
+    """An artifact folder with a plan of no content and this profile."""
+    preset = dataclasses.asdict(PRESETS["v2-0"])
+    made_from = {**plan(profile=profile).made_from, "weights": {"preset": "v2-0", "seed": 0}}
+    (folder / contract.DIT).mkdir(parents=True)
+    (folder / contract.DIT / "model.plan").write_bytes(b"")
+    files = {"model.plan": sha256(folder / contract.DIT / "model.plan")}
+    Manifest(model=contract.DIT, made_from=made_from, serving=preset, versions={}, files=files).write(folder / contract.DIT)
+    return folder
+
+
+@pytest.mark.usefixtures("ada")
+@pytest.mark.parametrize(
+    ("axis", "sizes", "message"),
+    [
+        ("B", [1, 2, 4], "B from 1 to 8, as the sampler will ask, got 1 to 4"),
+        ("B", [2, 2, 8], "B from 1 to 8, as the sampler will ask, got 2 to 8"),
+        ("L", [1, 512, 1024], "L from 3072 to 3072, as the sampler will ask, got 1 to 1024"),
+        ("T", [1371, 2000, 5480], "T from 1370 to 1370, as the sampler will ask, got 1371 to 5480"),
+    ],
+)
+def test_a_plan_too_narrow_for_its_configs_is_refused(axis: str, sizes: list[int], message: str, tmp_path: Path) -> None:
+    deploy(place(tmp_path / "fitting", FITTING), tmp_path / "repository")
+    with pytest.raises(DeployError, match=message):
+        deploy(place(tmp_path / "narrow", {**FITTING, axis: sizes}), tmp_path / "repository")
+    assert (tmp_path / "repository" / contract.DIT / "1" / "model.plan").is_file(), "the one before stays"

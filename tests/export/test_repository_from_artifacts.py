@@ -193,3 +193,19 @@ def test_loadable_models_says_what_is_missing(artifacts: Callable[..., Path], tm
         (tmp_path / model / "1" / "model.onnx").unlink()
     with pytest.raises(DeployError, match="must hold a deployed model.onnx for config cpu, found none"):
         loadable_models(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("left", ["model.plan", "model.onnx.data", "checkpoint.safetensors"])
+@pytest.mark.parametrize("manifest", [None, "{half"])
+def test_what_an_interrupted_deploy_left_goes(
+    left: str, manifest: str | None, artifacts: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Weights without a manifest, or with a damaged one, would be served by whatever config asks for that file."""
+    deploy(artifacts(), tmp_path)
+    for model in (contract.DIT, contract.DIT_GUIDED):
+        (tmp_path / model / "1" / left).write_bytes(b"of other weights")
+        (tmp_path / model / "1" / MANIFEST).unlink()
+        if manifest is not None:
+            (tmp_path / model / "1" / MANIFEST).write_text(manifest)
+    deploy(artifacts(), tmp_path)
+    assert names(tmp_path / contract.DIT / "1") == names(tmp_path / contract.DIT_GUIDED / "1") == ARTIFACT

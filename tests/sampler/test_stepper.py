@@ -52,6 +52,19 @@ def test_a_late_one_joins_at_the_next_step(request_for: Make) -> None:
     assert denoiser.rows == [1, 1, 2, 2, 2]
 
 
+def test_a_call_names_the_requests_that_share_it(request_for: Make) -> None:
+    denoiser = Denoiser()
+
+    async def scenario() -> None:
+        stepper, sinks = make_stepper(denoiser, max_batch=8), [Recorder() for _ in range(2)]
+        stepper.submit(Trajectory(request_for(steps=4), "guided", "first"), sinks[0])
+        stepper.submit(Trajectory(request_for(steps=3, seed=1), "guided", "second"), sinks[1])
+        await asyncio.gather(*(sink.ended.wait() for sink in sinks))
+
+    asyncio.run(scenario())
+    assert [sorted(ids.split(",")) for ids in denoiser.request_ids] == [["first", "second"]] * 2 + [["first"]]
+
+
 def test_different_groups_take_turns(request_for: Make) -> None:
     denoiser = Denoiser()
 

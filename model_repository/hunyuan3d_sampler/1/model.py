@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -21,8 +22,8 @@ from trajectory import Trajectory, choose_path, decode
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _PRESET_FILE = "preset.json"
-# A call between models loses an error's code (every one arrives as INTERNAL), so hunyuan3d_sampler_unary sets this request
-# parameter: its errors come as the output `path` holding code and text, with no other output beside it.
+# A stream has no code for an error, and a call between models loses it, so the client and hunyuan3d_sampler_unary set this
+# request parameter: its errors come as the output `path` holding code and text, with no other output beside it.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 # The container's entrypoint names a file by this variable; once it is there, the server is about to stop and takes nothing new.
 DRAIN_FILE = "HUNYUAN3D_DRAIN_FILE"
@@ -113,7 +114,8 @@ class _Stream:
         self._sender.send(pb_utils.InferenceResponse(outputs), flags=_FINAL if trajectory.done else 0)
         if trajectory.done:
             shape = f"B {trajectory.samples}, L {trajectory.group[0]}, T {trajectory.group[1]}"
-            self._log(logging.INFO, f"done: {trajectory.total} steps, path {trajectory.path}, {shape}")
+            line = f"done: {trajectory.total} steps, path {trajectory.path}, {shape}"
+            asyncio.get_running_loop().call_soon(self._log, logging.INFO, line)  # it takes a while: the count comes first
 
     def fail(self, error: Exception) -> None:
         name = code(error)
