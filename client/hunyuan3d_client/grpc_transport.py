@@ -1,8 +1,4 @@
-"""Requests on the wire: KServe v2 over gRPC, as Triton speaks it. Only this file imports tritonclient.
-
-Of tritonclient this takes the protocol's messages. Its client class copies every tensor three times before the socket
-does; here a request's big parts are joined once, and go through shared memory where the server is on the same host.
-"""
+"""A server over gRPC: the channel, its calls, and shared memory where the server is on the same host. Messages: wire.py."""
 
 from __future__ import annotations
 
@@ -15,13 +11,10 @@ from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from . import contract
+from . import contract, wire
 from .errors import invalid
 from .shared_memory import GONE, Pool, Segment, is_same_host
 from .transport import Health, InputInfo, ModelInfo, Request, StatusError, Tensors, by_contract
@@ -37,21 +30,12 @@ CHANNEL_OPTIONS: Mapping[str, int] = {
     "grpc.max_reconnect_backoff_ms": 2_000,
 }
 _BALANCED = {"grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})}
-# An error of a stream carries no status. Triton's header for one (triton_grpc_error) can bring the server down: 24.10 crashed
-# when it refused requests that way. So the sampler is asked to answer with its errors; see contract.ERRORS_AS_OUTPUTS.
 SharedMemory = bool | Literal["auto"]
 # What gRPC takes; anything else it refuses without a status.
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]+")
 _LEAST_S = 1e-3  # for a call whose time is up: the answer is DEADLINE_EXCEEDED
 _SERVICE = "/inference.GRPCInferenceService/"
-_DATATYPES = {np.dtype(dtype): name for name, dtype in contract.NUMPY_DTYPES.items()}
-# The sampler's codes are the names of Triton's TritonError: some differ from gRPC's.
-_STATUSES = {status.name: status for status in grpc.StatusCode} | {
-    "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
-    "UNSUPPORTED": grpc.StatusCode.UNIMPLEMENTED,
-}
 _SPECS = {**contract.MODELS, **contract.IMAGE_MODELS}
-_RAW_INPUT_TAG = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])  # protobuf: field number, bytes
 
 
 class GrpcTransport:
@@ -128,10 +112,10 @@ class GrpcTransport:
 
     async def _answers(self, request: Request, segment: Segment | None, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         self._open()
-        message = _message(request, segment, timeout_s)
+        message = wire.message(request, segment, timeout_s)
         with _statuses():
             if not request.streamed:
-                yield _tensors(await self._infer(message, timeout=timeout_s, metadata=self._metadata), segment)
+                yield wire.tensors(await self._infer(message, timeout=timeout_s, metadata=self._metadata), segment)
                 return
             call = self._stream(_once(message), timeout=timeout_s, metadata=self._metadata)
             refusal = None
@@ -140,8 +124,8 @@ class GrpcTransport:
                     if response.error_message:
                         refusal = StatusError(None, response.error_message)
                         continue
-                    answer = _tensors(response.infer_response, segment)
-                    refusal = _refusal(answer)
+                    answer = wire.tensors(response.infer_response, segment)
+                    refusal = wire.refusal(answer)
                     if refusal is None:
                         yield answer
             finally:
@@ -247,69 +231,3 @@ def _statuses() -> Iterator[None]:
 
 async def _once(message: bytes) -> AsyncIterator[bytes]:
     yield message
-
-
-def _message(request: Request, segment: Segment | None, timeout_s: float) -> bytes:
-    """A ModelInferRequest, serialized. Tensors that have a place in `segment` are written there and only pointed at."""
-    head = pb.ModelInferRequest(model_name=request.model, id=request.request_id)
-    # Microseconds; enforced by the model, also where cancelling cannot reach.
-    head.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
-    if request.streamed:
-        head.parameters[contract.ERRORS_AS_OUTPUTS].bool_param = True
-    places = segment.places if segment else {}
-    parts: list[Any] = []
-    for name, array in request.inputs.items():
-        tensor = head.inputs.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
-        if segment and name in places:
-            segment.write(name, array)
-            _point(tensor.parameters, segment, name)
-        else:
-            content = serialize_byte_tensor(array).item() if array.dtype == np.object_ else np.ascontiguousarray(array)
-            parts += _RAW_INPUT_TAG, _varint(len(content) if isinstance(content, bytes) else content.nbytes), content
-    for name in request.output_bytes.keys() & places.keys():
-        _point(head.outputs.add(name=name).parameters, segment, name)
-    return b"".join([head.SerializeToString(), *parts])
-
-
-def _point(parameters: Any, segment: Segment | None, name: str) -> None:
-    assert segment is not None
-    place = segment.places[name]
-    parameters["shared_memory_region"].string_param = segment.name
-    parameters["shared_memory_byte_size"].int64_param = place.stop - place.start
-    parameters["shared_memory_offset"].int64_param = place.start
-
-
-def _varint(number: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first, all but the last marked."""
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*found, number])
-
-
-def _tensors(response: Any, segment: Segment | None) -> Tensors:
-    """The outputs of a ModelInferResponse. Raises StatusError where they don't fit what it says of them."""
-    raw = iter(response.raw_output_contents)
-    try:
-        return {output.name: _tensor(output, raw, segment) for output in response.outputs}
-    except (KeyError, ValueError) as error:
-        message = f"each output must fit its datatype and shape, got {error}\nhint: see the server's version"
-        raise StatusError(grpc.StatusCode.INTERNAL, message) from error
-
-
-def _refusal(answer: Tensors) -> StatusError | None:
-    """The error that an answer stands for, if it does: contract.ERRORS_AS_OUTPUTS."""
-    if answer.keys() != {"path"} or len(answer["path"]) != 2:
-        return None
-    code, text = (part.decode() for part in answer["path"])
-    return StatusError(_STATUSES.get(code, grpc.StatusCode.UNKNOWN), text)
-
-
-def _tensor(output: Any, raw: Any, segment: Segment | None) -> npt.NDArray[Any]:
-    content = next(raw, b"")  # there and empty for an output in shared memory
-    if segment is not None and not content and output.name in segment.places:
-        content = segment.read(output.name)
-    if output.datatype == "BYTES":
-        return np.asarray(deserialize_bytes_tensor(content)).reshape(output.shape)
-    return np.frombuffer(content, contract.NUMPY_DTYPES[output.datatype]).reshape(output.shape)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 import hunyuan3d_client as h
-from hunyuan3d_client import contract, grpc_transport
+from hunyuan3d_client import contract, wire
 
 Tokens = Callable[..., np.ndarray]
 LATENTS = np.arange(2 * 3 * 64, dtype=np.float32).reshape(2, 3, 64)
@@ -47,7 +47,7 @@ def test_a_message_is_what_protobuf_reads(sizes: list[int], text: str) -> None:
     inputs: dict[str, np.ndarray] = {f"x{i}": np.arange(size, dtype=np.float32)[None] for i, size in enumerate(sizes)}
     inputs["schedule"] = np.array([text.encode()], np.object_)
     request = h.Request("model", inputs, "id", output_bytes={"velocity": 4})
-    message = pb.ModelInferRequest.FromString(grpc_transport._message(request, None, 1.5))
+    message = pb.ModelInferRequest.FromString(wire.message(request, None, 1.5))
     assert (message.model_name, message.id, message.parameters["timeout"].int64_param) == ("model", "id", 1_500_000)
     assert [(i.name, i.datatype, tuple(i.shape)) for i in message.inputs] == [
         (name, "BYTES" if array.dtype == np.object_ else "FP32", array.shape) for name, array in inputs.items()
