@@ -33,6 +33,7 @@ demo: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.demo $(WEIGHTS) --precision $(PRECISION)
 .PHONY: test  ## the fast tests (what CI runs)
 test: $(STAMP)
+	$(BIN)/python tests/warm_artifacts.py
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 .PHONY: test-slow  ## full-size presets
 test-slow: $(STAMP)

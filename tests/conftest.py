@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,35 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="session")
-def micro_weights() -> Callable[..., Any]:
-    """micro_weights(seed=0, distilled=False): Weights of a checkpoint file, fp32, every parameter random."""
+def weights_of_micro(*, seed: int = 0, distilled: bool = False) -> Any:
+    """Weights of a checkpoint file, fp32, every parameter random."""
     from hunyuan3d_export.dit import DiTConfig, random_model, save_checkpoint
     from hunyuan3d_export.weights import Weights
 
-    def weights(*, seed: int = 0, distilled: bool = False) -> Weights:
-        path = CACHE / f"micro{'-distilled' if distilled else ''}-{seed}.safetensors"
-        save_checkpoint(random_model(DiTConfig(**MICRO, guidance_embed=distilled), seed), path, dtype=None)
-        return Weights(preset="v2-0-turbo" if distilled else None, checkpoint=path)
+    path = CACHE / f"micro{'-distilled' if distilled else ''}-{seed}.safetensors"
+    save_checkpoint(random_model(DiTConfig(**MICRO, guidance_embed=distilled), seed), path, dtype=None)
+    return Weights(preset="v2-0-turbo" if distilled else None, checkpoint=path)
 
-    return weights
+
+def exported(
+    weights: Any = None, *, precision: str = "fp32", attention: str = "op", distilled: bool = False, seed: int = 0
+) -> Path:
+    """A folder with every graph that the weights have: a preset's, or else the micro ones; what is there already is kept."""
+    from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
+
+    if weights is None:
+        out = CACHE / f"{'distilled' if distilled else 'base'}-{precision}-{attention}-{seed}"
+        weights = weights_of_micro(seed=seed, distilled=distilled)
+    else:
+        out = CACHE / f"{weights.preset}-{precision}-{attention}"
+    export_onnx(weights, out, options=OnnxOptions(precision=precision, attention=attention))
+    return out
+
+
+@pytest.fixture(scope="session")
+def micro_weights() -> Callable[..., Any]:
+    """micro_weights(seed=0, distilled=False)."""
+    return weights_of_micro
 
 
 @pytest.fixture(scope="session")
@@ -55,19 +73,6 @@ def micro_distilled(micro_weights: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def artifacts(micro_weights: Callable[..., Any]) -> Callable[..., Path]:
-    """artifacts(precision="fp32", attention="op", distilled=False, seed=0): a folder with every graph the weights have."""
-    from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
-
-    done: dict[tuple[object, ...], Path] = {}
-
-    def exported(*, precision: str = "fp32", attention: str = "op", distilled: bool = False, seed: int = 0) -> Path:
-        key = (precision, attention, distilled, seed)
-        if key not in done:
-            out = CACHE / f"{'distilled' if distilled else 'base'}-{precision}-{attention}-{seed}"
-            options = OnnxOptions(precision=precision, attention=attention)
-            export_onnx(micro_weights(seed=seed, distilled=distilled), out, options=options)
-            done[key] = out
-        return done[key]
-
-    return exported
+def artifacts() -> Callable[..., Path]:
+    """artifacts(weights=None, precision="fp32", attention="op", distilled=False, seed=0): `exported`, looked at once a session."""
+    return functools.cache(exported)

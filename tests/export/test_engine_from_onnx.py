@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def rtx() -> Target:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("attention", ["op", "decomposed"])
-def test_every_form_of_the_tiny_preset_compiles(rtx: Target, root: Path, precision: str, attention: str) -> None:
-    onnx_folder = root / "build" / "test" / f"tiny-{precision}-{attention}"
-    export_onnx(Weights(preset="tiny"), onnx_folder, options=OnnxOptions(precision=precision, attention=attention))
+def test_every_form_of_the_tiny_preset_compiles(
+    rtx: Target, artifacts: Callable[..., Path], root: Path, precision: str, attention: str
+) -> None:
+    onnx_folder = artifacts(Weights(preset="tiny"), precision=precision, attention=attention)
     out = root / "build" / "test" / f"tiny-{precision}-{attention}-rtx"
     folders = build_engines(onnx_folder, out, rtx)
     assert [folder.name for folder in folders] == [contract.DIT, contract.DIT_GUIDED]
