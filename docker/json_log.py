@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 # glog's line: severity, month and day, time, process, file:line] message.
 LINE = re.compile(r"(?P<level>[IWEF])\d{4} (?:[\d:.]+) \d+ (?P<source>[^\]]+)\] (?P<message>.*)", re.DOTALL)
 # As the sampler and as Triton itself begin what they say of a request.
-REQUEST = re.compile(r"request '(?P<quoted>[^']+)' |request (?P<word>\S+) |\[request id: (?P<own>[^\]]+)\] ")
-NO_ID = {"-", "<id_unknown>"}
+REQUEST = re.compile(r"request '(?P<quoted>[^']*)' failed|request (?P<word>\S+) [a-z]+: |\[request id: (?P<own>[^\]]+)\] ")
+NO_ID = {"", "-", "<id_unknown>"}
 LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
 
 
@@ -29,7 +29,7 @@ def records(lines: Iterable[str]) -> Iterator[dict[str, str]]:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         record = {"time": now, "level": level, "source": found["source"] if found else "", "message": _message(found, text)}
         request = REQUEST.match(record["message"])
-        name = next(filter(None, request.groups())) if request else "-"
+        name = next((found for found in request.groups() if found is not None), "") if request else ""
         yield record if name in NO_ID else {**record, "request_id": name}
 
 

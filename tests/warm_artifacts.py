@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -29,7 +30,7 @@ def export(options: dict[str, Any]) -> None:
 
     from hunyuan3d_export.weights import Weights
 
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("error")  # as in the tests
     torch.set_num_threads(1)
     preset = options.pop("preset", None)
     exported(preset and Weights(preset=preset), **options)
@@ -37,7 +38,9 @@ def export(options: dict[str, Any]) -> None:
 
 def main() -> None:
     with ProcessPoolExecutor(max_workers=min(len(SHARED), os.cpu_count() or 1, 8)) as pool:
-        list(pool.map(export, SHARED))
+        for options, done in [(options, pool.submit(export, options)) for options in SHARED]:
+            if (error := done.exception()) is not None:  # the first test that wants it will say the same
+                sys.stderr.write(f"{options}: {error!r}\n")
 
 
 if __name__ == "__main__":

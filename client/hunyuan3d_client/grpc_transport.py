@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Literal
 
 import grpc
@@ -32,7 +33,8 @@ CHANNEL_OPTIONS: Mapping[str, int] = {
 _BALANCED = {"grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})}
 SharedMemory = bool | Literal["auto"]
 # What gRPC takes; anything else it refuses without a status.
-_HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]+")
+_HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
+_END_S = 1.0  # for a stream to end after its last answer
 _LEAST_S = 1e-3  # for a call whose time is up: the answer is DEADLINE_EXCEEDED
 _SERVICE = "/inference.GRPCInferenceService/"
 _SPECS = {**contract.MODELS, **contract.IMAGE_MODELS}
@@ -52,15 +54,18 @@ class GrpcTransport:
         url: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
         options: Mapping[str, str | int] | None = None,
         shared_memory: SharedMemory = "auto",
     ) -> None:
         if shared_memory not in (True, False, "auto"):
             raise invalid("shared_memory", "True, False or 'auto'", repr(shared_memory), "leave it out for 'auto'")
         for name, value in (headers or {}).items():
-            if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
-                expected = "lower-case names of letters, digits and _.-, with printable ASCII values"
+            fits = (
+                isinstance(value, bytes) if name.endswith("-bin") else isinstance(value, str) and _HEADER_VALUE.fullmatch(value)
+            )
+            if not (_HEADER_NAME.fullmatch(name) and fits):
+                expected = "lower-case names of letters, digits and _.-, with printable ASCII values (bytes for names in -bin)"
                 raise invalid(
                     "headers", expected, f"another form in {name!r}", "a value read from a file may end in a line break"
                 )
@@ -118,20 +123,18 @@ class GrpcTransport:
                 yield wire.tensors(await self._infer(message, timeout=timeout_s, metadata=self._metadata), segment)
                 return
             call = self._stream(_once(message), timeout=timeout_s, metadata=self._metadata)
-            refusal = None
             try:
-                async for response in call:  # to its end, which the server sets: nothing is cancelled that is over
+                async for response in call:
                     if response.error_message:
-                        refusal = StatusError(None, response.error_message)
-                        continue
+                        raise StatusError(None, response.error_message)
                     answer = wire.tensors(response.infer_response, segment)
-                    refusal = wire.refusal(answer)
-                    if refusal is None:
-                        yield answer
+                    if (refusal := wire.refusal(answer)) is not None:
+                        with suppress(asyncio.TimeoutError):  # its end, which the server sets: what is over is not cancelled
+                            await asyncio.wait_for(call.code(), _END_S)
+                        raise refusal
+                    yield answer
             finally:
                 call.cancel()
-            if refusal is not None:
-                raise refusal
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:
         if not name:

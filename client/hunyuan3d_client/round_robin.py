@@ -21,9 +21,8 @@ _PAUSE_S = 0.5
 
 
 class _Asked(NamedTuple):
-    """A server that is not up: the model it is asked for, the task that asks, and whether there was a first answer."""
+    """Of a server that is not up, for one model: the task that asks, and whether there was a first answer."""
 
-    model: str
     task: asyncio.Task[None]
     first: asyncio.Event
 
@@ -42,7 +41,7 @@ class RoundRobin:
         self._servers = tuple(servers)
         self._up: deque[Transport] = deque()
         self._any = itertools.cycle(self._servers)
-        self._asked: dict[Transport, _Asked] = {}
+        self._asked: dict[Transport, dict[str, _Asked]] = {}
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         server = await self._next(request.model, timeout_s)
@@ -64,8 +63,8 @@ class RoundRobin:
         return await self._query("", timeout_s, lambda server: server.health(timeout_s=timeout_s))
 
     async def close(self) -> None:
-        for asked in self._asked.values():
-            asked.task.cancel()
+        for server in self._servers:
+            self._stop_asking(server)
         await asyncio.gather(*(server.close() for server in self._servers))
 
     async def _query(self, model: str, timeout_s: float, query: Callable[[Transport], Awaitable[R]]) -> R:
@@ -81,12 +80,14 @@ class RoundRobin:
         if not self._up:
             for server in self._servers:
                 self._leave(server, model)
-            waiting = {asyncio.create_task(asked.first.wait()) for asked in self._asked.values()}
+            waiting = {asyncio.create_task(asks[model].first.wait()) for asks in self._asked.values()}
             deadline = time.monotonic() + timeout_s
-            while waiting and not self._up and (left_s := deadline - time.monotonic()) > 0:
-                _, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
-                task.cancel()
+            try:
+                while waiting and not self._up and (left_s := deadline - time.monotonic()) > 0:
+                    _, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in waiting:
+                    task.cancel()
         if not self._up:
             return next(self._any)
         self._up.rotate(-1)
@@ -99,19 +100,16 @@ class RoundRobin:
             self._leave(server, model)
 
     def _leave(self, server: Transport, model: str) -> None:
-        asked = self._asked.get(server)
-        if asked is not None:
-            if asked.model == model or self._up:
-                return
-            asked.task.cancel()  # perhaps nobody has the model it is asked for: this call's decides
-            asked.first.set()
+        asks = self._asked.setdefault(server, {})
+        if model in asks or (asks and self._up):
+            return
         pause_s = 0.0
         if server in self._up:
             self._up.remove(server)
             # A full or stopping server says that it is ready and refuses all the same: the others have their turn first.
             pause_s = _PAUSE_S if self._up else 0.0
         first = asyncio.Event()
-        self._asked[server] = _Asked(model, asyncio.create_task(self._ask(server, model, first, pause_s)), first)
+        asks[model] = _Asked(asyncio.create_task(self._ask(server, model, first, pause_s)), first)
 
     async def _ask(self, server: Transport, model: str, first: asyncio.Event, pause_s: float) -> None:
         """After a pause asks `server` until `model` is ready there, and lets it join."""
@@ -120,8 +118,14 @@ class RoundRobin:
             first.set()
             await asyncio.sleep(_PAUSE_S)
         self._up.append(server)
-        del self._asked[server]
-        first.set()
+        self._stop_asking(server)
+
+    def _stop_asking(self, server: Transport) -> None:
+        """For whatever model: it joins, or the transport closes."""
+        for asked in self._asked.pop(server, {}).values():
+            asked.first.set()
+            if asked.task is not asyncio.current_task():
+                asked.task.cancel()
 
 
 async def _is_ready(server: Transport, model: str) -> bool:

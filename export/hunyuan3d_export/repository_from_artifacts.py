@@ -28,7 +28,10 @@ DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository
 PRESET_FILE = "preset.json"  # beside the sampler's model.py: default L and scale factor of the deployed weights
 VERSION = "1"
 TORCH_CONFIG = "torch"
-_ARTIFACT_FILES = tuple(f"{name}*" for name in (ONNX_FILE, PLAN_FILE, CHECKPOINT_FILE))  # with what goes beside them
+# With what goes beside them, and what a copy that was killed left.
+_ARTIFACT_FILES = tuple(
+    form.format(name) for name in (ONNX_FILE, PLAN_FILE, CHECKPOINT_FILE, MANIFEST) for form in ("{}*", ".{}*.partial")
+)
 
 logger = logging.getLogger(__name__)
 

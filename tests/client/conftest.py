@@ -176,6 +176,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
             if self.told is not None and request.parameters[contract.ERRORS_AS_OUTPUTS].bool_param:
                 told = {"path": np.array([part.encode() for part in self.told], np.object_)}
                 yield pb.ModelStreamInferResponse(infer_response=respond(request, told))
+                if self.hold_after:
+                    self.cancelled.wait(20)
                 continue
             total = int(read(request, "steps", self.segments)[0])
             drawn = [read(request, "seed", self.segments)[0] for tensor in request.inputs if tensor.name == "seed"] or [0]

@@ -277,3 +277,37 @@ def test_a_model_that_nobody_has_keeps_no_server_out(tokens: Tokens) -> None:
 
     run(servers, body)
     assert counts(servers)[1] >= 10
+
+
+class Slow(Server):
+    """It takes a while to say whether a model is ready."""
+
+    async def model_ready(self, name: str, *, timeout_s: float) -> bool:
+        await asyncio.sleep(0.02)
+        return await super().model_ready(name, timeout_s=timeout_s)
+
+
+def test_calls_for_different_models_wait_for_the_same_server(tokens: Tokens) -> None:
+    """At the start nothing is up: no call ends another's question."""
+    servers = [Slow("down"), Slow()]
+
+    async def body(client: h.AsyncClient) -> None:
+        calls = [client.denoise(LATENTS, 0.5, tokens()), client.denoise(LATENTS, 0.5, tokens(), guidance_scale=2.0)]
+        await asyncio.gather(*calls, client.sample(tokens()))
+
+    run(servers, body, retries=0)
+    assert counts(servers) == [0, 3]
+
+
+def test_closing_ends_who_waits_for_a_server(tokens: Tokens) -> None:
+    servers = [Slow("down"), Slow("down")]
+
+    async def main() -> None:
+        client = h.AsyncClient(transport=h.RoundRobin(servers), retries=0, timeout_s=30)
+        call = asyncio.create_task(client.denoise(LATENTS, 0.5, tokens()))
+        await asyncio.sleep(0.005)
+        await client.close()
+        with pytest.raises(h.Hunyuan3DError):
+            await asyncio.wait_for(call, 10)
+
+    asyncio.run(main())

@@ -301,9 +301,24 @@ def test_a_closed_channel_is_a_status(kserve: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("My Key", "x"), ("key", "secret\r"), ("key", "schlüssel"), ("", "x"), ("key", "")]
+    ("name", "value"),
+    [("My Key", "x"), ("key", "secret\r"), ("key", "schlüssel"), ("", "x"), ("key", None), ("x-bin", "x"), ("x", b"x")],
 )
-def test_headers_that_grpc_would_refuse(name: str, value: str) -> None:
+def test_headers_that_grpc_would_refuse(name: str, value: Any) -> None:
     with pytest.raises(h.InvalidInput, match="headers must be lower-case names") as error:
         h.GrpcTransport("localhost:1", headers={name: value})
     assert "secret" not in str(error.value) and "schl" not in str(error.value)
+
+
+def test_headers_that_grpc_takes(kserve: Any, tokens: Tokens) -> None:
+    with h.Client(transport=h.GrpcTransport(kserve.url, headers={"empty": "", "x-bin": b"\0\1"})) as client:
+        client.denoise(LATENTS, 0.5, tokens(2))
+    assert kserve.headers[-1].items() >= {"empty": "", "x-bin": b"\0\1"}.items()
+
+
+def test_a_refusal_is_told_though_its_stream_stays_open(kserve: Any, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hunyuan3d_client.grpc_transport._END_S", 0.05)
+    kserve.told, kserve.hold_after = ("INVALID_ARG", "its words"), 1
+    with h.Client(kserve.url, timeout_s=15) as client, pytest.raises(h.InvalidInput, match="its words"):
+        client.sample(tokens(), steps=2)
+    assert kserve.cancelled.wait(10)

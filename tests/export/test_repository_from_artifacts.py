@@ -195,7 +195,7 @@ def test_loadable_models_says_what_is_missing(artifacts: Callable[..., Path], tm
         loadable_models(tmp_path, "cpu")
 
 
-@pytest.mark.parametrize("left", ["model.plan", "model.onnx.data", "checkpoint.safetensors"])
+@pytest.mark.parametrize("left", ["model.plan", "model.onnx.data", "checkpoint.safetensors", ".model.onnx.data.1.partial"])
 @pytest.mark.parametrize("manifest", [None, "{half"])
 def test_what_an_interrupted_deploy_left_goes(
     left: str, manifest: str | None, artifacts: Callable[..., Path], tmp_path: Path

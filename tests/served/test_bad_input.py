@@ -41,13 +41,15 @@ def infer(raw: triton.InferenceServerClient, model: str, tensors: Tensors) -> In
 
 
 def stream(url: str, tensors: Tensors) -> InferenceServerException:
-    """The error of a streamed request, on a connection of its own: with this header an error ends the stream."""
+    """The error of a streamed request, the sampler's with its code, on a connection of its own."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton.InferenceServerClient(url) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"})
-        client.async_stream_infer(contract.SAMPLER, inputs_of(tensors))
-        _, error = answers.get(timeout=WAIT_S)
-    assert isinstance(error, InferenceServerException), "an error must come first"
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        client.async_stream_infer(contract.SAMPLER, inputs_of(tensors), parameters={contract.ERRORS_AS_OUTPUTS: True})
+        result, error = answers.get(timeout=WAIT_S)
+    if error is None:
+        code, text = result.as_numpy("path")  # an error must come first
+        return InferenceServerException(text.decode(), {b"INVALID_ARG": INVALID}[code])
     return error
 
 

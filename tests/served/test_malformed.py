@@ -115,7 +115,7 @@ def ask(raw: triton.InferenceServerClient, url: str, model: str, inputs: Inputs,
         return None
     answers: queue.Queue[Any] = queue.Queue()
     with triton.InferenceServerClient(url) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"})
+        client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer(model, inputs, outputs=outputs)
         return answers.get(timeout=WAIT_S)[1]
 
