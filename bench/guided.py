@@ -5,39 +5,25 @@ Networks have v2 widths and few blocks, so that an evaluation takes seconds on t
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
+import serving
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from hunyuan3d_export import compute
-from hunyuan3d_export.dit import PRESETS, random_model, save_checkpoint
-from hunyuan3d_export.onnx_from_torch import export_onnx
+from hunyuan3d_export.dit import PRESETS
 from hunyuan3d_export.parity import OnnxDenoiser, example_inputs
-from hunyuan3d_export.weights import Weights
 
-BUILD = Path("build") / "bench"
 _PAIRS = 5
 # name, L, T, largest acceptable ratio: mini's own sizes; v2-0's at a half, where attention weighs less than at full size
 _SIZES = (("mini, L:T = 512:1370", 512, 1370, 0.66), ("v2-0, L:T = 3072:1370 at a half", 1536, 685, 0.88))
 # preset, L, T
 _COUNTED = (("v2-mini", 512, 1370), ("v2-0", 3072, 1370), ("v2-mv", 3072, 5480))
-
-
-def _artifacts() -> Path:
-    """One double and two single blocks of v2 widths, exported once."""
-    config = dataclasses.replace(PRESETS["v2-0"].config, depth=1, depth_single_blocks=2)
-    checkpoint = BUILD / "few-blocks.safetensors"
-    if not checkpoint.is_file():
-        save_checkpoint(random_model(config, seed=3), checkpoint, dtype=torch.float32)
-    export_onnx(Weights(checkpoint=checkpoint), BUILD / "few-blocks")
-    return BUILD / "few-blocks"
 
 
 def _ratio(denoiser: OnnxDenoiser, latent_tokens: int, context_tokens: int) -> float:
@@ -60,7 +46,7 @@ def _ratio(denoiser: OnnxDenoiser, latent_tokens: int, context_tokens: int) -> f
 
 
 def main() -> int:
-    denoiser = OnnxDenoiser(_artifacts())
+    denoiser = OnnxDenoiser(serving.artifacts())
     console = Console()
     measured = Table("measured, ONNX Runtime CPU", "guided / two-batch", "at most")
     report = {}
@@ -79,7 +65,7 @@ def main() -> int:
         report[f"counted {preset}"] = ratio
         counted.add_row(f"{preset}, L {latent_tokens}, T {context_tokens}", f"{ratio:.2f}")
     console.print(counted)
-    (BUILD / "guided.json").write_text(json.dumps(report, indent=2) + "\n")
+    (serving.BUILD / "guided.json").write_text(json.dumps(report, indent=2) + "\n")
     return 0 if passed else 1
 
 

@@ -42,8 +42,6 @@ _EXITS = (
 
 _URL = "localhost:8001"
 
-_HEADER_SEPARATOR = ": "
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=f"Talk to a Hunyuan3D-2 Triton server.\n\n{_EXITS}")
 stdout = Console()
 stderr = Console(stderr=True)
@@ -88,7 +86,7 @@ def connection(
     ] = None,
 ) -> None:
     with _reported():
-        name, separator, value = (header or "").partition(_HEADER_SEPARATOR)
+        name, separator, value = (header or "").partition(": ")
         if header is not None and not (name and separator and value):
             raise errors.invalid("--header", "'name: value'", "another form", "--header 'authorization: Bearer TOKEN'")
         _connection.set(_Connection(ca.read_bytes() if ca else None, {name.lower(): value} if header else {}))
@@ -173,9 +171,7 @@ def sample(
                 preview_every=0,
                 timeout_s=timeout_s,
             )
-            step = _followed(trajectory)
-            result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
-            save(partial, out.suffix, "latents", result)
+            step, result = _saved(trajectory, partial, out.suffix)
         _draw(result, str(prompt), picture, ply)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
@@ -209,9 +205,7 @@ def generate(
             preview_every=0,
             timeout_s=timeout_s,
         )
-        step = _followed(trajectory)
-        result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
-        save(partial, out.suffix, "latents", result)
+        step, result = _saved(trajectory, partial, out.suffix)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
 
@@ -229,15 +223,17 @@ def _client(url: str) -> Client:
     return _connection.get().client(url)
 
 
-def _followed(trajectory: Iterator[Step]) -> Step:
-    """The final step, after a progress bar on a terminal."""
+def _saved(trajectory: Iterator[Step], partial: Path, suffix: str) -> tuple[Step, npt.NDArray[Any]]:
+    """The final step and its latents, written, after a progress bar on a terminal."""
     with _progress() as progress:
         task = progress.add_task("sampling", total=None)
         for step in trajectory:
             progress.update(
                 task, completed=step.index, total=step.total, description=f"sampling ({step.path}, batch {step.batch})"
             )
-    return step
+    result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
+    save(partial, suffix, "latents", result)
+    return step, result
 
 
 def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any]:

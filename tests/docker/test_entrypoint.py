@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import queue
 import re
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
@@ -101,10 +101,8 @@ def test_a_server_that_dies_before_its_last_sample_is_no_clean_stop(run: Callabl
             next(steps)
             container.process.send_signal(signal.SIGTERM)
             time.sleep(1.5)  # it drains
-            children = subprocess.run(
-                ["pgrep", "-P", str(container.process.pid), "-x", "tritonserver"], capture_output=True, text=True
-            )
-            os.kill(int(children.stdout), signal.SIGKILL)
+            (server,) = [child for child in psutil.Process(container.process.pid).children() if child.name() == "tritonserver"]
+            server.kill()
             with pytest.raises(Hunyuan3DError):
                 list(steps)
         assert container.process.wait(60) == 137  # its models' processes notice later, and hold the log open until then

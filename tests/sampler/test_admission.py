@@ -226,27 +226,30 @@ REQUESTS = st.lists(
 )
 
 
+class Watching(Recorder):
+    """It logs its name and how many calls there were, at each step."""
+
+    def __init__(self, name: int, denoiser: Denoiser, log: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.name, self._denoiser, self._log = name, denoiser, log
+
+    def step(self, trajectory: Trajectory) -> None:
+        self._log.append((self.name, len(self._denoiser.calls)))
+        super().step(trajectory)
+
+
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arriving=REQUESTS, max_batch=st.integers(2, 6), budget=st.sampled_from([1, 30, 999]), lanes=st.integers(1, 3))
 def test_every_call_serves_who_has_waited_longest_and_all_end_right(
     arriving: list[tuple[tuple[int, int], str, int, int, int]], max_batch: int, budget: int, lanes: int, request_for: Make
 ) -> None:
     """No group starves: with one lane, a request waits at most for one call of each sample before its own."""
-    denoiser, log = Denoiser(), []
+    denoiser, log = Denoiser(), list[tuple[int, int]]()
     requests = [request_for(latents=sizes[0], context=sizes[1], batch=b, steps=s, seed=7) for sizes, _, b, s, _ in arriving]
-
-    class Watching(Recorder):
-        def __init__(self, name: int) -> None:
-            super().__init__()
-            self.name = name
-
-        def step(self, trajectory: Trajectory) -> None:
-            log.append((self.name, len(denoiser.calls)))
-            super().step(trajectory)
 
     async def scenario() -> list[Recorder]:
         stepper = make_stepper(denoiser, max_batch=max_batch, max_tokens_per_step=budget, lanes=lanes)
-        sinks = [Watching(index) for index in range(len(requests))]
+        sinks = [Watching(index, denoiser, log) for index in range(len(requests))]
 
         def arrive(index: int) -> None:
             stepper.submit(Trajectory(requests[index], arriving[index][1]), sinks[index])
