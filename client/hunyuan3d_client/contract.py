@@ -1,14 +1,15 @@
-"""THE table: every tensor's name, dtype, dims and meaning, and every free axis's range.
+"""The contract: every model's tensors (name, dtype, dims, meaning), what each model needs, and the range of every free axis.
 
-config.pbtxt files, optimization profiles, ONNX axes, example inputs and the client's validation derive from it or are
-tested against it. Axes: B batch, L latent tokens, T context tokens. A tensor keeps its name from the torch forward
-through ONNX, plan and config.pbtxt to the client.
+The config.pbtxt files, optimization profiles, ONNX axes, example inputs and the client's validation are derived from this
+table or tested against it. A tensor keeps its name from the torch forward through ONNX, plan and config.pbtxt to the client.
+Axes: B batch, L latent tokens, T context tokens, V views of one object, P side of a square picture in pixels, S seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -24,10 +25,15 @@ CONDITIONER = "hunyuan3d_conditioner"
 IMAGE_CONTEXT = "hunyuan3d_context"
 ENSEMBLE = "hunyuan3d"
 ENSEMBLE_UNARY = "hunyuan3d_unary"
-# A request parameter of hunyuan3d_sampler, whose errors then come as the output `path` alone, holding code and text: an error
-# proper has no code in a stream, nor in a call between models.
+# A request parameter of hunyuan3d_sampler. With it, an error comes as the output `error`: Triton gives an error proper no code
+# in a stream or in a call between models.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 VIEWS = ("front", "left", "back", "right")  # their order in a request
+
+# How the velocities of a sample are evaluated: one branch; both branches in one graph; both as two batch rows; or a
+# guidance-distilled network's single evaluation.
+SamplingPath = Literal["plain", "guided", "two-batch", "distilled"]
+PATHS: tuple[SamplingPath, ...] = get_args(SamplingPath)
 
 # Most steps by schedule; the sampler's own table is held against it by a test, as the server has no client package.
 SCHEDULES: Mapping[str, int] = {"flow_match": 1000, "consistency": 100}
@@ -55,14 +61,16 @@ class AxisRange:
             raise ValueError(f"axis range must be 1 <= min <= opt <= max, got {self.min}..{self.opt}..{self.max}")
 
 
-# T reaches four views of 1370 tokens and one 1022-pixel image of 5330; L one and a third times v2-0's.
+# T reaches four views of 1370 tokens and one 1022-pixel image of 5330; L is at most one and a third times v2-0's. An axis that is
+# missing here is fixed by each exported graph (P) or never reaches a graph (S).
 AXES: Mapping[str, AxisRange] = {
     "B": AxisRange(1, 2, 8),
     "L": AxisRange(1, 3072, 4096),
     "T": AxisRange(1, 1370, 5480),
+    "V": AxisRange(1, 1, len(VIEWS)),
 }
-# Of the image encoder: V views of one request. P, the picture's side in pixels, is fixed by the exported graph.
-IMAGE_AXES: Mapping[str, AxisRange] = {"B": AXES["B"], "V": AxisRange(1, 1, len(VIEWS))}
+# The axes' names in words, as the command line takes them.
+AXIS_NAMES: Mapping[str, str] = {"B": "batch", "L": "latents", "T": "context", "V": "views"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +94,23 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """One Triton model's inputs and outputs, in the order of the torch call."""
+    """One Triton model: its inputs and outputs in the order of the torch call, and the other models that it works with.
+
+    needs: the model is served only where one of each group's models is served too. steps: the models that an ensemble calls,
+    in their order; an ensemble needs all of them.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    needs: tuple[tuple[str, ...], ...] = ()
+    steps: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> Mapping[str, AxisRange]:
+        """The free axes of the inputs that have a range, in their order."""
+        dims = [dim for tensor in self.inputs for dim in tensor.dims if isinstance(dim, str)]
+        return {dim: AXES[dim] for dim in dict.fromkeys(dims) if dim in AXES}
 
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
@@ -148,7 +168,7 @@ SAMPLER_OUTPUTS = (
     TensorSpec("total", "INT32", (1,), "steps in all"),
     TensorSpec("t", "FP32", (1,), "flow time reached"),
     TensorSpec("batch", "INT32", (1,), "samples of this step's last denoiser call, those of other requests included"),
-    TensorSpec("path", "BYTES", (1,), "how each velocity is evaluated: plain, guided, two-batch or distilled"),
+    TensorSpec("path", "BYTES", (1,), "how each velocity is evaluated: " + ", ".join(PATHS)),
     TensorSpec(
         "vae_latents",
         "FP32",
@@ -157,27 +177,35 @@ SAMPLER_OUTPUTS = (
         optional=True,
     ),
 )
-MODELS: Mapping[str, ModelSpec] = {
-    DIT: denoiser(),
-    DIT_GUIDED: denoiser(guided=True),
-    SAMPLER: ModelSpec(SAMPLER, SAMPLER_INPUTS, SAMPLER_OUTPUTS),
-    SAMPLER_UNARY: ModelSpec(
-        SAMPLER_UNARY, tuple(spec for spec in SAMPLER_INPUTS if spec.name != "preview_every"), SAMPLER_OUTPUTS
-    ),
-}
+ERROR = TensorSpec("error", "BYTES", (2,), "in place of all others: code and text of what ended the request", optional=True)
 
 
-def _ensemble(name: str, sampler: ModelSpec) -> ModelSpec:
-    # No initial latents: in an ensemble an input and an output cannot share a name.
-    options = (spec for spec in sampler.inputs if spec.name not in ("context", "negative_context", "latents"))
-    return ModelSpec(name, (IMAGE, *options), sampler.outputs)
+def _for_one_response(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Of the sampler's inputs, those that make sense where only the final response is given."""
+    return tuple(spec for spec in inputs if spec.name != "preview_every")
 
 
-# A repository without an image encoder serves none of them.
-IMAGE_MODELS: Mapping[str, ModelSpec] = {
-    PREPROCESS: ModelSpec(PREPROCESS, (IMAGE,), (PIXELS,)),
-    CONDITIONER: ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),
-    IMAGE_CONTEXT: ModelSpec(IMAGE_CONTEXT, (IMAGE,), (CONTEXT,)),
-    ENSEMBLE: _ensemble(ENSEMBLE, MODELS[SAMPLER]),
-    ENSEMBLE_UNARY: _ensemble(ENSEMBLE_UNARY, MODELS[SAMPLER_UNARY]),
+def _for_ensembles(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Of a sampler's inputs, its options. No initial latents: in an ensemble an input and an output cannot share a name."""
+    return tuple(spec for spec in inputs if spec.name not in ("context", "negative_context", "latents"))
+
+
+_UNARY_INPUTS = _for_one_response(SAMPLER_INPUTS)
+_PICTURE_STEPS = (PREPROCESS, CONDITIONER)
+# Every model that a repository may hold. A repository without an image encoder has none of those that need one.
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        denoiser(),
+        denoiser(guided=True),
+        ModelSpec(SAMPLER, SAMPLER_INPUTS, (*SAMPLER_OUTPUTS, ERROR), needs=((DIT, DIT_GUIDED),)),
+        ModelSpec(SAMPLER_UNARY, _UNARY_INPUTS, SAMPLER_OUTPUTS),
+        ModelSpec(PREPROCESS, (IMAGE,), (PIXELS,), needs=((CONDITIONER,),)),
+        ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),
+        ModelSpec(IMAGE_CONTEXT, (IMAGE,), (CONTEXT,), steps=_PICTURE_STEPS),
+        ModelSpec(ENSEMBLE, (IMAGE, *_for_ensembles(SAMPLER_INPUTS)), SAMPLER_OUTPUTS, steps=(*_PICTURE_STEPS, SAMPLER)),
+        ModelSpec(
+            ENSEMBLE_UNARY, (IMAGE, *_for_ensembles(_UNARY_INPUTS)), SAMPLER_OUTPUTS, steps=(*_PICTURE_STEPS, SAMPLER_UNARY)
+        ),
+    )
 }
