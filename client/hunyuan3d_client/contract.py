@@ -75,13 +75,14 @@ AXIS_NAMES: Mapping[str, str] = {"B": "batch", "L": "latents", "T": "context", "
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a model: dims are axis names (free), or sizes (fixed)."""
+    """One tensor of a model. dims: axis names (free) or sizes (fixed). values: the smallest and the largest that make sense."""
 
     name: str
     dtype: str
     dims: tuple[str | int, ...]
     meaning: str
     optional: bool = False
+    values: tuple[int, int] | None = None
 
     @property
     def numpy_dtype(self) -> type[np.generic]:
@@ -117,7 +118,7 @@ class ModelSpec:
 
 
 LATENTS = TensorSpec("latents", "FP32", ("B", "L", LATENT_CHANNELS), "the ODE state")
-T_FLOW = TensorSpec("t", "FP32", ("B",), "flow time in [0, 1]; 0 is noise, 1 is data")
+T_FLOW = TensorSpec("t", "FP32", ("B",), "flow time in [0, 1]; 0 is noise, 1 is data", values=(0, 1))
 CONTEXT = TensorSpec("context", "FP16", ("B", "T", CONTEXT_WIDTH), "condition tokens")
 GUIDANCE = TensorSpec("guidance", "FP32", ("B",), "raw guidance scale of guidance-distilled weights")
 GUIDANCE_SCALE = TensorSpec("guidance_scale", "FP32", ("B",), "classifier-free guidance scale")

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Runs the command line; says what to install when the extra is missing."""
     try:
-        from .cli import run
+        from .commands.app import run
     except ImportError as error:
         sys.exit(f'error: hunyuan3d-export needs {error.name}\nhint: pip install "hunyuan3d-triton[export]"')
     sys.exit(run())

@@ -6,27 +6,27 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hunyuan3d_client import contract
 
-from .build_progress import watched
+from .engines.log import log_of
+from .engines.progress import watched
+from .engines.structure import structure_digest
+from .engines.targets import Target
 from .files import ONNX_FILE, PLAN_FILE, atomic_folder, atomic_path, separate
-from .graph_structure import structure_digest
+from .graphs import Axes, read_spec
 from .manifest import Manifest, code_digest, file_digests, read_artifacts, reusable, versions_of
-from .tensorrt_log import log_of
-from .tensorrt_targets import Target
+from .networks import remake
 
 if TYPE_CHECKING:
     import tensorrt
 
-PROFILE_AXES = {"batch": "B", "latents": "L", "context": "T"}  # the command line's names of the free axes
 _PROFILE_HINT = "hint: --profile latents=1..3072..4096"
 _OTHER_FORM = {"op": "decomposed", "decomposed": "op"}
 
-Axes = Mapping[str, contract.AxisRange]
 logger = logging.getLogger(__name__)
 
 
@@ -40,7 +40,8 @@ class BuildCancelled(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """profile: (min, opt, max) of B, L and T. optimization_level: the builder's 0..5. workspace_bytes: None for all memory.
+    """profile: (min, opt, max) of some axes, in place of the graph's own. optimization_level: the builder's 0..5.
+    workspace_bytes: None for all memory.
 
     version_compatible: the plan runs on later versions of the library too; hardware_compatible: on other GPUs of the
     Ampere generation and later (target tensorrt).
@@ -48,7 +49,7 @@ class EngineOptions:
     timing_cache: a folder; its file is keyed by library version and GPU.
     """
 
-    profile: Axes = dataclasses.field(default_factory=lambda: dict(contract.AXES))
+    profile: Axes | None = None
     optimization_level: int = 3
     workspace_bytes: int | None = None
     version_compatible: bool = False
@@ -61,28 +62,30 @@ class EngineOptions:
             raise ValueError(f"optimization level must be in 0..5, got {self.optimization_level}")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise ValueError(f"workspace must be at least 1 byte, got {self.workspace_bytes}")
-        if set(self.profile) != set(contract.AXES):
-            raise ValueError(f"profile must name {', '.join(contract.AXES)}, got {', '.join(self.profile)}")
+        if self.profile is not None and not (self.profile and set(self.profile) <= set(contract.AXES)):
+            named = ", ".join(self.profile) or "nothing"
+            raise ValueError(f"profile must name axes out of {', '.join(contract.AXES)}, got {named}")
 
 
 def parse_profile(texts: list[str]) -> dict[str, contract.AxisRange]:
-    """The contract's profile with the axes in `texts`, each like latents=1..3072..4096, in place of its own.
+    """The axes' ranges that `texts` give, each like latents=1..3072..4096.
 
-    Raises ValueError for an unknown axis, a range that is not min..opt..max, or one beyond what the graph was traced for.
+    Raises ValueError for an unknown axis, a range that is not min..opt..max, or one beyond what graphs are traced for.
     """
-    profile = dict(contract.AXES)
+    axes = {name: axis for axis, name in contract.AXIS_NAMES.items()}
+    profile = {}
     for text in texts:
         name, _, sizes = text.partition("=")
-        if name not in PROFILE_AXES:
-            raise ValueError(f"profile axis must be one of {', '.join(PROFILE_AXES)}, got {name!r}\n{_PROFILE_HINT}")
-        axis = PROFILE_AXES[name]
+        if name not in axes:
+            raise ValueError(f"profile axis must be one of {', '.join(axes)}, got {name!r}\n{_PROFILE_HINT}")
         try:
             low, opt, high = (int(size) for size in sizes.split(".."))
         except ValueError as error:
             raise ValueError(f"profile range must be min..opt..max, got {sizes!r}\n{_PROFILE_HINT}") from error
-        if high > contract.AXES[axis].max:
-            raise ValueError(f"profile of {name} must stay within the graph's {contract.AXES[axis].max}, got {high}")
-        profile[axis] = contract.AxisRange(low, opt, high)
+        largest = contract.AXES[axes[name]].max
+        if high > largest:
+            raise ValueError(f"profile of {name} must stay within the graph's {largest}, got {high}")
+        profile[axes[name]] = contract.AxisRange(low, opt, high)
     return profile
 
 
@@ -97,14 +100,16 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
     options = options or EngineOptions()
     _check_for_target(options, target)
     folders = []
-    for folder, manifest in read_artifacts(onnx, hint="export again with: hunyuan3d-export onnx").items():
+    for folder, manifest in read_artifacts(onnx, hint=remake).items():
         destination = separate(out / manifest.model, folder)
-        made_from = _made_from(folder, manifest, target, options)
+        spec, axes = _spec_and_axes(manifest, options)
+        made_from = _made_from(folder, manifest, target, options=options, axes=axes)
         if reusable(destination, made_from):
             logger.info("%s: unchanged, kept", destination)
         else:
             with atomic_folder(destination) as temporary:
-                tensors = _build_one(folder, manifest, temporary, target, options)
+                job = _Job(folder / ONNX_FILE, manifest, spec, axes, target, options)
+                tensors = _build_one(job, temporary / PLAN_FILE)
                 _write_manifest(temporary, manifest, made_from, target, tensors)
         folders.append(destination)
     return folders
@@ -121,9 +126,38 @@ def _check_for_target(options: EngineOptions, target: Target) -> None:
             )
 
 
-def _made_from(folder: Path, manifest: Manifest, target: Target, options: EngineOptions) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One plan to be built: from which graph, for which sizes of its axes, by which library."""
+
+    onnx: Path
+    manifest: Manifest
+    spec: contract.ModelSpec
+    axes: Axes
+    target: Target
+    options: EngineOptions
+
+
+def _spec_and_axes(manifest: Manifest, options: EngineOptions) -> tuple[contract.ModelSpec, Axes]:
+    """The graph's tensors, and the ranges of its axes with those of the options in their place.
+
+    Raises ValueError for a range beyond what the graph was traced for.
+    """
+    spec, traced = read_spec(manifest.model, manifest.made_from["spec"])
+    wanted = options.profile or {}
+    axes = {axis: wanted.get(axis, size) for axis, size in traced.items()}
+    for axis, size in axes.items():
+        if size.min < traced[axis].min or size.max > traced[axis].max:
+            found = f"{size.min} to {size.max}"
+            raise ValueError(
+                f"profile of {axis} must stay within {traced[axis].min} to {traced[axis].max} of {manifest.model}, got {found}"
+            )
+    return spec, axes
+
+
+def _made_from(folder: Path, manifest: Manifest, target: Target, *, options: EngineOptions, axes: Axes) -> dict[str, Any]:
     chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("timing_cache", "profile")}
-    # A plan without weights is nobody's: other weights of the same network would give the same one.
+    # A stripped plan is not tied to any weights, so its identity leaves them out.
     weights = (None, None) if options.weight_stripped else (manifest.made_from["weights"], dict(manifest.files))
     return {
         "weights": weights[0],
@@ -135,7 +169,7 @@ def _made_from(folder: Path, manifest: Manifest, target: Target, options: Engine
         "library_version": target.version,
         "compute_capabilities": list(target.compute_capabilities),
         "gpu": target.gpu.name if target.gpu else None,
-        "profile": {axis: [size.min, size.opt, size.max] for axis, size in options.profile.items()},
+        "profile": {axis: [size.min, size.opt, size.max] for axis, size in axes.items()},
         "code": code_digest([Path(__file__)]),
         **chosen,
     }
@@ -152,28 +186,28 @@ def _write_manifest(folder: Path, onnx: Manifest, made_from: dict[str, Any], tar
     ).write(folder)
 
 
-def _build_one(folder: Path, manifest: Manifest, destination: Path, target: Target, options: EngineOptions) -> dict[str, Any]:
+def _build_one(job: _Job, destination: Path) -> dict[str, Any]:
     """Writes the plan; returns what the builder was given, since a plan itself cannot be read without a GPU."""
-    trt = target.library
+    trt, manifest = job.target.library, job.manifest
     start = time.monotonic()
     log = log_of(trt)
     builder = trt.Builder(log.logger)
-    # Needed on TensorRT 10, the only kind of network on 11.
+    # TensorRT 10 needs the flag; on 11 every network is strongly typed.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse_from_file(str(folder / ONNX_FILE)):
+    if not parser.parse_from_file(str(job.onnx)):
         problems = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BuildError(_refusal("parse", manifest, problems, options))
-    config, profile = _config(builder, network, target, options, {**options.profile, **_image_axes(manifest)})
-    with _timing_cache(config, target, options), watched(trt, manifest.model) as watch:
+        raise BuildError(_refusal("parse", manifest, problems, job.options))
+    config, profile = _config(builder, network, job)
+    with _timing_cache(config, job.target, job.options), watched(trt, manifest.model) as watch:
         config.progress_monitor = watch.monitor
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         if watch.cancelled:
             raise BuildCancelled(f"{manifest.model}: build cancelled, nothing written")
-        raise BuildError(_refusal("build", manifest, log.errors, options))
-    (destination / PLAN_FILE).write_bytes(memoryview(plan))
-    facts = (manifest.model, target.name, target.version, plan.nbytes / 1e6, time.monotonic() - start)
+        raise BuildError(_refusal("build", manifest, log.errors, job.options))
+    destination.write_bytes(memoryview(plan))
+    facts = (manifest.model, job.target.name, job.target.version, plan.nbytes / 1e6, time.monotonic() - start)
     logger.info("%s: %s %s plan, %.0f MB, %.1f s", *facts)
     return _tensors(network, profile)
 
@@ -187,9 +221,9 @@ def _refusal(step: str, manifest: Manifest, problems: list[str], options: Engine
 
 
 def _config(
-    builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, target: Target, options: EngineOptions, axes: Axes
+    builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, job: _Job
 ) -> tuple[tensorrt.IBuilderConfig, tensorrt.IOptimizationProfile]:
-    trt = target.library
+    trt, options = job.target.library, job.options
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
     if options.workspace_bytes is not None:
@@ -201,21 +235,13 @@ def _config(
     if options.weight_stripped:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         config.set_flag(trt.BuilderFlag.REFIT)  # alone, STRIP_PLAN means REFIT_IDENTICAL: the very weights it was built with
-    target.configure(config)
+    job.target.configure(config)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        profile.set_shape(tensor.name, *(trt.Dims(list(shape)) for shape in _profile_shapes(tensor.name, axes)))
+        profile.set_shape(tensor.name, *(trt.Dims(list(shape)) for shape in _profile_shapes(job, tensor.name)))
     config.add_optimization_profile(profile)
     return config, profile
-
-
-def _image_axes(manifest: Manifest) -> dict[str, contract.AxisRange]:
-    """An image encoder's own axes, V and P, as its graph was made for them; none for other models."""
-    if manifest.model != contract.CONDITIONER:
-        return {}
-    size, views = manifest.serving["image_size"], manifest.serving["views"]
-    return {"V": contract.AxisRange(1, 1, views), "P": contract.AxisRange(size, size, size)}
 
 
 def _tensors(network: tensorrt.INetworkDefinition, profile: tensorrt.IOptimizationProfile) -> dict[str, Any]:
@@ -231,10 +257,10 @@ def _sizes(shape: tensorrt.Dims) -> list[int]:
     return [shape[axis] for axis in range(len(shape))]
 
 
-def _profile_shapes(name: str, profile: Axes) -> list[tuple[int, ...]]:
+def _profile_shapes(job: _Job, name: str) -> list[tuple[int, ...]]:
     """The input's min, opt and max shapes."""
-    inputs = {spec.name: spec for spec in (*contract.denoiser(guided=True).inputs, contract.GUIDANCE, contract.PIXELS)}
-    return [inputs[name].shape({axis: getattr(size, kind) for axis, size in profile.items()}) for kind in ("min", "opt", "max")]
+    tensor = job.spec.input(name)
+    return [tensor.shape({axis: getattr(size, kind) for axis, size in job.axes.items()}) for kind in ("min", "opt", "max")]
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# What the backends expect in a version folder, and so the names from the export on.
+# The names that the backends expect in a version folder; the export uses them from the start.
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 _CHUNK_BYTES = 1 << 22
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ class ManifestError(ValueError):
 class Manifest:
     """`made_from` decides whether an artifact can be reused: equal values would give an equal artifact.
 
-    model is the Triton model the artifact belongs to; made_from holds the weights' identity, the options and a digest of
-    the code; serving holds the sampling defaults and network sizes that deployment needs; files maps names to sha256;
-    tensors says what a plan's builder was given: dtype, shape and profile of every input, dtype and shape of the output.
+    model is the Triton model that the artifact belongs to. made_from holds the weights' identity, the graph's tensors and axes,
+    the options and a digest of the code. serving holds what deployment needs to know: the network's own dataclass as JSON (read
+    it by Network.serving). files maps names to sha256. tensors says what a plan's builder was given: dtype, shape and profile
+    of every input, dtype and shape of every output.
     """
 
     model: str
@@ -80,20 +81,24 @@ class Manifest:
                 raise ManifestError(f"{path} must have sha256 {digest[:12]}..., got {found[:12]}...\nhint: {hint}")
 
 
-def read_artifacts(root: Path, *, hint: str) -> dict[Path, Manifest]:
+def read_artifacts(root: Path, *, hint: str | Callable[[str], str]) -> dict[Path, Manifest]:
     """Every artifact folder below `root` with its manifest, each held against its files; folders are named by their models.
 
-    Raises ManifestError, ending in `hint`, when there is none or one of them does not match.
+    Raises ManifestError, ending in `hint` (of the model that it is about, or "" for none), when there is no artifact or one of
+    them does not match.
     """
+    hint_for = hint if callable(hint) else lambda _model: hint
     # A hidden folder is what a killed export left behind.
     folders = sorted(path.parent for path in root.glob(f"*/{NAME}") if not path.parent.name.startswith("."))
     if not folders:
-        raise ManifestError(f"{root} must hold artifact folders with a {NAME}, found none\nhint: {hint}")
-    manifests = {folder: Manifest.read(folder, hint=hint) for folder in folders}
+        raise ManifestError(f"{root} must hold artifact folders with a {NAME}, found none\nhint: {hint_for('')}")
+    manifests = {folder: Manifest.read(folder, hint=hint_for(folder.name)) for folder in folders}
     for folder, manifest in manifests.items():
         if folder.name != manifest.model:
-            raise ManifestError(f"{folder} must be named {manifest.model}, as its {NAME} says\nhint: {hint}")
-        manifest.check_files(folder, hint=hint)
+            raise ManifestError(
+                f"{folder} must be named {manifest.model}, as its {NAME} says\nhint: {hint_for(manifest.model)}"
+            )
+        manifest.check_files(folder, hint=hint_for(folder.name))
     return manifests
 
 

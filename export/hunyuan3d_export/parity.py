@@ -1,4 +1,4 @@
-"""Proof that an artifact computes what the weights mean: ONNX Runtime against torch, written down as a receipt."""
+"""Proof that an artifact computes what its weights mean: ONNX Runtime or a plan against torch, written down as a receipt."""
 
 from __future__ import annotations
 
@@ -6,83 +6,32 @@ import dataclasses
 import gc
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import onnxruntime
 import torch
-from torch import Tensor
 
-from hunyuan3d_client import contract
-
+from .checks import Check, Profile
+from .engines.gpu import first_gpu
+from .engines.runtime import PlanLoadError
+from .engines.targets import TargetMissing, find_target
 from .files import atomic_path, sha256
+from .graphs import Source
 from .manifest import NAME as MANIFEST
-from .manifest import Manifest, ManifestError, read_artifacts, versions_of
-from .onnx_from_torch import MODEL_FILE
-from .reference_sampler import Denoiser, NamedDenoiser, sample, sigmas
-from .weights import SHIPPED, Weights, preset_from_json
+from .manifest import Manifest, read_artifacts, versions_of
+from .networks import Network, network_of, remake
+from .precisions import PRECISIONS
+from .runners import OnnxRunner, PlanRunner, Runner, TorchRunner
 
 RECEIPT = "parity.json"
-# (B, L, T) of the checks: all different from each other and from the traced example.
-CASES = ((1, 40, 19), (2, 33, 130), (3, 96, 7))
-_SAMPLING_SIZES = (2, 48, 23)
-# (min, ..., max) of each axis, as a plan's manifest has it.
-Profile = Mapping[str, Sequence[int]]
-WHOLE_PROFILE: Profile = {axis: (size.min, size.max) for axis, size in contract.AXES.items()}
-# Steps of the full sampling check; enough for errors to add up, whatever the preset's own number.
-_MOST_STEPS = 50
-_SEED = 2025
+_BUILD = "build them again with: hunyuan3d-export engine"
+_NO_CPU_KERNELS = ("bf16",)  # ONNX Runtime cannot run them on a CPU
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tolerance:
-    """Largest relative L2 error against float32 torch: of one evaluation, and of a whole sampling."""
-
-    evaluation: float
-    sampling: float
-
-
-TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "fp16": Tolerance(5e-3, 3e-2), "bf16": Tolerance(4e-2, 2e-1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One comparison: what was compared, at which (B, L, T), the relative L2 and largest absolute error found."""
-
-    name: str
-    sizes: tuple[int, int, int]
-    relative_l2: float
-    max_abs: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return self.relative_l2 <= self.tolerance
-
-
-class OnnxDenoiser(NamedDenoiser):
-    """The graphs below an artifacts folder on ONNX Runtime, called like a Hunyuan3DDiT. Graphs load on first use."""
-
-    def __init__(self, artifacts: Path) -> None:
-        self._artifacts = artifacts
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-
-    def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
-        if model not in self._sessions:
-            path = self._artifacts / model / MODEL_FILE
-            self._sessions[model] = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        (velocity,) = self._sessions[model].run(["velocity"], {name: value.numpy() for name, value in tensors.items()})
-        return torch.from_numpy(velocity)
-
-
-def relative_l2(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|, in float64."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def verify(artifacts: Path, weights: Weights | None = None) -> dict[str, list[Check]]:
+def verify(artifacts: Path, weights: Source | None = None) -> dict[str, list[Check]]:
     """Compares every ONNX artifact below `artifacts` with torch and writes a receipt beside each manifest.
 
     weights: where the artifacts' weights are; needed only for those of a checkpoint. Returns the checks by model; bf16
@@ -91,101 +40,83 @@ def verify(artifacts: Path, weights: Weights | None = None) -> dict[str, list[Ch
     Raises ManifestError when an artifact is damaged or was made from other weights.
     """
     results = {}
-    for folder, manifest in read_artifacts(artifacts, hint="export again with: hunyuan3d-export onnx").items():
-        if manifest.model == contract.CONDITIONER:
-            from .conditioner.parity import checks as conditioner_checks  # needs the extra `conditioner`
-
-            checks = list(conditioner_checks(folder, manifest, weights.checkpoint if weights else None))
+    for folder, manifest in read_artifacts(artifacts, hint=remake).items():
+        network = network_of(manifest.model)
+        if manifest.made_from["precision"] in _NO_CPU_KERNELS:
+            logger.info("%s: ONNX Runtime has no kernels of this precision on a CPU; nothing to compare", manifest.model)
+            checks = []
         else:
-            checks = list(_checks(artifacts, manifest, weights_of(manifest, weights)))
+            expected = _reference(network, manifest, weights)
+            checks = list(network.checks(manifest, OnnxRunner(artifacts), expected, profile={}, against=""))
+            del expected
         write_receipt(folder, manifest, checks)
         results[manifest.model] = checks
-        gc.collect()  # a full-size model is gigabytes: free it before the next one loads
+        gc.collect()  # a full-size network is gigabytes: its memory is freed before the next one loads
     return results
 
 
-def weights_of(manifest: Manifest, given: Weights | None) -> Weights:
-    """The weights an artifact was made from: those given, which must be the same, or the ones its manifest names.
+def verify_engines(plans: Path, weights: Source | None = None, onnx: Path | None = None) -> dict[str, list[Check]]:
+    """Compares every plan below `plans` with float32 torch on the GPU, and with the ONNX artifacts below `onnx` on the CPU.
 
-    Raises ManifestError when they are others, or of a checkpoint that was not given.
+    Writes a receipt beside each plan's manifest. weights: as in verify. Returns the checks by model.
+
+    Raises ManifestError for damaged artifacts or other weights, PlanLoadError for a plan that does not load here.
     """
-    if manifest.model == contract.CONDITIONER:
-        hint = "hint: its ONNX artifact can be: hunyuan3d-export verify --artifacts DIR"
-        raise ManifestError(f"plan must be a denoiser's to be compared, got {manifest.model}\n{hint}")
-    identity = manifest.made_from["weights"]
-    if given is None and "checkpoint_sha256" in identity and identity["preset"] not in SHIPPED:
-        raise ManifestError(
-            f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
+    results = {}
+    sources = read_artifacts(onnx, hint=remake) if onnx else {}
+    for folder, manifest in read_artifacts(plans, hint=_BUILD).items():
+        _check_loadable(folder, manifest, [source.files for source in sources.values()])
+        checks = list(_plan_checks(plans, manifest, weights, onnx))
+        write_receipt(folder, manifest, checks)
+        results[manifest.model] = checks
+        gc.collect()
+        torch.cuda.empty_cache()
+    return results
+
+
+def _plan_checks(plans: Path, manifest: Manifest, weights: Source | None, onnx: Path | None) -> Iterator[Check]:
+    network = network_of(manifest.model)
+    profile: Profile = manifest.made_from["profile"]
+    engine = PlanRunner(plans, find_target(manifest.made_from["target"]))
+    reference = _reference(network, manifest, weights, device="cuda")
+    yield from network.checks(manifest, engine, reference, profile=profile, against=", torch")
+    del reference
+    if onnx is not None and manifest.made_from["precision"] not in _NO_CPU_KERNELS:
+        yield from network.checks(manifest, engine, OnnxRunner(onnx), profile=profile, against=", ONNX Runtime")
+
+
+def _reference(network: Network[Any], manifest: Manifest, weights: Source | None, *, device: str = "cpu") -> Runner:
+    """The artifact's network in float32 torch."""
+    source = network.weights_of(manifest, weights)
+    return TorchRunner(source.load(PRECISIONS["fp32"]), network.graphs(network.serving(manifest)), device=device)
+
+
+def why_skipped(plans: Path) -> str | None:
+    """Why the plans below `plans` cannot run on this machine at all, in one line; None when they can be tried.
+
+    Raises ManifestError for damaged artifacts.
+    """
+    manifests = read_artifacts(plans, hint=_BUILD)
+    if first_gpu() is None:
+        return "a plan runs on a GPU, and this machine has none"
+    for manifest in manifests.values():
+        try:
+            find_target(manifest.made_from["target"])
+        except TargetMissing as error:
+            return str(error).splitlines()[0]
+    return None
+
+
+def _check_loadable(folder: Path, manifest: Manifest, sources: list[Mapping[str, str]]) -> None:
+    if manifest.made_from.get("weight_stripped"):
+        raise PlanLoadError(
+            f"{folder} must hold a plan with weights, got a weight-stripped one\n"
+            "hint: hunyuan3d-export refit --plan DIR --onnx DIR --out DIR"
         )
-    weights = given or Weights(preset=identity["preset"], seed=identity.get("seed", 0))
-    # A file is known by its digest, whatever preset it is called by.
-    found, digest = weights.identity(), identity.get("checkpoint_sha256")
-    if (found.get("checkpoint_sha256") if digest else found) != (digest or identity):
-        raise ManifestError(f"{manifest.model} must be made from these weights, got {identity}\nhint: export again from them")
-    return weights
-
-
-def _checks(artifacts: Path, manifest: Manifest, weights: Weights) -> Iterator[Check]:
-    if manifest.made_from["precision"] == "bf16":
-        logger.info("%s: ONNX Runtime has no bf16 kernels on a CPU; nothing to compare", manifest.model)
-        return
-    yield from compare(manifest, OnnxDenoiser(artifacts), weights.load(torch.float32))
-
-
-def compare(
-    manifest: Manifest, found_by: Denoiser, expected_by: Denoiser, *, profile: Profile = WHOLE_PROFILE, against: str = ""
-) -> Iterator[Check]:
-    """Evaluations at several sizes within `profile`, then a whole sampling, all on CPU tensors, of one artifact's model.
-
-    against: what the checks' names say of expected_by.
-    """
-    tolerance = TOLERANCES[manifest.made_from["precision"]]
-    guided = manifest.model == contract.DIT_GUIDED
-    preset = preset_from_json(manifest.serving)
-    scale_input = "guidance_scale" if guided else "guidance" if preset.config.guidance_embed else None
-    for sizes in dict.fromkeys(_within(profile, case) for case in CASES):
-        found, expected = (_evaluate(run, sizes, scale_input) for run in (found_by, expected_by))
-        yield _compare(f"evaluation{against}", sizes, found, expected, tolerance.evaluation)
-    times = sigmas(preset.schedule, min(preset.steps, _MOST_STEPS))
-    expected_path = "distilled" if preset.config.guidance_embed else "two-batch"
-    path = "guided" if guided else expected_path
-    sizes = _within(profile, _SAMPLING_SIZES)
-    inputs = example_inputs(sizes)
-    found, expected = (
-        sample(run, inputs["context"], inputs["latents"], times, guidance_scale=preset.guidance_scale, path=how)
-        for run, how in ((found_by, path), (expected_by, expected_path))
-    )
-    yield _compare(f"{len(times) - 1} steps, {path}{against}", sizes, found, expected, tolerance.sampling)
-
-
-def _within(profile: Profile, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(B, L, T), each moved to the nearest size the profile has."""
-    batch, latents, context = (
-        min(max(size, profile[axis][0]), profile[axis][-1]) for axis, size in zip("BLT", sizes, strict=True)
-    )
-    return batch, latents, context
-
-
-def example_inputs(sizes: tuple[int, int, int], seed: int = _SEED) -> dict[str, Tensor]:
-    """latents, t, context of a seeded example; every context value is representable in float16."""
-    batch, latent_tokens, context_tokens = sizes
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "latents": torch.randn(batch, latent_tokens, contract.LATENT_CHANNELS, generator=generator),
-        "t": torch.rand(batch, generator=generator),
-        "context": torch.randn(batch, context_tokens, contract.CONTEXT_WIDTH, generator=generator).half(),
-    }
-
-
-def _evaluate(denoiser: Denoiser, sizes: tuple[int, int, int], scale_input: str | None) -> Tensor:
-    inputs = example_inputs(sizes)
-    if scale_input is not None:
-        inputs[scale_input] = torch.linspace(0.5, 7.5, sizes[0])
-    return denoiser.guided(**inputs) if scale_input == "guidance_scale" else denoiser(**inputs)
-
-
-def _compare(name: str, sizes: tuple[int, int, int], found: Tensor, expected: Tensor, tolerance: float) -> Check:
-    return Check(name, sizes, relative_l2(found, expected), float((found - expected).abs().max()), tolerance)
+    if sources and manifest.made_from["onnx"] not in sources:
+        raise PlanLoadError(
+            f"{folder} must be compared with the ONNX artifact it was built from, got another\nhint: --artifacts DIR of that export"
+        )
 
 
 def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None:
@@ -198,3 +129,20 @@ def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None
     }
     with atomic_path(folder / RECEIPT) as temporary:
         temporary.write_text(json.dumps(receipt, indent=2) + "\n")
+
+
+def receipt_problem(folder: Path) -> str | None:
+    """Why the receipt in an artifact's folder proves nothing; None when it proves the artifact that lies there."""
+    path = folder / RECEIPT
+    if not path.is_file():
+        return "has no parity receipt"
+    try:
+        receipt = json.loads(path.read_text())
+        if receipt["manifest_sha256"] != sha256(folder / MANIFEST):
+            return "has the parity receipt of another artifact"
+        failed = [check["name"] for check in receipt["checks"] if not check["passed"]]
+    except (ValueError, TypeError, KeyError) as error:
+        return f"has an unreadable parity receipt ({error!r})"
+    if failed:
+        return f"failed the comparison: {', '.join(failed)}"
+    return None if receipt["checks"] else "was compared with nothing"

@@ -6,32 +6,30 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from hunyuan3d_client import contract
-
-from .configs import CHECKPOINT_FILE, artifact_file, config_files, plan_sizes, read_config
-from .dit import Preset, save_checkpoint
-from .files import ONNX_FILE, PLAN_FILE, atomic_path, sha256
-from .gpu import first_gpu
-from .image_configs import image_config_files
+from .engines.gpu import first_gpu
+from .engines.targets import installed_version
+from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, atomic_path, sha256
+from .graphs import Source
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, reusable, versions_of
-from .tensorrt_targets import installed_version
-from .weights import PRECISIONS, Weights, preset_from_json
+from .networks import NETWORKS, Network, network_of, remake
+from .parity import receipt_problem
+from .precisions import PRECISIONS, check_precision
 
 _CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
 # The tree that is copied: the one in git, or in an installation without a checkout the one inside the package.
 SOURCE = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "model_repository"
 DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository")
-PRESET_FILE = "preset.json"  # beside the sampler's model.py: default L and scale factor of the deployed weights
 VERSION = "1"
-TORCH_CONFIG = "torch"
-# With what goes beside them, and what a copy that was killed left.
+# With the files that go beside them, and those that a killed copy left.
 _ARTIFACT_FILES = tuple(
     form.format(name) for name in (ONNX_FILE, PLAN_FILE, CHECKPOINT_FILE, MANIFEST) for form in ("{}*", ".{}*.partial")
 )
+_DEPLOY_AGAIN = "deploy it again with: hunyuan3d-export deploy"
 
 logger = logging.getLogger(__name__)
 
@@ -40,31 +38,36 @@ class DeployError(ValueError):
     """The artifacts cannot be placed into this repository as asked."""
 
 
-def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class _Deployed:
+    """The artifacts of one network that are in a repository, or come into it."""
+
+    network: Network[Any]
+    serving: Any
+    manifests: Mapping[Path, Manifest]
+
+
+def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_parity: bool = False) -> list[str]:
     """Places every artifact folder below `artifacts` into `repository`; the names of the models that can now be served.
 
-    The repository in git takes any preset whose configs equal the ones in git; another folder becomes a copy of it with
-    configs of its own. Files are copied; denoisers the artifacts lack are removed. An image encoder alone joins the denoisers
-    that are deployed already, and stays when those are replaced.
+    The repository in git takes any weights whose configs equal the ones in git; another folder becomes a copy of it with
+    configs of its own. Files are copied. The artifacts of a network replace all that were deployed of it; those of other
+    networks stay. require_parity: refuse an artifact without a parity receipt that passed, instead of warning.
 
-    Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the preset.
+    Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the artifacts.
     """
-    manifests = read_artifacts(artifacts, hint=f"make them again with: hunyuan3d-export onnx --out {artifacts}")
+    manifests = read_artifacts(artifacts, hint=remake)
     for folder, manifest in manifests.items():
         check_plan(manifest, folder)
-    denoisers = [manifest for manifest in manifests.values() if manifest.model != contract.CONDITIONER]
-    image_configs = _image_configs(manifests.values(), repository)
-    if denoisers:
-        preset = _common_preset(denoisers)
-        _check_profiles(manifests, preset)
-        _prepare(repository, preset, {**config_files(preset), **image_configs})
-        for name in (contract.DIT, contract.DIT_GUIDED):
-            _remove_artifact(repository / name / VERSION)
-    else:
-        _check_denoiser(repository)
-        _write_models(repository, image_configs, "the image encoder")
-    if len(denoisers) < len(manifests):
-        _remove_artifact(repository / contract.CONDITIONER / VERSION)
+        _check_parity(folder, manifest, required=require_parity)
+    new = [_gathered(network, manifests) for network in NETWORKS.values() if _any_of(network, manifests)]
+    for each in new:
+        _check_profiles(each)
+    _check_beside(new, repository)
+    _prepare(repository, new, {each.network.name: each.network.configs(each.serving) for each in new})
+    for each in new:
+        for model in each.network.models:
+            _remove_artifact(repository / model / VERSION)
     for folder, manifest in manifests.items():
         _place(folder, manifest, repository / manifest.model / VERSION)
         logger.info("%s: deployed into %s", manifest.model, repository)
@@ -72,66 +75,42 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY) -> list[str]:
 
 
 def deploy_checkpoint(
-    weights: Weights, repository: Path = DEFAULT_REPOSITORY, *, precision: str = "fp32", torch: Mapping[str, str] | None = None
+    weights: Source, repository: Path = DEFAULT_REPOSITORY, *, precision: str = "fp32", torch: Mapping[str, str] | None = None
 ) -> list[str]:
     """Places the weights themselves, stored as fp32, fp16 or bf16, for the runtime `torch`; the models it serves them by.
 
-    torch: the runtime's parameters (configs.torch_parameters). A checkpoint that is already there is kept; other artifacts
-    are removed. The file has upstream's format.
+    torch: the runtime's parameters. A checkpoint that is already there is kept; other artifacts of the network are removed. The
+    file has upstream's format.
 
     Raises CheckpointError for unreadable weights, ValueError for another precision, DeployError as `deploy` does.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    preset = weights.sampling(weights.config())
-    models = [contract.DIT] if preset.config.guidance_embed else [contract.DIT, contract.DIT_GUIDED]
+    dtype = PRECISIONS[check_precision(precision)]
+    network, serving = NETWORKS[weights.network], weights.serving()
+    if network.save is None:
+        raise DeployError(
+            f"weights must be of a network with a torch runtime, got {network.name}\nhint: {remake(network.models[0])}"
+        )
+    models = [graph.spec.name for graph in network.graphs(serving).values()]
     made_from = {"weights": weights.identity(), "precision": precision, "runtime": "torch"}
-    _prepare(repository, preset, {**config_files(preset, torch), **_image_configs((), repository)})
-    _remove_artifact(repository / contract.DIT_GUIDED / VERSION)
-    version = repository / contract.DIT / VERSION
+    _prepare(repository, [_Deployed(network, serving, {})], {network.name: network.configs(serving, torch)})
+    holder, *others = network.models
+    for model in others:
+        _remove_artifact(repository / model / VERSION)
+    version = repository / holder / VERSION
     if reusable(version, made_from):
         logger.info("%s: unchanged, kept", version / CHECKPOINT_FILE)
         return models
     _remove_artifact(version)
-    dtype = PRECISIONS[precision]
-    save_checkpoint(weights.load(dtype), version / CHECKPOINT_FILE, dtype=dtype)
+    network.save(weights.load(dtype), version / CHECKPOINT_FILE, dtype=dtype)
     Manifest(
-        model=contract.DIT,
+        model=holder,
         made_from=made_from,
-        serving=dataclasses.asdict(preset),
+        serving=dataclasses.asdict(serving),
         versions=versions_of("torch", "safetensors"),
         files={CHECKPOINT_FILE: sha256(version / CHECKPOINT_FILE)},
     ).write(version)
     logger.info("%s: deployed", version / CHECKPOINT_FILE)
     return models
-
-
-def loadable_models(repository: Path, config_name: str) -> list[str]:
-    """The models of `repository` that have what their config serves; denoisers without an artifact are left out.
-
-    Raises DeployError when there is no repository or no denoiser to serve.
-    """
-    folders = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
-    source = "--checkpoint FILE" if config_name == TORCH_CONFIG else "--artifacts DIR"
-    hint = f"hint: hunyuan3d-export deploy {source} --repository {repository}"
-    if not folders:
-        raise DeployError(f"{repository} must be a model repository, found no config.pbtxt\n{hint}")
-    wanted = {folder: artifact_file(read_config(folder, config_name)) for folder in folders}
-    absent = [folder for folder, file in wanted.items() if file and not (folder / VERSION / file).is_file()]
-    denoisers = [folder for folder in folders if folder.name in (contract.DIT, contract.DIT_GUIDED)]
-    for folder in absent:
-        # Most repositories have no image encoder: nothing to warn of.
-        level = logging.WARNING if folder in denoisers else logging.INFO
-        logger.log(level, "%s: not served, config %s wants %s and it is not deployed", folder.name, config_name, wanted[folder])
-    for folder in set(folders) - set(absent):
-        if wanted[folder] == PLAN_FILE:
-            check_plan(Manifest.read(folder / VERSION, hint="deploy it again with: hunyuan3d-export deploy"), folder / VERSION)
-    if set(denoisers) <= set(absent):
-        files = ", ".join(sorted({str(wanted[folder]) for folder in denoisers}))
-        raise DeployError(f"{repository} must hold a deployed {files} for config {config_name}, found none\n{hint}")
-    if any(folder.name == contract.CONDITIONER for folder in absent):
-        absent += [folder for folder in folders if folder.name in contract.IMAGE_MODELS]
-    return [folder.name for folder in folders if folder not in absent]
 
 
 def check_plan(manifest: Manifest, folder: Path) -> None:
@@ -160,16 +139,45 @@ def check_plan(manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _check_profiles(manifests: Mapping[Path, Manifest], preset: Preset) -> None:
-    """The configs let the sampler stack 8 rows and warm up at usual sizes: a plan must take that, and the preset's own sizes.
+def _check_parity(folder: Path, manifest: Manifest, *, required: bool) -> None:
+    """Raises DeployError for an artifact without a parity receipt that passed, where that is required; else warns."""
+    problem = receipt_problem(folder)
+    if problem is None:
+        return
+    # A plan runs on a GPU alone, so that its command is another.
+    option = "--engine" if "target" in manifest.made_from else "--artifacts"
+    hint = f"hint: hunyuan3d-export verify {option} {folder.parent}"
+    if required:
+        raise DeployError(f"{folder} must have a parity receipt that passed: it {problem}\n{hint}")
+    logger.warning("%s %s; %s", folder, problem, hint)
+
+
+def _any_of(network: Network[Any], manifests: Mapping[Path, Manifest]) -> bool:
+    return any(network_of(manifest.model) is network for manifest in manifests.values())
+
+
+def _gathered(network: Network[Any], manifests: Mapping[Path, Manifest]) -> _Deployed:
+    """The network's artifacts, which must be of the same weights. Raises DeployError when they are not."""
+    own = {folder: manifest for folder, manifest in manifests.items() if network_of(manifest.model) is network}
+    sources = {json.dumps(manifest.made_from["weights"], sort_keys=True): manifest for manifest in own.values()}
+    if len(sources) > 1:
+        raise DeployError(
+            f"artifacts must come from the same weights, got {' and '.join(sources)}\nhint: export them again into an empty folder"
+        )
+    (manifest,) = sources.values()
+    return _Deployed(network, network.serving(manifest), own)
+
+
+def _check_profiles(new: _Deployed) -> None:
+    """The configs send batches and warm-ups of their own sizes: a plan must take those, and the weights' usual sizes.
 
     Raises DeployError.
     """
-    for folder, manifest in manifests.items():
+    for folder, manifest in new.manifests.items():
         profile = manifest.made_from.get("profile")
-        if profile is None or manifest.model == contract.CONDITIONER:
+        if profile is None:
             continue
-        for axis, sizes in plan_sizes(preset).items():
+        for axis, sizes in new.network.plan_sizes(new.serving).items():
             low, _, high = profile[axis]
             if low > min(sizes) or high < max(sizes):
                 raise DeployError(
@@ -178,57 +186,66 @@ def _check_profiles(manifests: Mapping[Path, Manifest], preset: Preset) -> None:
                 )
 
 
-def _common_preset(manifests: Iterable[Manifest]) -> Preset:
-    sources = {json.dumps(manifest.made_from["weights"], sort_keys=True): manifest.serving for manifest in manifests}
-    if len(sources) > 1:
-        raise DeployError(
-            f"artifacts must come from the same weights, got {' and '.join(sources)}\nhint: export them again into an empty folder"
-        )
-    (serving,) = sources.values()
-    return preset_from_json(serving)
+def _check_beside(new: list[_Deployed], repository: Path) -> None:
+    """Raises DeployError when a network comes without one that it works with."""
+    coming = {each.network.name for each in new}
+    for each in new:
+        for other in (NETWORKS[name] for name in each.network.beside):
+            if other.name not in coming and not _is_deployed(other, repository):
+                raise DeployError(
+                    f"{repository} must hold a deployed {other.title} for the {each.network.title} to join, found none\n"
+                    f"hint: first hunyuan3d-export deploy --artifacts DIR --repository {repository} with the {other.title}'s"
+                )
 
 
-def _image_configs(manifests: Iterable[Manifest], repository: Path) -> dict[str, str]:
-    """The image models' configs for the new encoder, or the one that is deployed; none without: Triton would try to load them."""
-    found = [manifest for manifest in manifests if manifest.model == contract.CONDITIONER]
-    deployed = repository / contract.CONDITIONER / VERSION
-    if not found and (deployed / MANIFEST).is_file():
-        found = [Manifest.read(deployed, hint="deploy it again with: hunyuan3d-export deploy")]
-    return image_config_files(found[0].serving["image_size"]) if found else {}
+def _is_deployed(network: Network[Any], repository: Path) -> bool:
+    return any((repository / model / VERSION / MANIFEST).is_file() for model in network.models)
 
 
-def _check_denoiser(repository: Path) -> None:
-    if not any((repository / name / VERSION / MANIFEST).is_file() for name in (contract.DIT, contract.DIT_GUIDED)):
-        raise DeployError(
-            f"{repository} must hold a deployed denoiser for the image encoder to join, found none\n"
-            f"hint: first hunyuan3d-export deploy --artifacts DIR --repository {repository} with the denoiser's"
-        )
+def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mapping[str, str]]) -> None:
+    """The models' code and configs, and the networks' facts; configs: network -> path -> text, of the new networks.
 
-
-def _prepare(repository: Path, preset: Preset, wanted: Mapping[str, str]) -> None:
-    """The models' code and configs, and the preset's name; the repository in git must already have these configs."""
-    _write_models(repository, wanted, preset.name)
-    for name in {contract.DIT, contract.DIT_GUIDED} - {Path(path).parts[0] for path in wanted}:
-        shutil.rmtree(repository / name, ignore_errors=True)  # of an earlier preset
-    facts = {"preset": preset.name, "num_latents": preset.num_latents, "scale_factor": preset.scale_factor}
-    with atomic_path(repository / contract.SAMPLER / VERSION / PRESET_FILE) as temporary:
-        temporary.write_text(json.dumps(facts) + "\n")
-
-
-def _write_models(repository: Path, wanted: Mapping[str, str], reason: str) -> None:
+    The repository in git must already have these configs. Raises DeployError when it has others.
+    """
+    names = {each.network.name for each in new}
+    kept = [network for network in NETWORKS.values() if network.name not in names and _is_deployed(network, repository)]
+    wanted = {path: text for files in configs.values() for path, text in files.items()}
     if repository.resolve() == SOURCE.resolve():
-        different = [name for name, text in wanted.items() if (SOURCE / name).read_text() != text]
-        if different:
-            raise DeployError(
-                f"the repository in git must keep its configs, and {reason} needs others ({', '.join(different)})\n"
-                "hint: deploy into a copy: --repository build/repository"
+        _check_unchanged(wanted, new)
+    else:
+        for network in kept:  # their code is copied again, so that one repository has the code of one version
+            manifest = next(
+                Manifest.read(repository / model / VERSION, hint=_DEPLOY_AGAIN)
+                for model in network.models
+                if (repository / model / VERSION / MANIFEST).is_file()
             )
-        return
+            wanted |= network.configs(network.serving(manifest))
+        _write_models(repository, wanted)
+    for each in new:
+        rendered = {Path(path).parts[0] for path in wanted}
+        for model in set(each.network.models) - rendered:  # of earlier weights, which had more graphs
+            shutil.rmtree(repository / model, ignore_errors=True)
+        for path, text in each.network.facts(each.serving).items():
+            with atomic_path(repository / path) as temporary:
+                temporary.write_text(text)
+
+
+def _check_unchanged(wanted: Mapping[str, str], new: list[_Deployed]) -> None:
+    different = [name for name, text in wanted.items() if (SOURCE / name).read_text() != text]
+    if different:
+        labels = " and ".join(each.network.label(each.serving) for each in new)
+        raise DeployError(
+            f"the repository in git must keep its configs, and {labels} needs others ({', '.join(different)})\n"
+            "hint: deploy into a copy: --repository build/repository"
+        )
+
+
+def _write_models(repository: Path, wanted: Mapping[str, str]) -> None:
     for model in sorted({Path(name).parts[0] for name in wanted}):
-        (repository / model / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants one even for an ensemble
+        (repository / model / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants a version even of an ensemble
         for path in (SOURCE / model).glob(f"{VERSION}/*.py"):
             with atomic_path(repository / path.relative_to(SOURCE)) as temporary:
-                shutil.copyfile(path, temporary)
+                shutil.copyfile(path, temporary)  # a link to code that several models share becomes that code
     for name, text in wanted.items():
         with atomic_path(repository / name) as temporary:
             temporary.write_text(text)
@@ -236,7 +253,7 @@ def _write_models(repository: Path, wanted: Mapping[str, str], reason: str) -> N
 
 def _remove_artifact(version: Path) -> None:
     """Everything an artifact can consist of, also what an interrupted deploy left without a manifest."""
-    (version / MANIFEST).unlink(missing_ok=True)  # first: what is left without it is not a deployed artifact
+    (version / MANIFEST).unlink(missing_ok=True)  # first: files without a manifest are not a deployed artifact
     for pattern in _ARTIFACT_FILES:
         for path in version.glob(pattern):
             path.unlink()

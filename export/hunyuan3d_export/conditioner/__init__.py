@@ -1,7 +1,20 @@
 """The image encoder in front of the sampler: DINOv2's last hidden state, one view or several. Needs the extra `conditioner`."""
 
-from .checkpoint import load_conditioner, random_conditioner
+import importlib
+from typing import TYPE_CHECKING
+
 from .config import IMAGE_SIZES, VARIANTS, ConditionerConfig
-from .model import Conditioner
+
+if TYPE_CHECKING:
+    from .checkpoint import load_conditioner, random_conditioner
+    from .model import Conditioner
 
 __all__ = ["IMAGE_SIZES", "VARIANTS", "Conditioner", "ConditionerConfig", "load_conditioner", "random_conditioner"]
+
+if not TYPE_CHECKING:
+    # On first use, because the table of networks names this one on machines without the extra.
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            module = "model" if name == "Conditioner" else "checkpoint"
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

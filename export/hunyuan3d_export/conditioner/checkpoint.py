@@ -11,11 +11,10 @@ from torch import Tensor
 
 from hunyuan3d_client import contract
 
-from ..dit.checkpoint import CheckpointError, check_state, read_state
-from .config import VARIANTS, ConditionerConfig
+from ..checkpoints import CheckpointError, check_state, read_state
+from .config import FOLDER_FILE, VARIANTS, ConditionerConfig
 from .model import Conditioner, resized_positions, view_vectors
 
-FOLDER_FILE = "model.safetensors"
 _PROBE = "embeddings.cls_token"
 _PART = "conditioner.main_image_encoder.model."
 _POSITIONS = "embeddings.position_embeddings"

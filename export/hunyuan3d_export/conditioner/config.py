@@ -8,6 +8,7 @@ from collections.abc import Mapping
 PATCH = 14
 IMAGE_SIZES = (518, 1022)  # the published variants': 1370 and 5330 tokens of one view
 VIEWS = (1, 4)  # of the single-view and the multi-view variants
+FOLDER_FILE = "model.safetensors"  # of the weights in a folder that transformers wrote
 HEAD_DIM = 64  # in every published DINOv2
 
 

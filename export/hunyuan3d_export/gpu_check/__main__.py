@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
-    logging.getLogger("hunyuan3d_export.embedded_server").setLevel(logging.WARNING)
+    logging.getLogger("hunyuan3d_export.server.embedded").setLevel(logging.WARNING)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.stdout.write("gpu-check: skipped, torch finds no GPU on this machine\n")
         return 0

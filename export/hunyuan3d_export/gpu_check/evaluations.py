@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..checks import relative_l2
 from ..dit import PRESETS
-from ..parity import TOLERANCES, relative_l2
-from ..reference_sampler import Denoiser
-from ..weights import PRECISIONS
-from .onnxruntime_denoiser import BoundDenoiser
+from ..dit.network import TOLERANCES
+from ..dit.reference_sampler import Denoiser, RunnerDenoiser
+from ..precisions import PRECISIONS
+from .onnxruntime_runner import BoundRunner
 from .rows import Job, Row, Skip
 from .setting import PATHS, Networks, OneAtATime, Setting, flop, inputs_of, onnx_artifacts
 
@@ -42,7 +43,7 @@ class Evaluations:
 
     def in_onnxruntime(self, preset: str) -> Iterator[Job]:
         def load() -> Denoiser:
-            return BoundDenoiser(onnx_artifacts(self._setting, preset), self._setting.device)
+            return RunnerDenoiser(BoundRunner(onnx_artifacts(self._setting, preset), self._setting.device))
 
         yield from self._jobs("ONNX Runtime", preset, self._setting.served_precision, load)
 
@@ -95,8 +96,8 @@ class Evaluations:
 
     def _engine(self, preset: str) -> Denoiser:
         from ..engine_from_onnx import build_engines
-        from ..engine_runtime import EngineDenoiser
-        from ..tensorrt_targets import TargetMissing, find_target
+        from ..engines.targets import TargetMissing, find_target
+        from ..runners import PlanRunner
 
         if self._setting.device.type != "cuda":
             raise Skip(f"TensorRT runs on a GPU, and this run is on {self._setting.device}")
@@ -106,4 +107,4 @@ class Evaluations:
             raise Skip(str(error).splitlines()[0]) from error
         plans = self._setting.build / f"{preset}-{self._setting.served_precision}-tensorrt"
         build_engines(onnx_artifacts(self._setting, preset), plans, target)
-        return EngineDenoiser(plans, target)
+        return RunnerDenoiser(PlanRunner(plans, target))

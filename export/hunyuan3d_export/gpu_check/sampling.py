@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import torch
 
 from ..dit import PRESETS, Preset
-from ..parity import example_inputs
-from ..reference_sampler import sample, sigmas
-from ..weights import PRECISIONS, Weights
+from ..dit.network import example_inputs
+from ..dit.reference_sampler import sample, sigmas
+from ..dit.weights import Weights
+from ..precisions import PRECISIONS
 from .rows import Job, Row, Skip
 from .setting import GUIDANCE_SCALE, Networks, Setting, flop
 from .stopwatch import seconds
@@ -54,9 +55,9 @@ class Samplings:
             raise Skip(f"the embedded server needs {', '.join(absent)}")
         from hunyuan3d_client import Client
 
-        from ..configs import torch_parameters
-        from ..embedded_server import EmbeddedServer, ServerOptions
-        from ..repository_from_artifacts import TORCH_CONFIG, deploy_checkpoint
+        from ..dit.configs import torch_parameters
+        from ..repository_from_artifacts import deploy_checkpoint
+        from ..server.embedded import TORCH_CONFIG, EmbeddedServer, ServerOptions
 
         chosen, precision = PRESETS[preset], self._setting.served_precision
         repository = self._setting.build / f"gpu-check-{preset}-{self._setting.device.type}"

@@ -13,15 +13,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import compute
-from ..dit import PRESETS, Hunyuan3DDiT, Preset, random_model
+from hunyuan3d_client import contract
+
+from ..dit import PRESETS, Hunyuan3DDiT, Preset, compute, random_model
+from ..dit.network import example_inputs
+from ..dit.weights import Weights
 from ..onnx_from_torch import OnnxOptions, export_onnx
-from ..parity import example_inputs
-from ..weights import PRECISIONS, Weights
+from ..precisions import PRECISIONS
 from .rows import Skip
 from .stopwatch import Stopwatch
 
-PATHS = ("plain", "two-batch", "guided")
+PATHS = tuple(path for path in contract.PATHS if path != "distilled")  # a base preset's
 GUIDANCE_SCALE = 5.0
 # The guided graph's copies of the null token.
 _NULL_TOKENS = {"fp32": 1, "fp16": 2, "bf16": 3}

@@ -3,13 +3,12 @@
 Everything here needs numpy alone, except `reference` (torch) and `pictures` (matplotlib).
 """
 
-from pathlib import Path
-
+from ..dit.weights import SHIPPED
 from .codec import LATENT_CHANNELS, POINT_SCALE, decode_points, encode_points, frame, out_of_subspace_energy
 from .prompts import HELD_OUT, PROMPTS, TRAINED_PROMPTS, solid
 from .words import CONTEXT_WIDTH, embed_prompt
 
-CHECKPOINT = Path(__file__).with_name("shapes.safetensors")
+CHECKPOINT = SHIPPED["shapes"]
 
 __all__ = [
     "CHECKPOINT",

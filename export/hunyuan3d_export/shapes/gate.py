@@ -14,7 +14,7 @@ from rich.table import Table
 from hunyuan3d_client import Client
 
 from ..dit import PRESETS, load_checkpoint
-from ..parity import OnnxDenoiser
+from ..dit.reference_sampler import OnnxDenoiser
 from . import CHECKPOINT
 from .quality import Report, Sample, evaluate, failures, load_thresholds
 from .reference import Guidance, torch_sampler

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..reference_sampler import Denoiser, sigmas
-from ..reference_sampler import sample as integrate
+from ..dit.reference_sampler import Denoiser, sigmas
+from ..dit.reference_sampler import sample as integrate
 from .quality import Latents, Sample
 
 Guidance = Literal["two-batch", "guided"]

@@ -6,8 +6,8 @@ import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any, cast
 
+from .api import TensorRT
 from .gpu import Gpu, first_gpu
-from .tensorrt_api import TensorRT
 
 if TYPE_CHECKING:
     import tensorrt

@@ -1,6 +1,6 @@
 """The tritonserver inside the wheel nvidia-pytriton: where it is, and how it must be laid out to run by itself.
 
-Needs the standard library alone, so that a small image can run `python -m hunyuan3d_export.triton_wheel FOLDER`.
+Needs the standard library alone, so that a small image can run `python wheel.py FOLDER`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from .tensorrt_api import TensorRT
+from .api import TensorRT
 
 if TYPE_CHECKING:
     import tensorrt

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .engine_runtime import load_engine
-from .files import ONNX_FILE, PLAN_FILE, atomic_folder, separate
-from .graph_structure import structure_digest
-from .manifest import Manifest, file_digests, read_artifacts, reusable, versions_of
-from .tensorrt_log import log_of
-from .tensorrt_targets import Target, find_target
+from ..files import ONNX_FILE, PLAN_FILE, atomic_folder, separate
+from ..manifest import Manifest, file_digests, read_artifacts, reusable, versions_of
+from .log import log_of
+from .runtime import load_engine
+from .structure import structure_digest
+from .targets import Target, find_target
 
 REBUILD = "hunyuan3d-export engine --weight-stripped --onnx DIR --out DIR"
 _EXPORT = "export them with: hunyuan3d-export onnx"

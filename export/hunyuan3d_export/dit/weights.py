@@ -5,30 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from hunyuan3d_client import contract
 
-from .dit import PRESETS, DiTConfig, Hunyuan3DDiT, Preset, load_checkpoint, random_model
-from .files import sha256
-from .shapes import CHECKPOINT as SHAPES_CHECKPOINT
+from ..files import sha256
+from .checkpoint import load_checkpoint, random_model
+from .config import PRESETS, DiTConfig, Preset
+from .model import Hunyuan3DDiT
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CUSTOM = "custom"
 # Presets whose weights come with the package instead of out of a random generator.
-SHIPPED = {"shapes": SHAPES_CHECKPOINT}
-
-
-def preset_from_json(serving: Mapping[str, Any]) -> Preset:
-    """The Preset that a manifest's `serving` holds."""
-    return Preset(**{**serving, "config": DiTConfig(**serving["config"])})
+SHIPPED: Mapping[str, Path] = {"shapes": Path(__file__).with_name("shapes.safetensors")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """A source of weights: `checkpoint`; or (None) the preset's shipped ones; or random weights of `preset` from `seed`."""
+
+    network: ClassVar[str] = "dit"
 
     preset: str | None = None
     checkpoint: Path | None = None
@@ -64,6 +61,10 @@ class Weights:
         if self.file is None:
             return random_model(PRESETS[str(self.preset)].config, self.seed, dtype=dtype, attention_backend=attention_backend)
         return load_checkpoint(self.file, dtype=dtype, attention_backend=attention_backend)
+
+    def serving(self) -> Preset:
+        """What deployment needs to know: the sampling defaults for the network that these weights hold."""
+        return self.sampling(self.config())
 
     def sampling(self, config: DiTConfig) -> Preset:
         """The sampling defaults for these weights, whose network is `config`.

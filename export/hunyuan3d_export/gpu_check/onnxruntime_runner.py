@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ..files import ONNX_FILE
-from ..reference_sampler import NamedDenoiser
+from ..runners import Tensors
 from .rows import Skip
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
 
-class BoundDenoiser(NamedDenoiser):
-    """The graphs below an artifacts folder, called like a Hunyuan3DDiT. Raises Skip without the device's provider."""
+class BoundRunner:
+    """The denoiser graphs below an artifacts folder (runners.Runner). Raises Skip without the device's provider."""
 
     def __init__(self, artifacts: Path, device: torch.device) -> None:
         self._provider = _PROVIDERS[device.type]
@@ -28,7 +28,7 @@ class BoundDenoiser(NamedDenoiser):
         self._device = device
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
-    def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
+    def run(self, model: str, tensors: Tensors) -> dict[str, Tensor]:
         session = self._session(model)
         binding = session.io_binding()
         place = (self._device.type, self._device.index or 0)
@@ -38,11 +38,10 @@ class BoundDenoiser(NamedDenoiser):
         velocity = torch.empty_like(inputs["latents"])
         binding.bind_output("velocity", *place, np.float32, tuple(velocity.shape), velocity.data_ptr())
         if self._device.type == "cuda":
-            torch.cuda.current_stream(
-                self._device
-            ).synchronize()  # the session runs on a stream of its own, and returns when it is done
+            # The session runs on a stream of its own and returns when that is done, so only the inputs have to be waited for.
+            torch.cuda.current_stream(self._device).synchronize()
         session.run_with_iobinding(binding)
-        return velocity
+        return {"velocity": velocity}
 
     def _session(self, model: str) -> onnxruntime.InferenceSession:
         if model not in self._sessions:

@@ -18,25 +18,25 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hunyuan3d_client import Client, Step, contract
 
-from . import compute, parity
-from .cli import print_checks
-from .cli_options import CheckpointOption, PresetOption
-from .conditioner.export import ConditionerSource, export_conditioner
-from .dit import Preset
-from .embedded_server import EmbeddedServer
-from .onnx_from_torch import OnnxOptions, export_onnx
+from .. import parity
+from ..checks import relative_l2
+from ..conditioner.weights import ConditionerSource
+from ..dit import Preset, compute
+from ..dit.reference_sampler import sample, sigmas
+from ..dit.weights import Weights
+from ..onnx_from_torch import OnnxOptions, export_onnx
+from ..repository_from_artifacts import deploy
+from ..server.embedded import EmbeddedServer
+from ..shapes import decode_points, embed_prompt
+from ..shapes.pictures import save_grid
+from .artifacts import print_checks
+from .options import CheckpointOption, PresetOption, console
 from .photograph import ensemble_latents, photograph
-from .reference_sampler import sample, sigmas
-from .repository_from_artifacts import deploy
-from .shapes import decode_points, embed_prompt
-from .shapes.pictures import save_grid
-from .weights import Weights
 
 BUILD = Path("build") / "demo"
 PICTURE = BUILD / "shapes.png"
@@ -48,8 +48,6 @@ _SEED = 1
 _PROMPT = "two flat tori"
 _GALLERY = ("sphere", "cube", "torus", "cone", "helix", "flat cylinder", "tall octahedron", "two tetrahedra")
 _TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
-
-console = Console()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,7 @@ def run(
     """Everything between a checkpoint and a served, checked result, with the time each part takes."""
     logging.basicConfig(format="  %(message)s", stream=sys.stderr)
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
-    logging.getLogger("hunyuan3d_export.embedded_server").setLevel(logging.WARNING)
+    logging.getLogger("hunyuan3d_export.server.embedded").setLevel(logging.WARNING)
     if precision not in _TOLERANCES:
         raise typer.BadParameter(f"must be one of {', '.join(_TOLERANCES)}, got {precision}")
     weights = Weights(preset=None if checkpoint and preset == "shapes" else preset, checkpoint=checkpoint)
@@ -96,7 +94,7 @@ def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
     with clock("export to ONNX"):
         export_onnx(weights, artifacts, options=OnnxOptions(precision=precision))
         if not prompted:
-            export_conditioner(ConditionerSource(), artifacts, OnnxOptions(precision=precision))
+            export_onnx(ConditionerSource(), artifacts, options=OnnxOptions(precision=precision))
     with clock("verify against torch"):
         checks = parity.verify(artifacts, weights)
     print_checks(checks)
@@ -106,7 +104,7 @@ def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
     served, path, context = _serve_and_sample(repository, plan, clock)
     with clock("the same loop in torch, two full branches"):
         expected = _in_torch(weights, dataclasses.replace(plan, context=context))
-    error, tolerance = parity.relative_l2(torch.from_numpy(served), expected), _TOLERANCES[precision]
+    error, tolerance = relative_l2(torch.from_numpy(served), expected), _TOLERANCES[precision]
     clock.print()
     console.print(f"served by the path '{path}', {plan.sizes}, T {context.shape[1]}")
     verdict = "ok" if error <= tolerance else "[red]FAILED[/red]"

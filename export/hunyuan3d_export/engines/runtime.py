@@ -1,25 +1,29 @@
-"""TensorRT plans on this machine's GPU, called like a Hunyuan3DDiT."""
+"""TensorRT plans on this machine's GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hunyuan3d_client import contract
-
-from .files import PLAN_FILE
-from .reference_sampler import NamedDenoiser
-from .tensorrt_api import TensorRT
-from .tensorrt_log import Log, log_of
-from .tensorrt_targets import Target
+from .api import TensorRT
+from .log import Log, log_of
 
 if TYPE_CHECKING:
     import tensorrt
 
-_TORCH_DTYPES = {"FP16": torch.float16, "FP32": torch.float32}
+# TensorRT's name of a type -> torch's.
+_TORCH_DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+}
 
 
 class PlanLoadError(ValueError):
@@ -46,22 +50,8 @@ def load_engine(plan: Path, trt: TensorRT) -> LoadedEngine:
     return LoadedEngine(runtime, engine)
 
 
-class EngineDenoiser(NamedDenoiser):
-    """The plans below a folder, on the first GPU. They load on first use, each with the memory of its largest shapes."""
-
-    def __init__(self, plans: Path, target: Target) -> None:
-        self._plans = plans
-        self._library = target.library
-        self._loaded: dict[str, _Plan] = {}
-
-    def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
-        if model not in self._loaded:
-            self._loaded[model] = _Plan(self._plans / model / PLAN_FILE, self._library)
-        return self._loaded[model](tensors)
-
-
-class _Plan:
-    """One plan with its execution context and a stream of its own: on the default one TensorRT synchronises every call."""
+class Plan:
+    """One plan with its execution context and a CUDA stream of its own: on the default stream TensorRT synchronises every call."""
 
     def __init__(self, path: Path, trt: TensorRT) -> None:
         self._path = path
@@ -74,22 +64,39 @@ class _Plan:
             )
         self._context = context
         self._stream = torch.cuda.Stream()
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        # By the names of TensorRT's enumerations: the two libraries have classes of their own for them.
+        self._dtypes = {name: _TORCH_DTYPES[self._engine.get_tensor_dtype(name).name] for name in names}
+        self._outputs = [name for name in names if self._engine.get_tensor_mode(name).name == "OUTPUT"]
 
-    def __call__(self, tensors: dict[str, Tensor]) -> Tensor:
-        """velocity [B, L, 64] float32 on the GPU, in the order of the caller's stream."""
-        inputs = {name: _on_gpu(name, value) for name, value in tensors.items()}
-        velocity = torch.empty_like(inputs["latents"])
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All outputs, on the GPU, in the order of the caller's stream. Inputs of other types or devices are converted.
+
+        Raises PlanLoadError for a tensor that the plan lacks or a shape outside its profile.
+        """
+        inputs = {name: self._on_gpu(name, value) for name, value in tensors.items()}
         for name, value in inputs.items():
             self._require(self._context.set_input_shape(name, tuple(value.shape)), f"take {name} {list(value.shape)}")
             self._require(self._context.set_tensor_address(name, value.data_ptr()), f"have an input {name}")
-        self._require(self._context.set_tensor_address("velocity", velocity.data_ptr()), "have an output velocity")
+        outputs = {name: self._empty(name) for name in self._outputs}
+        for name, value in outputs.items():
+            self._require(self._context.set_tensor_address(name, value.data_ptr()), f"have an output {name}")
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
         self._require(self._context.execute_async_v3(self._stream.cuda_stream), "run")
-        for value in (*inputs.values(), velocity):
-            value.record_stream(self._stream)  # freed by the caller, its memory must outlast this call
+        for value in (*inputs.values(), *outputs.values()):
+            value.record_stream(self._stream)  # when the caller frees a tensor, its memory must outlast this call
         caller.wait_stream(self._stream)
-        return velocity
+        return outputs
+
+    def _on_gpu(self, name: str, value: Tensor) -> Tensor:
+        self._require(name in self._dtypes, f"have an input {name}")
+        return value.to("cuda", self._dtypes[name]).contiguous()
+
+    def _empty(self, name: str) -> Tensor:
+        """Memory for an output, whose shape TensorRT knows once all inputs have theirs."""
+        shape = self._context.get_tensor_shape(name)
+        return torch.empty([shape[axis] for axis in range(len(shape))], dtype=self._dtypes[name], device="cuda")
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
@@ -97,8 +104,3 @@ class _Plan:
                 f"{self._path} must {what}, got:\n  {self._log.reasons()}\n"
                 f"hint: its profile is in hunyuan3d-export info {self._path}"
             )
-
-
-def _on_gpu(name: str, value: Tensor) -> Tensor:
-    spec = next(spec for spec in (*contract.denoiser(guided=True).inputs, contract.GUIDANCE) if spec.name == name)
-    return value.to("cuda", _TORCH_DTYPES[spec.dtype]).contiguous()

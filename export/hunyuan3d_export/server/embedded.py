@@ -1,6 +1,6 @@
 """A real tritonserver on this machine's CPU, from the wheel nvidia-pytriton (extra `embedded`).
 
-The wheel carries the server, its Python backend and stubs; triton_wheel lays them out as the server expects.
+The wheel carries the server, its Python backend and stubs; wheel.py lays them out as the server expects.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from .repository_from_artifacts import loadable_models
-from .triton_wheel import ServerStartError, lay_out
+from ..files import PLAN_FILE
+from ..manifest import Manifest
+from ..repository_from_artifacts import DeployError, check_plan
+from .loadable import VERSION, loadable
+from .wheel import ServerStartError, lay_out
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
@@ -30,7 +33,9 @@ _KEPT_ERRORS = 5
 _ERROR_LINE = re.compile(r"E\d{4} |error:")  # glog's severity, and the server's own last word
 _HOST = "127.0.0.1"
 
-__all__ = ["EmbeddedServer", "Endpoints", "ServerOptions", "ServerStartError"]
+TORCH_CONFIG = "torch"
+
+__all__ = ["TORCH_CONFIG", "EmbeddedServer", "Endpoints", "ServerOptions", "ServerStartError", "loadable_models"]
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +154,28 @@ class EmbeddedServer:
     def _last_lines(self) -> str:
         sections = {"errors": self._errors, "last log lines": self._log}
         return "\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items() if lines)
+
+
+def loadable_models(repository: Path, config_name: str) -> list[str]:
+    """The models of `repository` to serve: those that have the file their config serves, and the models they need.
+
+    Raises DeployError when there is no repository, or nothing but code in it; for a plan that Triton here could not load.
+    """
+    source = "--checkpoint FILE" if config_name == TORCH_CONFIG else "--artifacts DIR"
+    hint = f"hint: hunyuan3d-export deploy {source} --repository {repository}"
+    found = loadable(repository, config_name)
+    if not found.files:
+        raise DeployError(f"{repository} must be a model repository, found no config.pbtxt\n{hint}")
+    for name, reason in found.missing.items():
+        logger.info("%s: not served, %s", name, reason)
+    served = [folder for folder in found.models if found.files[folder.name]]
+    if not served:
+        wanted = ", ".join(sorted({Path(file).name for file in found.files.values() if file}))
+        raise DeployError(f"{repository} must hold a deployed {wanted} for config {config_name}, found none\n{hint}")
+    for folder in served:
+        if found.files[folder.name] == PLAN_FILE:
+            check_plan(Manifest.read(folder / VERSION, hint="deploy it again with: hunyuan3d-export deploy"), folder / VERSION)
+    return [folder.name for folder in found.models]
 
 
 def _command(

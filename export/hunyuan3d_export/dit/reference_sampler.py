@@ -5,19 +5,20 @@ It shares no code with the server's sampler on purpose.
 
 from __future__ import annotations
 
-import abc
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hunyuan3d_client import contract
+from hunyuan3d_client.contract import PATHS, SamplingPath
 
-PATHS = ("plain", "two-batch", "guided", "distilled")
+from ..runners import OnnxRunner, Runner
 
 
 class Denoiser(Protocol):
-    """A Hunyuan3DDiT, or anything called like one (parity.OnnxDenoiser)."""
+    """A Hunyuan3DDiT, or anything called like one."""
 
     def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
         """One velocity evaluation."""
@@ -26,20 +27,26 @@ class Denoiser(Protocol):
         """One guided velocity evaluation."""
 
 
-class NamedDenoiser(abc.ABC):
-    """What evaluates a Triton model's graph by its name and named tensors, called like a Hunyuan3DDiT."""
+class RunnerDenoiser:
+    """A runner's denoiser models, called like a Hunyuan3DDiT."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
 
     def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
         extra = {} if guidance is None else {"guidance": guidance}
-        return self._run(contract.DIT, {"latents": latents, "t": t, "context": context, **extra})
+        return self._runner.run(contract.DIT, {"latents": latents, "t": t, "context": context, **extra})["velocity"]
 
     def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
         tensors = {"latents": latents, "t": t, "context": context, "guidance_scale": guidance_scale}
-        return self._run(contract.DIT_GUIDED, tensors)
+        return self._runner.run(contract.DIT_GUIDED, tensors)["velocity"]
 
-    @abc.abstractmethod
-    def _run(self, model: str, tensors: dict[str, Tensor]) -> Tensor:
-        """The velocity [B, L, 64] of one model."""
+
+class OnnxDenoiser(RunnerDenoiser):
+    """The denoiser graphs below an artifacts folder on ONNX Runtime."""
+
+    def __init__(self, artifacts: Path) -> None:
+        super().__init__(OnnxRunner(artifacts))
 
 
 def sigmas(schedule: str, steps: int) -> list[float]:
@@ -65,7 +72,7 @@ def sample(
     times: list[float],
     *,
     guidance_scale: float,
-    path: str = "two-batch",
+    path: SamplingPath = "two-batch",
     negative_context: Tensor | None = None,
 ) -> Tensor:
     """Euler from noise `latents` [B, L, 64] along `times` (sigmas()) under `context` [B, T, 1536] -> [B, L, 64] float32.
@@ -83,7 +90,13 @@ def sample(
 
 
 def _velocity(
-    denoiser: Denoiser, latents: Tensor, now: float, context: Tensor, negative: Tensor, guidance_scale: float, path: str
+    denoiser: Denoiser,
+    latents: Tensor,
+    now: float,
+    context: Tensor,
+    negative: Tensor,
+    guidance_scale: float,
+    path: SamplingPath,
 ) -> Tensor:
     t = torch.full((len(latents),), now, device=latents.device)
     scale = torch.full((len(latents),), guidance_scale, device=latents.device)

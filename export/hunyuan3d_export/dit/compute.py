@@ -6,8 +6,9 @@ import dataclasses
 
 import torch
 
-from .dit import DiTConfig, Hunyuan3DDiT
-from .dit.layers import EMBEDDING_DIM
+from .config import DiTConfig
+from .layers import EMBEDDING_DIM
+from .model import Hunyuan3DDiT
 
 
 @dataclasses.dataclass(frozen=True)

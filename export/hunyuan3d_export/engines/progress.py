@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from .tensorrt_api import TensorRT
+from .api import TensorRT
 
 if TYPE_CHECKING:
     import tensorrt

@@ -1,0 +1,50 @@
+"""One comparison of a proof: what was compared, how far apart the results were, and how far they may be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+# The (min, ..., max) size of each axis, as a plan's manifest holds them.
+Profile = Mapping[str, Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One comparison: its name, the sizes of `axes` it ran at (0 for an axis that the model lacks), the relative L2 and the
+    largest absolute error found, and the tolerance of the former."""
+
+    name: str
+    sizes: tuple[int, ...]
+    relative_l2: float
+    max_abs: float
+    tolerance: float
+    axes: str = "BLT"
+
+    @property
+    def passed(self) -> bool:
+        return self.relative_l2 <= self.tolerance
+
+
+def relative_l2(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|, in float64."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def compare(
+    name: str, sizes: tuple[int, ...], found: Tensor, expected: Tensor, *, tolerance: float, axes: str = "BLT"
+) -> Check:
+    """The Check of `found` against `expected`, two tensors of one shape."""
+    worst = float((found.double() - expected.double()).abs().max())
+    return Check(name, sizes, relative_l2(found, expected), worst, tolerance, axes)
+
+
+def within(profile: Profile | None, sizes: tuple[int, ...], axes: str = "BLT") -> tuple[int, ...]:
+    """The sizes of `axes`, each moved to the nearest that `profile` has; an axis that the profile lacks stays as it is."""
+    profile = profile or {}
+    return tuple(
+        min(max(size, profile[axis][0]), profile[axis][-1]) if axis in profile else size
+        for axis, size in zip(axes, sizes, strict=True)
+    )

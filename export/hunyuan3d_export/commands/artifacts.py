@@ -1,0 +1,197 @@
+"""Weights -> ONNX graphs -> TensorRT plans, and what proves and describes them: onnx, conditioner, engine, refit, verify, info."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .. import parity
+from ..checks import Check
+from ..conditioner.weights import ConditionerSource
+from ..dit import PRESETS, Preset, compute
+from ..dit.weights import Weights
+from ..engine_from_onnx import EngineOptions, build_engines, parse_profile
+from ..engines.refit import refit_plans
+from ..engines.targets import find_target
+from ..manifest import Manifest
+from ..onnx_from_torch import OnnxOptions, export_onnx
+from .options import EXIT_FAILED, AttentionOption, CheckpointOption, PrecisionOption, PresetOption, SeedOption, console
+
+
+def onnx(
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts, one subfolder for each Triton model.")],
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    seed: SeedOption = 0,
+    precision: PrecisionOption = "fp32",
+    graph: Annotated[str, typer.Option(help="plain, guided or all.")] = "all",
+    attention: AttentionOption = "op",
+) -> None:
+    """Weights -> ONNX graphs with dynamic B, L, T. What is already there and still matches is kept."""
+    weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
+    for folder in export_onnx(weights, out, graph=graph, options=OnnxOptions(precision=precision, attention=attention)):
+        console.print(str(folder), soft_wrap=True)
+
+
+def conditioner(
+    out: Annotated[Path, typer.Option(help="Folder for the artifact, beside the denoisers' or on its own.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="A shape pipeline's checkpoint or a DINOv2-giant folder of transformers; without it, random weights."
+        ),
+    ] = None,
+    variant: Annotated[str, typer.Option(help="Of random weights: tiny or giant.")] = "tiny",
+    seed: SeedOption = 0,
+    image_size: Annotated[int, typer.Option(help="518, or 1022 as v2-mini-turbo takes.")] = 518,
+    views: Annotated[int, typer.Option(help="1, or 4 for the multi-view weights.")] = 1,
+    precision: PrecisionOption = "fp32",
+    attention: AttentionOption = "op",
+) -> None:
+    """Image encoder weights -> its ONNX graph, for `deploy` and `engine`. What still matches is kept."""
+    source = ConditionerSource(path=checkpoint, variant=variant, seed=seed, image_size=image_size, views=views)
+    for folder in export_onnx(source, out, options=OnnxOptions(precision=precision, attention=attention)):
+        console.print(str(folder), soft_wrap=True)
+
+
+def engine(
+    onnx_folder: Annotated[
+        Path, typer.Option("--onnx", help="Folder of ONNX artifacts; exported there first when weights are named.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the plans, one subfolder for each Triton model.")],
+    target: Annotated[
+        str, typer.Option(help="tensorrt (needs the GPU it will run on) or tensorrt-rtx (compiles anywhere).")
+    ] = "tensorrt",
+    compute_capability: Annotated[list[str] | None, typer.Option(help="For tensorrt-rtx, e.g. SM89; repeatable.")] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=MIN..OPT..MAX, where NAME is an axis: batch, latents, context or views; repeatable."),
+    ] = None,
+    optimization_level: Annotated[int, typer.Option(help="The builder's, 0 to 5.")] = 3,
+    workspace_gib: Annotated[float | None, typer.Option(help="Limit of the builder's workspace; default all memory.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="Folder of timing caches (target tensorrt).")] = None,
+    version_compatible: Annotated[bool, typer.Option(help="Let later library versions run the plan.")] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option(help="Let other GPUs since Ampere run the plan (target tensorrt).")
+    ] = False,
+    weight_stripped: Annotated[bool, typer.Option("--weight-stripped", help="Leave the weights out; see `refit`.")] = False,
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
+) -> None:
+    """ONNX -> TensorRT plans, strongly typed, one optimization profile over the free axes. Unchanged plans are kept."""
+    found = find_target(target, tuple(compute_capability or ()))  # first: without it nothing is written
+    options = EngineOptions(
+        profile=parse_profile(profile) if profile else None,
+        optimization_level=optimization_level,
+        workspace_bytes=None if workspace_gib is None else int(workspace_gib * 2**30),
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        weight_stripped=weight_stripped,
+        timing_cache=timing_cache,
+    )
+    if preset or checkpoint:
+        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
+    for folder in build_engines(onnx_folder, out, found, options):
+        console.print(str(folder), soft_wrap=True)
+
+
+def refit(
+    plan: Annotated[Path, typer.Option(help="Folder of plans that `engine --weight-stripped` wrote.")],
+    onnx_folder: Annotated[
+        Path, typer.Option("--onnx", help="Folder of ONNX artifacts; exported there first when weights are named.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the plans, one subfolder for each Triton model.")],
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
+) -> None:
+    """Weight-stripped plans + ONNX -> plans with these weights, without a build. On the GPU they are for."""
+    if preset or checkpoint:
+        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
+    for folder in refit_plans(plan, onnx_folder, out):
+        console.print(str(folder), soft_wrap=True)
+
+
+def verify(
+    artifacts: Annotated[
+        Path | None, typer.Option(help="Folder that `onnx` wrote; beside --engine, what its plans are compared with too.")
+    ] = None,
+    engine: Annotated[Path | None, typer.Option(help="Folder that `engine` or `refit` wrote; needs its GPU.")] = None,
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Parity of each artifact with torch, as a table and a receipt beside its manifest."""
+    if artifacts is None and engine is None:
+        raise ValueError("verify must get a folder, got none\nhint: --artifacts DIR, --engine DIR or both")
+    weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed) if preset or checkpoint else None
+    passed = True
+    if artifacts is not None:
+        passed &= print_checks(parity.verify(artifacts, weights))
+    if engine is not None and (reason := parity.why_skipped(engine)):
+        console.print(f"{engine}: skipped: {reason}", soft_wrap=True)
+    elif engine is not None:
+        passed &= print_checks(parity.verify_engines(engine, weights, artifacts))
+    if not passed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def print_checks(results: dict[str, list[Check]]) -> bool:
+    """The table of a verification; whether everything in it passed."""
+    table = Table("model", "check", "sizes", "relative L2", "tolerance", "max abs", "")
+    for model, checks in results.items():
+        for check in checks:
+            verdict = "ok" if check.passed else "[red]FAILED[/red]"
+            sizes = ", ".join(f"{axis} {size}" for axis, size in zip(check.axes, check.sizes, strict=True) if size)
+            figures = (f"{check.relative_l2:.1e}", f"{check.tolerance:.0e}", f"{check.max_abs:.1e}")
+            table.add_row(model, check.name, sizes, *figures, verdict)
+        if not checks:
+            table.add_row(model, "not compared: ONNX Runtime has no kernels of this precision on a CPU")
+    console.print(table)
+    return all(check.passed for checks in results.values() for check in checks)
+
+
+def info(
+    artifact: Annotated[
+        Path | None, typer.Argument(help="A deployed or built model file or its folder: what its manifest says.")
+    ] = None,
+    preset: PresetOption = None,
+    latents: Annotated[int | None, typer.Option(help="L; default the preset's.", min=1)] = None,
+    context: Annotated[int | None, typer.Option(help="T; default the preset's.", min=1)] = None,
+) -> None:
+    """What an artifact was made from; or a preset's parameters and compute: plain, guidance as two batches, guided."""
+    if artifact is not None:
+        _artifact_info(artifact)
+    elif preset in PRESETS:
+        _preset_info(PRESETS[str(preset)], latents, context)
+    else:
+        raise ValueError(f"info must get an artifact or a preset out of {', '.join(PRESETS)}, got {preset!r}")
+
+
+def _artifact_info(artifact: Path) -> None:
+    folder = artifact if artifact.is_dir() else artifact.parent
+    manifest = Manifest.read(folder, hint="pass a folder that onnx or engine wrote")
+    manifest.check_files(folder, hint="make it again")
+    console.print_json(json.dumps(dataclasses.asdict(manifest)))
+
+
+def _preset_info(preset: Preset, latents: int | None, context: int | None) -> None:
+    sizes = {"latent_tokens": latents or preset.num_latents, "context_tokens": context or preset.context_tokens}
+    plain = compute.plain(preset.config, **sizes)
+    count = compute.parameters(preset.config)
+    console.print(f"{preset.name}: {count:,} parameters, L {sizes['latent_tokens']}, T {sizes['context_tokens']}")
+    table = Table("evaluation", "TFLOP", "of two-batch", "attention share")
+    rows = {"plain": (plain.total, plain.attention_share)}
+    if not preset.config.guidance_embed:
+        guided = compute.guided(preset.config, **sizes)
+        rows["two-batch"] = (2 * plain.total, plain.attention_share)
+        rows["guided"] = (guided.total, guided.attention_share)
+    for name, (total, share) in rows.items():
+        table.add_row(name, f"{total / 1e12:.3f}", f"{total / (2 * plain.total):.2f}", f"{share:.0%}")
+    console.print(table)

@@ -1,0 +1,87 @@
+"""Artifacts -> a model repository -> a running server: deploy and serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from ..dit.configs import torch_parameters
+from ..dit.weights import Weights
+from ..repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
+from ..repository_from_artifacts import deploy as deploy_artifacts
+from ..server.embedded import EmbeddedServer, ServerOptions
+from .options import CheckpointOption, PresetOption, SeedOption, console
+
+
+def deploy(
+    artifacts: Annotated[Path | None, typer.Option(help="Folder that `onnx` or `engine` wrote.")] = None,
+    repository: Annotated[
+        Path, typer.Option(help="Model repository; a folder other than the one in git becomes a copy of it.")
+    ] = DEFAULT_REPOSITORY,
+    preset: PresetOption = None,
+    checkpoint: CheckpointOption = None,
+    seed: SeedOption = 0,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16: how the weights are stored (without --artifacts).")
+    ] = "fp32",
+    torch: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, a parameter of the torch runtime (without --artifacts); repeatable.")
+    ] = None,
+    require_parity: Annotated[
+        bool,
+        typer.Option(
+            "--require-parity", help="Refuse an artifact without a receipt of `verify` that passed (with --artifacts)."
+        ),
+    ] = False,
+) -> None:
+    """Artifacts whose manifests match -> a Triton model repository. Or the weights themselves, for `serve --config torch`."""
+    named = bool(preset or checkpoint)
+    if (artifacts is None) != named or ((torch or require_parity) and named == require_parity):
+        got = "both" if named or torch else "neither"
+        raise ValueError(
+            f"deploy must get artifacts or weights, got {got}\nhint: --artifacts DIR, or --preset, --checkpoint and --torch"
+        )
+    if artifacts is not None:
+        models = deploy_artifacts(artifacts, repository, require_parity=require_parity)
+    else:
+        weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
+        models = deploy_checkpoint(weights, repository, precision=precision, torch=torch_parameters(torch or []))
+    for model in models:
+        console.print(f"{model} -> {repository / model}", soft_wrap=True)
+
+
+def serve(
+    repository: Annotated[Path, typer.Option(help="Model repository with deployed artifacts.")] = DEFAULT_REPOSITORY,
+    config: Annotated[str, typer.Option(help="Runtime: the name of a file in each model's configs/ folder.")] = "cpu",
+    grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
+) -> None:
+    """The embedded tritonserver, until SIGINT or SIGTERM. When ready, one line of JSON with its addresses on stdout."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell starts background jobs with it ignored
+        signal.signal(each, _interrupt)
+    options = ServerOptions(config=config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
+    server = EmbeddedServer(repository, options)
+    code = 0
+    with server as endpoints:
+        try:  # from the first byte on: whoever reads the line may signal at once
+            sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
+            sys.stdout.flush()
+            code = server.wait()
+        except KeyboardInterrupt:
+            for each in (signal.SIGINT, signal.SIGTERM):  # stopping has a time limit; interrupted, it would leave a server
+                signal.signal(each, signal.SIG_IGN)
+            logging.getLogger(__name__).info("stopping tritonserver ...")
+    raise typer.Exit(code)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

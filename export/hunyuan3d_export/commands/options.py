@@ -1,0 +1,26 @@
+"""What several commands share: options, exit codes, and the consoles they write to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..dit import PRESETS
+
+EXIT_FAILED = 1  # a check did not pass, the server did not start
+EXIT_MISUSE = 2  # the input or an option is wrong
+EXIT_INTERRUPTED = 130
+
+console = Console()
+errors = Console(stderr=True)
+
+PresetOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="A .safetensors or .ckpt file; without it, random weights of the preset.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random weights.")]
+PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or bf16 weights and activations.")]
+AttentionOption = Annotated[str, typer.Option(help="op (the Attention operator) or decomposed (MatMul and Softmax).")]

@@ -1,0 +1,88 @@
+"""What the export and deployment need to know of the image encoder: its graph, its proof, and what is deployed with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from hunyuan3d_client import contract
+
+from ..checks import Check, Profile, compare, within
+from ..graphs import Graph, Source
+from ..manifest import Manifest, ManifestError
+from ..runners import Runner
+from .weights import ConditionerServing, ConditionerSource
+
+# The form of attention in the graph -> transformers' implementation that traces to it.
+ATTENTION_FORMS = {"op": "sdpa", "decomposed": "eager"}
+# Of the context, which is float16: two float32 results on either side of a rounding boundary differ by one bit in 1024.
+TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2}
+_SEED = 2025
+
+
+def serving_from_json(serving: Mapping[str, Any]) -> ConditionerServing:
+    """The ConditionerServing that a manifest's `serving` holds."""
+    return ConditionerServing(**serving)
+
+
+def graphs(serving: ConditionerServing) -> dict[str, Graph]:
+    """The one graph: the side of the picture is fixed in it, and for one view the number of views too."""
+    fixed = {"P": serving.image_size} | ({"V": 1} if serving.views == 1 else {})
+    spec = sized(contract.MODELS[contract.CONDITIONER], fixed)
+    example = {"B": 2, "V": 3}
+    return {"encoder": Graph(spec=spec, axes=spec.axes, example=example)}
+
+
+def sized(spec: contract.ModelSpec, sizes: Mapping[str, int]) -> contract.ModelSpec:
+    """The spec with these axes' sizes in their place."""
+
+    def fixed(tensor: contract.TensorSpec) -> contract.TensorSpec:
+        return dataclasses.replace(
+            tensor, dims=tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.dims)
+        )
+
+    return dataclasses.replace(spec, inputs=tuple(map(fixed, spec.inputs)), outputs=tuple(map(fixed, spec.outputs)))
+
+
+def weights_of(manifest: Manifest, given: Source | None) -> ConditionerSource:
+    """The weights an artifact was made from: those of the given checkpoint, which must be the same, or random ones.
+
+    Raises ManifestError when they are others, or those of a checkpoint that was not given.
+    """
+    identity = manifest.made_from["weights"]
+    random = {name: identity[name] for name in ("variant", "seed") if name in identity}
+    path = None if random or given is None else given.checkpoint
+    source = ConditionerSource(path=path, **random, **manifest.serving)
+    if source.identity() != identity:
+        raise ManifestError(
+            f"{manifest.model} must be checked with its own weights, got {source.identity()}\nhint: --checkpoint FILE"
+        )
+    return source
+
+
+def checks(manifest: Manifest, found_by: Runner, expected_by: Runner, *, profile: Profile, against: str) -> Iterator[Check]:
+    """A request of one view, and of two where the graph takes several; few pictures each, because a CPU needs seconds for one."""
+    serving, tolerance = serving_from_json(manifest.serving), TOLERANCES[manifest.made_from["precision"]]
+    size = serving.image_size
+    for wanted in ((2, 1), *([(1, 2)] if serving.views > 1 else [])):
+        batch, views = within(profile, wanted, "BV")
+        pixels = {"pixels": torch.randn(batch, views, 3, size, size, generator=torch.Generator().manual_seed(_SEED))}
+        found, expected = (run.run(manifest.model, pixels)["context"] for run in (found_by, expected_by))
+        name = f"{views} x {size} px{against}"
+        yield compare(name, (batch, 0, found.shape[1]), found, expected, tolerance=tolerance)
+
+
+def plan_sizes(serving: ConditionerServing) -> dict[str, tuple[int, ...]]:
+    """The sizes of the batch and of the views that the configs let callers send."""
+    views: dict[str, tuple[int, ...]] = {"V": (1, serving.views)} if serving.views > 1 else {}
+    return {"B": (1, contract.AXES["B"].max), **views}
+
+
+def config_files(serving: ConditionerServing) -> dict[str, str]:
+    """See configs.config_files."""
+    from .configs import config_files as render  # needs tritonclient, which a machine for gpu-check may lack
+
+    return render(serving)

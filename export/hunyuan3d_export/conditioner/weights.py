@@ -1,0 +1,72 @@
+"""Where an image encoder's weights come from, and what it is exported for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ..files import sha256
+from .config import FOLDER_FILE, IMAGE_SIZES, VIEWS
+
+if TYPE_CHECKING:
+    from .model import Conditioner
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionerServing:
+    """What deployment needs to know: the side of the square picture in pixels, and the most views of one request."""
+
+    image_size: int = IMAGE_SIZES[0]
+    views: int = VIEWS[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionerSource:
+    """`path`, a checkpoint or a transformers folder; or (None) random weights of `variant` from `seed`. For pictures of
+    image_size pixels; views 4 adds the view vectors of the multi-view variants."""
+
+    network: ClassVar[str] = "conditioner"
+
+    path: Path | None = None
+    variant: str = "tiny"
+    seed: int = 0
+    image_size: int = IMAGE_SIZES[0]
+    views: int = VIEWS[0]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.path
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights are, as JSON. Raises FileNotFoundError when there are none."""
+        if self.path is None:
+            return {"variant": self.variant, "seed": self.seed}
+        file = self.path / FOLDER_FILE if self.path.is_dir() else self.path
+        if not file.is_file():
+            raise FileNotFoundError(f"conditioner must be a checkpoint or a folder with {FOLDER_FILE}, found nothing at {file}")
+        return {"checkpoint_sha256": sha256(file)}
+
+    def serving(self) -> ConditionerServing:
+        """What deployment needs to know."""
+        return ConditionerServing(self.image_size, self.views)
+
+    def load(self, dtype: torch.dtype = torch.float32, *, attention_backend: str = "sdpa") -> Conditioner:
+        """The encoder in this dtype, in eval mode on the CPU; attention_backend is transformers' `sdpa` or `eager`.
+
+        Raises CheckpointError for unreadable weights, ValueError for sizes that the published variants do not have or where
+        the package transformers is missing.
+        """
+        try:
+            from .checkpoint import load_conditioner, random_conditioner
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{error.name} must be installed for the image encoder, got none\n"
+                'hint: pip install "hunyuan3d-triton[conditioner]"'
+            ) from error
+        sizes = {"image_size": self.image_size, "views": self.views}
+        if self.path is None:
+            return random_conditioner(self.variant, self.seed, **sizes, dtype=dtype, attention=attention_backend)
+        return load_conditioner(self.path, **sizes, dtype=dtype, attention=attention_backend)

@@ -1,0 +1,85 @@
+"""The config.pbtxt files of the denoisers, in every runtime, and of the sampler in front of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from hunyuan3d_client import contract
+
+from ..attention import BACKENDS
+from ..pbtxt import MAX_BATCH, code_model, config_text, native_onnxruntime, python_onnxruntime, python_torch, tensorrt
+from .config import Preset
+from .network import graphs
+
+_MAX_TRAJECTORIES = 64
+# A full batch at the usual sizes; longer sequences get fewer rows a call, which keeps a step's latency.
+_MAX_TOKENS = MAX_BATCH * (contract.AXES["L"].opt + contract.AXES["T"].opt)
+# Name -> default and what else it may be; the served model's torch runtime says what each means.
+_TORCH_PARAMETERS = {
+    "device": ("auto", r"auto|cpu|cuda|cuda:\d+"),
+    "dtype": ("auto", "auto|fp32|fp16|bf16"),
+    "attention_backend": ("auto", "|".join(["auto", *BACKENDS])),
+    "compile": ("false", "true|false"),
+    "cuda_graphs": ("false", "true|false"),
+    "threads": ("0", r"\d+"),
+}
+# The sampler's parameters that depend on the denoiser's runtime. A plan has no process of its own that could die.
+_SAMPLER_RUNTIMES = {
+    "config.pbtxt": {"arrays": "auto", "restart_denoiser": "false"},
+    "configs/cpu.pbtxt": {"arrays": "numpy", "restart_denoiser": "true"},
+    "configs/torch.pbtxt": {"arrays": "auto", "restart_denoiser": "true"},
+}
+
+
+def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
+    """The torch runtime's parameters: the defaults with those of `texts`, each like dtype=fp16, in their place.
+
+    Raises ValueError for an unknown name or a value the runtime would refuse.
+    """
+    values = {name: default for name, (default, _) in _TORCH_PARAMETERS.items()}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in values:
+            raise ValueError(f"torch option must be one of {', '.join(values)}, got {name!r}\nhint: --torch dtype=fp16")
+        if not re.fullmatch(_TORCH_PARAMETERS[name][1], value):
+            raise ValueError(f"torch option {name} must be {_TORCH_PARAMETERS[name][1]}, got {value!r}")
+        values[name] = value
+    return values
+
+
+def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Path inside the repository -> text, for the denoisers of `preset` and the sampler in front of them."""
+    files = {}
+    for spec in (graph.spec for graph in graphs(preset).values()):
+        files[f"{spec.name}/config.pbtxt"] = tensorrt(spec)
+        files[f"{spec.name}/configs/cpu.pbtxt"] = python_onnxruntime(spec)
+        files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)
+        files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, torch or torch_parameters(), holder=contract.DIT)
+    for name, runtime in _SAMPLER_RUNTIMES.items():
+        files[f"{contract.SAMPLER}/{name}"] = _sampler(preset, runtime)
+    files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = code_model(contract.MODELS[contract.SAMPLER_UNARY])
+    return {name: config_text(config) for name, config in files.items()}
+
+
+def _sampler(preset: Preset, runtime: Mapping[str, str]) -> pb.ModelConfig:
+    parameters = {
+        "steps": str(preset.steps),
+        "guidance_scale": f"{preset.guidance_scale:g}",
+        "schedule": preset.schedule,
+        "guidance_embed": str(preset.config.guidance_embed).lower(),
+        "max_batch": str(MAX_BATCH),
+        "max_tokens_per_step": str(_MAX_TOKENS),
+        "max_trajectories": str(_MAX_TRAJECTORIES),
+        "max_queued": str(_MAX_TRAJECTORIES),
+        "lanes": "1",  # as many as the denoiser has instances
+        "queue_timeout_s": "600",
+        "total_timeout_s": "14400",  # 50 steps of v2-0 on a laptop's CPU take hours
+        "evaluation_timeout_s": "1800",
+        **runtime,
+    }
+    if runtime["arrays"] == "auto":
+        parameters["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"  # the denoiser's velocities stay on the GPU
+    return code_model(contract.MODELS[contract.SAMPLER], decoupled=True, parameters=parameters)

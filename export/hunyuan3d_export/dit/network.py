@@ -1,0 +1,175 @@
+"""What the export and deployment need to know of the denoiser: its graphs, its proof, and what is deployed with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hunyuan3d_client import contract
+
+from ..checks import Check, Profile, compare, within
+from ..graphs import Graph, Source
+from ..manifest import Manifest, ManifestError
+from ..runners import Runner
+from .config import DiTConfig, Preset
+from .model import Hunyuan3DDiT
+from .reference_sampler import Denoiser, RunnerDenoiser, sample, sigmas
+from .weights import SHIPPED, Weights
+
+PRESET_FILE = "preset.json"  # beside the sampler's model.py: default L and scale factor of the deployed weights
+# The form of attention in the graph -> the torch backend that traces to it.
+ATTENTION_FORMS = {"op": "sdpa", "decomposed": "standard"}
+EXAMPLE_SIZES = {"B": 2, "L": 24, "T": 37}
+# (B, L, T) of the checks: all different from each other and from the traced example.
+CASES = ((1, 40, 19), (2, 33, 130), (3, 96, 7))
+_SAMPLING_SIZES = (2, 48, 23)
+# Steps of the full sampling check; enough for errors to add up, whatever the preset's own number.
+_MOST_STEPS = 50
+_SEED = 2025
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """Largest relative L2 error against float32 torch: of one evaluation, and of a whole sampling."""
+
+    evaluation: float
+    sampling: float
+
+
+TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "fp16": Tolerance(5e-3, 3e-2), "bf16": Tolerance(4e-2, 2e-1)}
+
+
+def preset_from_json(serving: Mapping[str, Any]) -> Preset:
+    """The Preset that a manifest's `serving` holds."""
+    return Preset(**{**serving, "config": DiTConfig(**serving["config"])})
+
+
+def label(preset: Preset) -> str:
+    """What messages call these weights."""
+    return f"guidance-distilled weights ({preset.name})" if preset.config.guidance_embed else preset.name
+
+
+# --- graphs
+
+
+class _Guided(nn.Module):
+    """Hunyuan3DDiT.guided as the forward of a module, for the tracer."""
+
+    def __init__(self, model: Hunyuan3DDiT) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
+        return self.model.guided(latents, t, context, guidance_scale)
+
+
+def graphs(preset: Preset) -> dict[str, Graph]:
+    """plain, and guided for a base model: guidance-distilled weights have no guided graph."""
+    plain = contract.denoiser(guidance_embed=preset.config.guidance_embed)
+    found = {"plain": Graph(spec=plain, axes=plain.axes, example=EXAMPLE_SIZES)}
+    if not preset.config.guidance_embed:
+        spec = contract.denoiser(guided=True)
+        found["guided"] = Graph(spec=spec, axes=spec.axes, example=EXAMPLE_SIZES, module=_Guided)
+    return found
+
+
+# --- proof
+
+
+def weights_of(manifest: Manifest, given: Source | None) -> Weights:
+    """The weights an artifact was made from: those given, which must be the same, or those that its manifest names.
+
+    Raises ManifestError when they are others, or those of a checkpoint that was not given.
+    """
+    identity = manifest.made_from["weights"]
+    if given is None and "checkpoint_sha256" in identity and identity["preset"] not in SHIPPED:
+        raise ManifestError(
+            f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
+        )
+    weights = given if isinstance(given, Weights) else Weights(preset=identity["preset"], seed=identity.get("seed", 0))
+    # A file is known by its digest, whatever preset it is called by.
+    found, digest = weights.identity(), identity.get("checkpoint_sha256")
+    if (found.get("checkpoint_sha256") if digest else found) != (digest or identity):
+        raise ManifestError(f"{manifest.model} must be made from these weights, got {identity}\nhint: export again from them")
+    return weights
+
+
+def checks(manifest: Manifest, found_by: Runner, expected_by: Runner, *, profile: Profile, against: str) -> Iterator[Check]:
+    """The checks of compare_denoisers() for two runners."""
+    denoisers = RunnerDenoiser(found_by), RunnerDenoiser(expected_by)
+    yield from compare_denoisers(manifest, *denoisers, profile=profile, against=against)
+
+
+def compare_denoisers(
+    manifest: Manifest, found_by: Denoiser, expected_by: Denoiser, *, profile: Profile | None = None, against: str = ""
+) -> Iterator[Check]:
+    """Evaluations at several sizes within `profile`, then a whole sampling, all on CPU tensors, of one artifact's model.
+
+    against: what the checks' names say of expected_by.
+    """
+    tolerance = TOLERANCES[manifest.made_from["precision"]]
+    guided = manifest.model == contract.DIT_GUIDED
+    preset = preset_from_json(manifest.serving)
+    scale_input = "guidance_scale" if guided else "guidance" if preset.config.guidance_embed else None
+    for sizes in dict.fromkeys(within(profile, case) for case in CASES):
+        found, expected = (_evaluate(run, sizes, scale_input) for run in (found_by, expected_by))
+        yield compare(f"evaluation{against}", sizes, found, expected, tolerance=tolerance.evaluation)
+    times = sigmas(preset.schedule, min(preset.steps, _MOST_STEPS))
+    expected_path: contract.SamplingPath = "distilled" if preset.config.guidance_embed else "two-batch"
+    path: contract.SamplingPath = "guided" if guided else expected_path
+    sizes = within(profile, _SAMPLING_SIZES)
+    inputs = example_inputs(sizes)
+    found, expected = (
+        sample(run, inputs["context"], inputs["latents"], times, guidance_scale=preset.guidance_scale, path=how)
+        for run, how in ((found_by, path), (expected_by, expected_path))
+    )
+    yield compare(f"{len(times) - 1} steps, {path}{against}", sizes, found, expected, tolerance=tolerance.sampling)
+
+
+def example_inputs(sizes: tuple[int, ...], seed: int = _SEED) -> dict[str, Tensor]:
+    """latents, t, context of a seeded example of (B, L, T); every context value is representable in float16."""
+    batch, latent_tokens, context_tokens = sizes
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "latents": torch.randn(batch, latent_tokens, contract.LATENT_CHANNELS, generator=generator),
+        "t": torch.rand(batch, generator=generator),
+        "context": torch.randn(batch, context_tokens, contract.CONTEXT_WIDTH, generator=generator).half(),
+    }
+
+
+def _evaluate(denoiser: Denoiser, sizes: tuple[int, ...], scale_input: str | None) -> Tensor:
+    inputs = example_inputs(sizes)
+    if scale_input is not None:
+        inputs[scale_input] = torch.linspace(0.5, 7.5, sizes[0])
+    return denoiser.guided(**inputs) if scale_input == "guidance_scale" else denoiser(**inputs)
+
+
+# --- deployment
+
+
+def plan_sizes(preset: Preset) -> dict[str, tuple[int, ...]]:
+    """The sizes of B, L and T that the configs send to a plan by themselves: batches, the warm-up, the preset's defaults."""
+    return {
+        "B": (1, contract.AXES["B"].max),
+        "L": (preset.num_latents, contract.AXES["L"].opt),
+        "T": (preset.context_tokens, contract.AXES["T"].opt),
+    }
+
+
+def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
+    """See configs.config_files."""
+    from .configs import config_files as render  # needs tritonclient, which a machine for gpu-check may lack
+
+    return render(preset, torch)
+
+
+def facts(preset: Preset) -> dict[str, str]:
+    """Path inside the repository -> text that each deployment writes anew: the preset's name, its L and its scale factor."""
+    values = {"preset": preset.name, "num_latents": preset.num_latents, "scale_factor": preset.scale_factor}
+    return {f"{contract.SAMPLER}/1/{PRESET_FILE}": json.dumps(values) + "\n"}

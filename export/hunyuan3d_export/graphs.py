@@ -1,0 +1,91 @@
+"""What the export traces: where weights come from, a graph's tensors and free axes, and how the graph is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hunyuan3d_client import contract
+
+from .precisions import check_precision
+
+ATTENTION_FORMS = ("op", "decomposed")
+
+Axes = Mapping[str, contract.AxisRange]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnnxOptions:
+    """How a graph is written: precision fp32, fp16 or bf16 of weights and activations; attention op or decomposed."""
+
+    precision: str = "fp32"
+    attention: str = "op"
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if self.attention not in ATTENTION_FORMS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTION_FORMS)}, got {self.attention!r}")
+
+
+class Source(Protocol):
+    """Where the weights of one network come from: a checkpoint, or seeded random numbers."""
+
+    @property
+    def network(self) -> str:
+        """The network's name in NETWORKS."""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file or folder that was given; None for weights that need none."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights are, as JSON. Raises FileNotFoundError when they are not there."""
+
+    def serving(self) -> Any:
+        """The dataclass of all that deployment needs to know of these weights. Raises ValueError, CheckpointError."""
+
+    def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> nn.Module:
+        """The network in this dtype, in eval mode on the CPU. Raises CheckpointError, ValueError."""
+
+
+def whole(network: nn.Module) -> nn.Module:
+    """The network itself, whose forward is the graph."""
+    return network
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One graph of a network.
+
+    spec: the tensors; an axis that this export fixes stands there as its size. axes: the range of each free axis. example: the
+    sizes that the exporter traces with; none may be 0 or 1, because the exporter takes those for constants. module: turns the
+    loaded network into the module whose forward is traced.
+    """
+
+    spec: contract.ModelSpec
+    axes: Axes
+    example: Mapping[str, int]
+    module: Callable[[Any], nn.Module] = whole
+
+    def described(self) -> dict[str, Any]:
+        """The graph's tensors and axes as JSON, for the manifest: a graph is stale once they differ."""
+        return {
+            "inputs": [[tensor.name, tensor.dtype, list(tensor.dims)] for tensor in self.spec.inputs],
+            "outputs": [[tensor.name, tensor.dtype, list(tensor.dims)] for tensor in self.spec.outputs],
+            "axes": {axis: [size.min, size.opt, size.max] for axis, size in self.axes.items()},
+        }
+
+
+def read_spec(model: str, described: Mapping[str, Any]) -> tuple[contract.ModelSpec, Axes]:
+    """What Graph.described() wrote: the tensors of `model` and the range of each free axis."""
+
+    def tensors(kind: str) -> tuple[contract.TensorSpec, ...]:
+        return tuple(contract.TensorSpec(name, dtype, tuple(dims), "") for name, dtype, dims in described[kind])
+
+    axes = {axis: contract.AxisRange(*sizes) for axis, sizes in described["axes"].items()}
+    return contract.ModelSpec(model, tensors("inputs"), tensors("outputs")), axes

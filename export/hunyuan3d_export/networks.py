@@ -1,0 +1,153 @@
+"""The table of networks. A row says all that the export, the proofs and the deployment need to know of a network, so that none
+of them names one. To add a network: a folder beside dit/ and conditioner/, a row here, and its rows in the client's contract.
+
+`python -m hunyuan3d_export.networks` renders the configs in model_repository/ again after a change of the contract or of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from hunyuan3d_client import contract
+
+from .checks import Check, Profile
+from .conditioner import network as conditioner
+from .conditioner.weights import ConditionerServing
+from .dit import PRESETS, Preset, save_checkpoint
+from .dit import network as dit
+from .graphs import Graph, Source
+from .manifest import Manifest, ManifestError
+from .pbtxt import write_configs
+from .runners import Runner
+
+_HERE = Path(__file__).parent
+S = TypeVar("S")
+
+
+class Checks(Protocol):
+    """The comparison of one artifact's model as two runners compute it, within a plan's profile (empty: without bounds).
+
+    against: what the checks' names say of expected_by.
+    """
+
+    def __call__(
+        self, manifest: Manifest, found_by: Runner, expected_by: Runner, *, profile: Profile, against: str
+    ) -> Iterator[Check]: ...
+
+
+def _no_facts(_serving: Any) -> dict[str, str]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network(Generic[S]):
+    """One network. S is the dataclass of what deployment needs to know of its weights: Manifest.serving, typed.
+
+    title: what messages call it. models: the Triton models that its graphs become; the first holds the checkpoint for the torch
+    runtime. command: what makes its ONNX artifacts again. beside: the networks that must be deployed with it or before it.
+    code and packages: the source files and distributions that its graphs come from. attention_forms: the form of attention in a graph -> the backend that
+    traces to it. read_serving: Manifest.serving -> S. label: what messages call these weights. graphs: name -> graph.
+    weights_of: the source of an artifact's weights, given what the user named. checks: its proof. configs: path in the
+    repository -> text. facts: the same for files that each deployment writes anew. plan_sizes: the sizes of each axis that a plan
+    must take. base: the weights whose configs are in git. save: writes the checkpoint of the torch runtime, where there is one.
+    """
+
+    name: str
+    title: str
+    models: tuple[str, ...]
+    command: str
+    beside: tuple[str, ...] = ()
+    code: tuple[Path, ...]
+    packages: tuple[str, ...] = ()
+    attention_forms: Mapping[str, str]
+    read_serving: Callable[[Mapping[str, Any]], S]
+    label: Callable[[S], str]
+    graphs: Callable[[S], Mapping[str, Graph]]
+    weights_of: Callable[[Manifest, Source | None], Source]
+    checks: Checks
+    configs: Callable[..., dict[str, str]]
+    facts: Callable[[S], dict[str, str]] = _no_facts
+    plan_sizes: Callable[[S], Mapping[str, tuple[int, ...]]]
+    base: S
+    save: Callable[..., None] | None = None
+
+    def serving(self, manifest: Manifest) -> S:
+        """What deployment needs to know of an artifact. Raises ManifestError when the manifest does not hold it."""
+        try:
+            return self.read_serving(manifest.serving)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ManifestError(
+                f"the manifest of {manifest.model} must say what a {self.title} is served with, got: {error!r}\n"
+                f"hint: make it again with: {self.command}"
+            ) from error
+
+    def graph_of(self, serving: S, model: str) -> Graph:
+        """The graph behind a Triton model."""
+        return next(graph for graph in self.graphs(serving).values() if graph.spec.name == model)
+
+
+def _sources(*folders: str) -> tuple[Path, ...]:
+    return tuple(path for folder in folders for path in sorted((_HERE / folder).glob("*.py")))
+
+
+NETWORKS: dict[str, Network[Any]] = {
+    "dit": Network[Preset](
+        name="dit",
+        title="denoiser",
+        models=(contract.DIT, contract.DIT_GUIDED),
+        command="hunyuan3d-export onnx",
+        code=_sources("dit", "attention"),
+        attention_forms=dit.ATTENTION_FORMS,
+        read_serving=dit.preset_from_json,
+        label=dit.label,
+        graphs=dit.graphs,
+        weights_of=dit.weights_of,
+        checks=dit.checks,
+        configs=dit.config_files,
+        facts=dit.facts,
+        plan_sizes=dit.plan_sizes,
+        base=PRESETS["v2-0"],
+        save=save_checkpoint,
+    ),
+    "conditioner": Network[ConditionerServing](
+        name="conditioner",
+        title="image encoder",
+        models=(contract.CONDITIONER,),
+        command="hunyuan3d-export conditioner",
+        beside=("dit",),
+        code=_sources("conditioner"),
+        packages=("transformers",),
+        attention_forms=conditioner.ATTENTION_FORMS,
+        read_serving=conditioner.serving_from_json,
+        label=lambda _serving: "the image encoder",
+        graphs=conditioner.graphs,
+        weights_of=conditioner.weights_of,
+        checks=conditioner.checks,
+        configs=conditioner.config_files,
+        plan_sizes=conditioner.plan_sizes,
+        base=ConditionerServing(),
+    ),
+}
+
+
+def network_of(model: str) -> Network[Any]:
+    """The network whose graph a Triton model is. Raises ManifestError when there is none."""
+    for network in NETWORKS.values():
+        if model in network.models:
+            return network
+    known = ", ".join(model for network in NETWORKS.values() for model in network.models)
+    raise ManifestError(f"model must be one of {known}, got {model}\nhint: use the version of hunyuan3d-export that made it")
+
+
+def remake(model: str) -> str:
+    """The hint for an ONNX artifact that cannot be used: the command that makes it again."""
+    command = next((network.command for network in NETWORKS.values() if model in network.models), "hunyuan3d-export onnx")
+    return f"export again with: {command}"
+
+
+if __name__ == "__main__":
+    for row in NETWORKS.values():
+        write_configs(_HERE.parent.parent / "model_repository", row.configs(row.base))

@@ -1,0 +1,201 @@
+"""config.pbtxt files, rendered from the contract: one function for each runtime that can serve a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from hunyuan3d_client import contract
+
+from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, atomic_path
+
+_HEADER = "# Rendered from the contract by python -m hunyuan3d_export.networks; a test compares this file with it.\n"
+MAX_BATCH = contract.AXES["B"].max
+# How long a request waits for others to share its batch. Kept short, because a lone sample pays this delay at every step.
+_QUEUE_DELAY_US = 500
+_QUEUE_TIMEOUT_US = 60_000_000
+_MAX_QUEUE = 64
+# The free axes' sizes in the one evaluation at the start. On a CPU it only pages the weights in, so small sizes do; on a GPU it
+# runs at the profile's usual sizes, where the first real call will be.
+_CPU_WARMUP = 64
+
+
+def read_config(folder: Path, config_name: str) -> pb.ModelConfig:
+    """The config Triton would use for a model folder under `--model-config-name config_name`.
+
+    Raises ValueError when it is not a model config.
+    """
+    path = folder / "configs" / f"{config_name}.pbtxt"
+    path = path if path.is_file() else folder / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(), pb.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(f"{path} must be a Triton model config, got: {error}") from error
+
+
+def artifact_file(config: pb.ModelConfig) -> str | None:
+    """The file in a version folder that this config serves; None for a model that is code alone."""
+    if "model_file" in config.parameters:
+        return str(config.parameters["model_file"].string_value)
+    return config.default_model_filename or None
+
+
+def config_text(config: pb.ModelConfig) -> str:
+    """The text of a config file, with the line that says where it comes from."""
+    return _HEADER + text_format.MessageToString(config)
+
+
+def triton_type(dtype: str) -> int:
+    """Triton's number of a dtype's name."""
+    return int(pb.DataType.Value("TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"))
+
+
+def dims_of(spec: contract.TensorSpec) -> list[int]:
+    """Triton's dims: -1 for a free axis."""
+    return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
+
+
+def _batched_input(spec: contract.TensorSpec) -> pb.ModelInput:
+    """An input whose batch axis Triton adds by itself; a [B] tensor is [B, 1] to it, reshaped away."""
+    dims = dims_of(spec)[1:]
+    if dims:
+        return pb.ModelInput(name=spec.name, data_type=triton_type(spec.dtype), dims=dims)
+    return pb.ModelInput(name=spec.name, data_type=triton_type(spec.dtype), dims=[1], reshape=pb.ModelTensorReshape())
+
+
+def _batched(spec: contract.ModelSpec, *, device: str, usual: bool) -> pb.ModelConfig:
+    """What models that Triton batches have in common, whatever runs them. usual: warm up at the axes' usual sizes."""
+    policy = pb.ModelQueuePolicy(
+        timeout_action=pb.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=_QUEUE_TIMEOUT_US,
+        allow_timeout_override=True,
+        max_queue_size=_MAX_QUEUE,
+    )
+    return pb.ModelConfig(
+        name=spec.name,
+        max_batch_size=MAX_BATCH,
+        input=[_batched_input(tensor) for tensor in spec.inputs],
+        output=[
+            pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor)[1:])
+            for tensor in spec.outputs
+        ],
+        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value(device))],
+        dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=_QUEUE_DELAY_US, default_queue_policy=policy),
+        model_warmup=[_warmup(spec, usual=usual)],
+    )
+
+
+def _warmup(spec: contract.ModelSpec, *, usual: bool) -> pb.ModelWarmup:
+    warmup = pb.ModelWarmup(name="one evaluation", batch_size=1)
+    for tensor in spec.inputs:
+        dims = [_warmup_size(dim, usual=usual) for dim in tensor.dims[1:]] or [1]
+        data = warmup.inputs[tensor.name]
+        data.data_type, data.zero_data = triton_type(tensor.dtype), True
+        data.dims.extend(dims)
+    return warmup
+
+
+def _warmup_size(dim: str | int, *, usual: bool) -> int:
+    if isinstance(dim, int):
+        return dim
+    return contract.AXES[dim].opt if usual else min(_CPU_WARMUP, contract.AXES[dim].opt)
+
+
+def tensorrt(spec: contract.ModelSpec) -> pb.ModelConfig:
+    """A plan in Triton's TensorRT backend."""
+    config = _batched(spec, device="KIND_GPU", usual=True)
+    config.platform, config.backend, config.default_model_filename = "tensorrt_plan", "tensorrt", PLAN_FILE
+    return config
+
+
+def native_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
+    """A graph in Triton's own ONNX Runtime backend."""
+    config = _batched(spec, device="KIND_AUTO", usual=False)
+    config.backend, config.default_model_filename = "onnxruntime", ONNX_FILE
+    return config
+
+
+def python_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
+    """A graph on ONNX Runtime's CPU kernels, in the Python backend."""
+    config = _batched(spec, device="KIND_CPU", usual=False)
+    config.backend = "python"
+    set_parameters(config, {"runtime": "onnxruntime", "model_file": ONNX_FILE, "threads": "0", "limits": _limits(spec)})
+    return config
+
+
+def python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str], *, holder: str) -> pb.ModelConfig:
+    """The network itself in the Python backend. holder: the model whose folder has the checkpoint, which others read too."""
+    config = _batched(spec, device="KIND_AUTO", usual=False)
+    config.backend = "python"
+    folder = "" if spec.name == holder else f"../../{holder}/1/"
+    own = {"runtime": "torch", "model_file": folder + CHECKPOINT_FILE, "limits": _limits(spec)}
+    # The last parameter is Triton's: a tensor that is on a GPU comes as it is.
+    set_parameters(config, {**own, **parameters, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
+    return config
+
+
+def _limits(spec: contract.ModelSpec) -> str:
+    """What the Python backend refuses before the network sees it: values, and sizes of axes by their place, batch axis counted."""
+    limits = [f"{tensor.name} in {tensor.values[0]}..{tensor.values[1]}" for tensor in spec.inputs if tensor.values]
+    for tensor in spec.inputs:
+        sizes = [(place, contract.AXES[dim]) for place, dim in enumerate(tensor.dims) if place and isinstance(dim, str) and dim in spec.axes]
+        limits += [f"{tensor.name}[{place}] in {size.min}..{size.max}" for place, size in sizes]
+    return "; ".join(limits)
+
+
+def set_parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+
+
+def code_model(
+    spec: contract.ModelSpec, *, decoupled: bool = False, parameters: Mapping[str, str] | None = None
+) -> pb.ModelConfig:
+    """A Python model that handles the batch axis itself (max_batch_size 0), so that every dim is spelled out."""
+    config = pb.ModelConfig(
+        name=spec.name,
+        backend="python",
+        max_batch_size=0,
+        input=[
+            pb.ModelInput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor), optional=tensor.optional)
+            for tensor in spec.inputs
+        ],
+        output=[
+            pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor))
+            for tensor in spec.outputs
+        ],
+        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value("KIND_CPU"))],
+    )
+    if decoupled:
+        config.model_transaction_policy.decoupled = True
+    # `needs` is for whoever starts the server: see server/loadable.py.
+    needs = {"needs": " ".join("|".join(group) for group in spec.needs)} if spec.needs else {}
+    set_parameters(config, {**(parameters or {}), **needs})
+    return config
+
+
+def ensemble(spec: contract.ModelSpec, models: Mapping[str, contract.ModelSpec]) -> pb.ModelConfig:
+    """The steps of `spec` out of `models`, joined by equal names: a tensor has one name from the request to the response."""
+    config = code_model(spec)
+    config.ClearField("backend")
+    config.ClearField("instance_group")
+    config.platform = "ensemble"
+    wanted, known = {tensor.name for tensor in spec.outputs}, {tensor.name for tensor in spec.inputs}
+    for step in (models[name] for name in spec.steps):
+        inputs = [tensor.name for tensor in step.inputs if tensor.name in known]
+        outputs = [tensor.name for tensor in step.outputs if not tensor.optional or tensor.name in wanted]
+        scheduled = config.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
+        scheduled.input_map.update({name: name for name in inputs})
+        scheduled.output_map.update({name: name for name in outputs})
+        known |= set(outputs)
+    return config
+
+
+def write_configs(repository: Path, files: Mapping[str, str]) -> None:
+    """Writes rendered configs, path inside the repository -> text."""
+    for name, text in files.items():
+        with atomic_path(repository / name) as temporary:
+            temporary.write_text(text)

@@ -1,0 +1,1 @@
+"""The real tritonserver on this machine, and which models of a repository it can load."""

@@ -1,0 +1,71 @@
+"""Which models of a repository a server can load: those that have the file they serve and the models they need.
+
+Triton without model control loads every folder that it finds and does not start when one of them lacks its file. This is the
+one rule for the embedded server and for the container, which runs this file by itself: it needs the standard library alone.
+
+    python loadable.py REPOSITORY CONFIG FOLDER    fills FOLDER with links to the models that can be loaded
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+VERSION = "1"
+_FILE = re.compile(r'default_model_filename:\s*"([^"]+)"|key:\s*"model_file"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
+_NEEDS = re.compile(r'key:\s*"needs"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
+_STEP = re.compile(r'model_name:\s*"([^"]+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Loadable:
+    """models: the folders that can be loaded. missing: model -> why it cannot be. files: model -> the file that its config serves
+    ("" for a model of code alone)."""
+
+    models: list[Path]
+    missing: dict[str, str]
+    files: dict[str, str]
+
+
+def loadable(repository: Path, config: str) -> Loadable:
+    """What can be loaded of `repository` under `--model-config-name config`."""
+    folders = {path.parent.name: path.parent for path in sorted(repository.glob("*/config.pbtxt"))}
+    texts = {name: _config(folder, config) for name, folder in folders.items()}
+    files = {name: _served_file(text) for name, text in texts.items()}
+    missing = {
+        name: f"config {config} wants {file} and it is not deployed"
+        for name, file in files.items()
+        if file and not (folders[name] / VERSION / file).is_file()
+    }
+    while lacking := {
+        name: model for name in folders if name not in missing and (model := _lacking(texts[name], folders, missing))
+    }:
+        missing |= {name: f"it needs {model}" for name, model in lacking.items()}
+    return Loadable([folder for name, folder in folders.items() if name not in missing], missing, files)
+
+
+def _lacking(text: str, folders: dict[str, Path], missing: dict[str, str]) -> str:
+    """The first of what a config needs that cannot be loaded; "" when nothing lacks. An ensemble needs each of its steps."""
+    needs = _NEEDS.search(text)
+    groups = [*_STEP.findall(text), *(needs[1].split() if needs else [])]
+    absent = [group for group in groups if not any(name in folders and name not in missing for name in group.split("|"))]
+    return absent[0].replace("|", " or ") if absent else ""
+
+
+def _served_file(text: str) -> str:
+    found = _FILE.search(text)
+    return (found[1] or found[2]) if found else ""
+
+
+def _config(folder: Path, config: str) -> str:
+    named = folder / "configs" / f"{config}.pbtxt"
+    return (named if named.is_file() else folder / "config.pbtxt").read_text()
+
+
+if __name__ == "__main__":
+    found = loadable(Path(sys.argv[1]).resolve(), sys.argv[2])
+    for folder in found.models:
+        (Path(sys.argv[3]) / folder.name).symlink_to(folder)
+    sys.stderr.write("".join(f"{name}: not served, {reason}\n" for name, reason in found.missing.items()))
