@@ -24,8 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hunyuan3d_export.dit.attention import BACKENDS, CHUNK_SIZE, Call, attention
-from hunyuan3d_export.dit.memory import PeakMemory, estimate_bytes
+from hunyuan3d_export.attention import BACKENDS, CHUNK_SIZE, Call, PeakMemory, attention, estimate_bytes
 
 LENGTHS = (256, 1024, 4096, 8192)
 HEADS, HEAD_DIM = 16, 64

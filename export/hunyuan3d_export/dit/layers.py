@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import attention
+from ..attention import attention
 from .config import MAX_PERIOD, TIME_FACTOR, DiTConfig
 
 NORM_EPS = 1e-6

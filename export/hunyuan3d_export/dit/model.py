@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import resolve_backend
+from ..attention import resolve_backend
 from .config import DiTConfig
 from .layers import Branch, DoubleStreamBlock, LastLayer, Layout, MLPEmbedder, SingleStreamBlock
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..dit.attention import BACKENDS, CHUNK_SIZE, Call, attention
-from ..dit.memory import PeakMemory
+from ..attention import BACKENDS, CHUNK_SIZE, Call, PeakMemory, attention
 from .rows import Job, Row, Skip
 from .setting import Setting
 from .stopwatch import wait

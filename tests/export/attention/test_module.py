@@ -16,11 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunyuan3d_export.dit import EfficientAttention
-from hunyuan3d_export.dit import attention as functional
-from hunyuan3d_export.dit import efficient_attention as module
-from hunyuan3d_export.dit.attention import BACKENDS, Backend, Call
-from hunyuan3d_export.dit.memory import PeakMemory, estimate_bytes
+from hunyuan3d_export.attention import BACKENDS, Backend, Call, EfficientAttention, PeakMemory, estimate_bytes, function, module
 
 ON_CPU = ("auto", "sdpa", "flash", "chunked", "standard")
 Ran = list[tuple[str, int]]
@@ -28,7 +24,7 @@ Ran = list[tuple[str, int]]
 
 @pytest.fixture(autouse=True)
 def forget_logged_reasons() -> None:
-    functional.log_once.cache_clear()
+    function.log_once.cache_clear()
 
 
 @pytest.fixture
@@ -357,7 +353,7 @@ class TestMemory:
     def test_peak_of_this_process(self) -> None:
         script = """
 import torch
-from hunyuan3d_export.dit.memory import PeakMemory
+from hunyuan3d_export.attention.memory import PeakMemory
 kept = torch.ones(40 * 2**18)  # 40 MiB from before do not count
 with PeakMemory(torch.device("cpu")) as peak:
     x = torch.ones(100 * 2**18)  # 100 MiB, freed before the end
@@ -369,7 +365,7 @@ print(peak.bytes is None or 95 < peak.bytes / 2**20 < 120, peak.bytes)
         assert done.stdout.startswith("True"), done.stdout
 
     def test_unknown_where_nothing_tells(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setattr("hunyuan3d_export.dit.memory._CLEAR_REFS", types.SimpleNamespace(write_text=forbidden))
+        monkeypatch.setattr("hunyuan3d_export.attention.memory._CLEAR_REFS", types.SimpleNamespace(write_text=forbidden))
         with PeakMemory(torch.device("cpu")) as peak:
             pass
         assert peak.bytes is None

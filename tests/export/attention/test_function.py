@@ -8,7 +8,7 @@ import logging
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunyuan3d_export.dit import DiTConfig, Hunyuan3DDiT, load_checkpoint, random_model, save_checkpoint
-from hunyuan3d_export.dit import attention as module
-from hunyuan3d_export.dit.attention import BACKENDS, Call, attention
-from hunyuan3d_export.dit.memory import estimate_bytes
+from hunyuan3d_export.attention import BACKENDS, Call, attention, estimate_bytes, function
 
 # What runs on a CPU; `sage` needs CUDA and its package, and is tested for how it is chosen and refused.
 ON_CPU = ("sdpa", "flash", "chunked", "standard")
@@ -32,7 +29,7 @@ MASKS = ("none", "padding", "pairs bool", "pairs additive", "batch bool", "batch
 
 @pytest.fixture(autouse=True)
 def forget_logged_reasons() -> None:
-    module.log_once.cache_clear()
+    function.log_once.cache_clear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,8 +257,7 @@ def test_chunked_runs_where_standard_does_not_fit() -> None:
 
 MEASURE = """
 import json, sys, torch
-from hunyuan3d_export.dit.attention import attention
-from hunyuan3d_export.dit.memory import PeakMemory
+from hunyuan3d_export.attention import PeakMemory, attention
 
 backend, length = sys.argv[1], int(sys.argv[2])
 with torch.no_grad():
@@ -308,11 +304,9 @@ class TestMaskForms:
 class TestRefusals:
     q = torch.randn(1, 2, 4, 64)
 
-    def test_unknown_backend(self, narrow: DiTConfig) -> None:
+    def test_unknown_backend(self) -> None:
         with pytest.raises(ValueError, match="backend must be one of sdpa, flash, chunked, standard, sage, got 'fast'"):
             attention(self.q, self.q, self.q, backend="fast")
-        with pytest.raises(ValueError, match="got 'fast'"):
-            Hunyuan3DDiT(narrow, attention_backend="fast")
 
     @pytest.mark.parametrize(("dropout", "chunk_size"), [(1.0, 8), (-0.1, 8), (float("nan"), 8), (0.0, 0)])
     def test_values_out_of_range(self, dropout: float, chunk_size: int) -> None:
@@ -366,34 +360,12 @@ class TestRefusals:
         assert found is None if reason is None else found is not None and reason in found
 
 
-@pytest.fixture
-def sage(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """A stand-in for the package, which records its calls."""
-    calls: list[dict[str, Any]] = []
-
-    def sageattn(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        calls.append(options)
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=options["is_causal"])
-
-    package = types.ModuleType("sageattention")
-    package.sageattn = sageattn  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "sageattention", package)
-    yield calls
-
-
-@pytest.fixture
-def no_sage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sageattention", None)
-
-
 class TestSage:
     @pytest.mark.usefixtures("no_sage")
-    def test_missing_package_is_named(self, narrow: DiTConfig) -> None:
+    def test_missing_package_is_named(self) -> None:
         q = torch.randn(1, 2, 4, 64)
         with pytest.raises(ImportError, match='Please install "sageattention"\nhint: pip install sageattention'):
             attention(q, q, q, backend="sage")
-        with pytest.raises(ImportError, match='Please install "sageattention"'):
-            Hunyuan3DDiT(narrow, attention_backend="sage")
 
     @pytest.mark.usefixtures("no_sage")
     def test_falls_back_without_the_package(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -413,86 +385,9 @@ class TestSage:
         assert sage == [{"tensor_layout": "HND", "is_causal": True}]
         torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True))
 
-    @pytest.mark.usefixtures("sage")
-    def test_environment_is_read_when_a_model_is_built(self, narrow: DiTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert Hunyuan3DDiT(narrow).attention_backend == "sdpa"
-        monkeypatch.setenv("USE_SAGEATTN", "1")
-        assert Hunyuan3DDiT(narrow).attention_backend == "sage"
-        assert random_model(narrow).attention_backend == "sage"
-        assert Hunyuan3DDiT(narrow, attention_backend="sdpa").attention_backend == "sdpa"  # asked for: the environment yields
-        for off in ("0", ""):
-            monkeypatch.setenv("USE_SAGEATTN", off)
-            assert Hunyuan3DDiT(narrow).attention_backend == "sdpa"
-        monkeypatch.setenv("USE_SAGEATTN", "yes")
-        with pytest.raises(ValueError, match="USE_SAGEATTN must be 0 or 1, got 'yes'"):
-            Hunyuan3DDiT(narrow)
-
-    @pytest.mark.usefixtures("no_sage")
-    def test_environment_without_the_package(self, narrow: DiTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("USE_SAGEATTN", "1")
-        with pytest.raises(ImportError, match='(?s)Please install "sageattention".*unset USE_SAGEATTN'):
-            Hunyuan3DDiT(narrow)
-
-    @pytest.mark.usefixtures("no_sage")
-    def test_import_reads_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("USE_SAGEATTN", "1")
-        subprocess.run([sys.executable, "-c", "import hunyuan3d_export.dit"], check=True)
-
-    def test_dit_runs_its_plain_path_on_sage_and_its_bias_on_sdpa(
-        self,
-        narrow: DiTConfig,
-        sage: list[dict[str, Any]],
-        monkeypatch: pytest.MonkeyPatch,
-        draw: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    ) -> None:
-        # As on a GPU, where only a bias stands in its way.
-        takes_cpu = dataclasses.replace(BACKENDS["sage"], refusal=lambda _q, _k, _v, call: "no bias" if call.terms else None)
-        monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, "sage": takes_cpu})
-        model, plain = random_model(narrow, attention_backend="sage"), random_model(narrow)
-        latents, t, context = draw(narrow, 2, 9, 5)
-        torch.testing.assert_close(model(latents, t, context), plain(latents, t, context))
-        blocks = narrow.depth + narrow.depth_single_blocks
-        assert len(sage) == blocks
-        scale = torch.tensor([5.0, 2.0])
-        torch.testing.assert_close(model.guided(latents, t, context, scale), plain.guided(latents, t, context, scale))
-        assert len(sage) == 2 * blocks  # the conditional branch again; the unconditional one has a bias
-
-
-@pytest.mark.parametrize("backend", ON_CPU)
-def test_dit_is_the_same_on_every_backend(
-    backend: str, narrow: DiTConfig, distilled: DiTConfig, draw: Callable[..., tuple[Tensor, Tensor, Tensor]]
-) -> None:
-    scale = torch.tensor([5.0, -1.5], dtype=torch.float64)
-    inputs = draw(narrow, 2, 19, 11, torch.float64)
-
-    def velocities(name: str) -> list[Tensor]:
-        base = random_model(narrow, dtype=torch.float64, attention_backend=name)
-        embedded = random_model(distilled, dtype=torch.float64, attention_backend=name)
-        assert base.attention_backend == name
-        return [base(*inputs), base.guided(*inputs, scale), embedded(*inputs, scale)]
-
-    for found, expected in zip(velocities(backend), velocities("standard"), strict=True):
-        assert distance(found, expected) <= 1e-12
-
-
-def test_dit_refuses_a_plain_call_its_backend_cannot_take(
-    narrow: DiTConfig, draw: Callable[..., tuple[Tensor, Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    never = dataclasses.replace(BACKENDS["flash"], refusal=lambda *_: "something else")
-    monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, "flash": never})
-    with pytest.raises(ValueError, match="attention backend flash must get something else"):
-        random_model(narrow, attention_backend="flash")(*draw(narrow, 1, 4, 3))
-
-
-def test_loaded_model_takes_the_backend(narrow: DiTConfig, tmp_path: Path) -> None:
-    save_checkpoint(random_model(narrow), tmp_path / "model.safetensors")
-    assert load_checkpoint(tmp_path / "model.safetensors", attention_backend="chunked").attention_backend == "chunked"
-    with pytest.raises(ValueError, match="got 'fast'"):
-        load_checkpoint(tmp_path / "model.safetensors", attention_backend="fast")
-
 
 def test_fallbacks_are_logged_as_warnings_of_this_module(caplog: pytest.LogCaptureFixture) -> None:
     q = torch.randn(1, 1, 2, 8)
     attention(q, q, q, dropout=0.1, backend="flash", fall_back=True)
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING and record.name == "hunyuan3d_export.dit.attention"
+    assert record.levelno == logging.WARNING and record.name == "hunyuan3d_export.attention.function"

@@ -1,0 +1,177 @@
+"""The full attention module: projections, dropout, a backend chosen per call, fallbacks, a memory monitor."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .function import (
+    BACKENDS,
+    CHUNK_SIZE,
+    Call,
+    flash_refusal,
+    four_axes,
+    known_backend,
+    log_once,
+    require_backend,
+    sage_wanted,
+)
+from .memory import PeakMemory, estimate_bytes
+
+AUTO = "auto"
+# Where a call goes when the one before fails: less speed each time, less memory down to chunked, fewest demands at the end.
+FALLBACKS = ("sage", "flash", "sdpa", "chunked", "standard")
+SMALLEST_CHUNK = 32
+_MIB = 2**20
+_logger = logging.getLogger(__name__)
+
+
+class EfficientAttention(nn.Module):
+    """Multi-head attention of a sequence to itself or to another.
+
+    to_q, to_k and to_v have no bias; to_out is a Linear and a Dropout. `dropout` is the probability both for attention
+    weights and for outputs, in training only.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_head: int,
+        dropout: float = 0.0,
+        chunk_size: int = CHUNK_SIZE,
+        backend: str = AUTO,
+        *,
+        d_context: int | None = None,
+        fall_back: bool = True,
+        monitor_memory: bool = False,
+    ) -> None:
+        """d_context is the width of key and value (None: d_model).
+
+        backend `auto` chooses per call (see choose); with USE_SAGEATTN=1, read here, it prefers `sage`. fall_back lets the
+        next backend of FALLBACKS try when one refuses a call, is missing or runs out of memory in the forward pass; each
+        reason is logged once. monitor_memory logs each call's estimated and measured memory at level INFO.
+
+        Raises ValueError for a size below 1, a dropout outside [0, 1) or an unknown backend, and ImportError for `sage`
+        without its package when it may not fall back.
+        """
+        super().__init__()
+        d_context = d_model if d_context is None else d_context
+        for name, size in (("d_model", d_model), ("num_heads", num_heads), ("d_head", d_head), ("d_context", d_context)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        Call(None, None, False, dropout, chunk_size)  # its checks are ours
+        known_backend(backend, AUTO)
+        if not fall_back:
+            require_backend(backend)
+        self.num_heads, self.dropout, self.chunk_size = num_heads, dropout, chunk_size
+        self.backend, self.fall_back, self.monitor_memory = backend, fall_back, monitor_memory
+        self.prefer_sage = backend == AUTO and sage_wanted()
+        inner = num_heads * d_head
+        self.to_q = nn.Linear(d_model, inner, bias=False)
+        self.to_k = nn.Linear(d_context, inner, bias=False)
+        self.to_v = nn.Linear(d_context, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, d_model), nn.Dropout(dropout))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """query [B, Lq, d_model], key and value [B, Lk, d_context] -> [B, Lq, d_model].
+
+        key None: query itself; value None: key. mask, bias and causal as in attention().
+
+        Raises ValueError for a value without its key, a mask that does not fit, and what the backend refuses when it may
+        not fall back.
+        """
+        if key is None and value is not None:
+            raise ValueError("key must be given with value, got None")
+        key = query if key is None else key
+        value = key if value is None else value
+        if not (query.shape[0] == key.shape[0] and key.shape[:2] == value.shape[:2]):
+            shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+            raise ValueError(f"query, key and value must be [B, Lq, ..], [B, Lk, ..], [B, Lk, ..], got {shapes}")
+        projected = (self.to_q(query), self.to_k(key), self.to_v(value))
+        q, k, v = (rearrange(x, "B L (H D) -> B H L D", H=self.num_heads) for x in projected)
+        dropout = self.dropout if self.training else 0.0
+        call = Call(bias, None if mask is None else four_axes(mask, q, k), causal, dropout, self.chunk_size)
+        _check_bias(bias, q, k)
+        return self.to_out(rearrange(self._attend(q, k, v, call), "B H L D -> B L (H D)"))
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> str:
+        """The backend for a call: a fused kernel where one takes it, else chunks of a long sequence or a short one whole.
+
+        flash on CUDA in half precision without mask or bias; sdpa on CUDA otherwise (its memory-efficient kernel), except in
+        float64, and on the CPU (its flash kernel takes masks), except with dropout or a learned bias.
+        """
+        if self.prefer_sage and BACKENDS["sage"].refusal(q, k, v, call) is None:
+            return "sage"
+        fused = flash_refusal(q, k, v, call) is None
+        if q.device.type == "cuda" and (fused or q.dtype != torch.float64):
+            return "flash" if fused else "sdpa"
+        if fused:
+            return "sdpa"
+        return "chunked" if q.shape[-2] > self.chunk_size else "standard"
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        first = self.choose(q, k, v, call) if self.backend == AUTO else self.backend
+        if not self.fall_back:
+            reason = BACKENDS[first].refusal(q, k, v, call)
+            if reason is not None:
+                raise ValueError(f"attention backend {first} must get {reason}\nhint: fall_back=True, or backend='auto'")
+            return self._run(first, self.chunk_size, q, k, v, call)
+        attempts = list(self._attempts(first))
+        for (name, chunk_size), following in zip(attempts, attempts[1:], strict=False):
+            reason = BACKENDS[name].refusal(q, k, v, call)
+            if reason is None:
+                try:
+                    return self._run(name, chunk_size, q, k, v, call)
+                except (RuntimeError, MemoryError) as error:  # no kernel, or no memory: the next one needs less of either
+                    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            else:
+                reason = f"it must get {reason}"
+            log_once(_logger, f"attention falls back from {_label(name, chunk_size)} to {_label(*following)}: {reason}")
+        return self._run(*attempts[-1], q, k, v, call)
+
+    def _attempts(self, first: str) -> Iterator[tuple[str, int]]:
+        for name in FALLBACKS[FALLBACKS.index(first) :]:
+            yield name, self.chunk_size
+            chunk_size = self.chunk_size // 2
+            while name == "chunked" and chunk_size >= SMALLEST_CHUNK:
+                yield name, chunk_size
+                chunk_size //= 2
+
+    def _run(self, name: str, chunk_size: int, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        call = dataclasses.replace(call, chunk_size=chunk_size)
+        if not self.monitor_memory:
+            return BACKENDS[name].run(q, k, v, call)
+        estimated = estimate_bytes(name, q, k, chunk_size=chunk_size) / _MIB
+        with PeakMemory(q.device) as peak:
+            out = BACKENDS[name].run(q, k, v, call)
+        measured = "unknown" if peak.bytes is None else f"{peak.bytes / _MIB:.1f} MiB"
+        shape = f"{q.shape[-2]} queries, {k.shape[-2]} keys"
+        _logger.info("attention %s, %s: estimated %.1f MiB, peak %s", _label(name, chunk_size), shape, estimated, measured)
+        return out
+
+
+def _check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
+    full = (*q.shape[:3], k.shape[2])
+    if bias is None:
+        return
+    if bias.dim() > 4 or any(found not in (1, size) for found, size in zip(reversed(bias.shape), reversed(full), strict=False)):
+        raise ValueError(f"bias must broadcast to [B, H, Lq, Lk] = {list(full)}, got {list(bias.shape)}")
+
+
+def _label(name: str, chunk_size: int) -> str:
+    return f"{name}({chunk_size})" if name == "chunked" else name
