@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 .PHONY: demo  ## from nothing to a checked result: export, verify, deploy, serve, sample
 demo: PRESET := $(if $(filter file,$(origin PRESET)),shapes,$(PRESET))
 demo: $(STAMP)
-	$(BIN)/python -m hunyuan3d_export.demo $(WEIGHTS) --precision $(PRECISION)
+	$(BIN)/python -m hunyuan3d_export.commands.demo $(WEIGHTS) --precision $(PRECISION)
 .PHONY: test  ## the fast tests (what CI runs)
 test: $(STAMP)
 	$(BIN)/python tests/warm_artifacts.py

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hunyuan3d_client import Client, contract
-from hunyuan3d_export.embedded_server import EmbeddedServer
+from hunyuan3d_export.server.embedded import EmbeddedServer
 
 BUILD = Path("build") / "bench"
 _ROUNDS = 200

@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hunyuan3d_export import compute
-from hunyuan3d_export.dit import PRESETS
-from hunyuan3d_export.parity import OnnxDenoiser, example_inputs
+from hunyuan3d_export.dit import PRESETS, compute
+from hunyuan3d_export.dit.network import example_inputs
+from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
 
 _PAIRS = 5
 # name, L, T, largest acceptable ratio: mini's own sizes; v2-0's at a half, where attention weighs less than at full size

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from hunyuan3d_client import AsyncClient
 from hunyuan3d_client.errors import Hunyuan3DError
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 
 CALLERS = (1, 2, 4, 8, 16)
 LOADS = (0.5, 0.8, 1.1)  # of the closed loop's best throughput

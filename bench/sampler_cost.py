@@ -21,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hunyuan3d_client import AsyncClient, Client, contract, noise
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints
-from hunyuan3d_export.parity import OnnxDenoiser
-from hunyuan3d_export.reference_sampler import sample as in_process
-from hunyuan3d_export.reference_sampler import sigmas
+from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser, sigmas
+from hunyuan3d_export.dit.reference_sampler import sample as in_process
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 
 BATCH = 8
 MOST_OVERHEAD, LEAST_THROUGHPUT = 1.05, 0.95

@@ -14,10 +14,10 @@ import torch
 
 from hunyuan3d_client import contract
 from hunyuan3d_export.dit import PRESETS, random_model, save_checkpoint
-from hunyuan3d_export.embedded_server import Endpoints
+from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.onnx_from_torch import export_onnx
 from hunyuan3d_export.repository_from_artifacts import deploy
-from hunyuan3d_export.weights import Weights
+from hunyuan3d_export.server.embedded import Endpoints
 
 BUILD = Path("build") / "bench"
 SCALE = 5.0

@@ -6,7 +6,7 @@ ARG CUPY_VERSION=14.2.0
 ARG PILLOW_VERSION=13.0.0
 # The sampler's arrays on the GPU; pictures.
 RUN pip install --no-cache-dir "cupy-cuda13x==${CUPY_VERSION}" "pillow==${PILLOW_VERSION}"
-COPY docker/entrypoint.sh docker/json_log.py docker/health.py docker/loadable.py /opt/hunyuan3d/
+COPY docker/entrypoint.sh docker/json_log.py docker/health.py export/hunyuan3d_export/server/loadable.py /opt/hunyuan3d/
 COPY model_repository /models
 USER 1000:1000
 EXPOSE 8000 8001 8002

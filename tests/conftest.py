@@ -32,7 +32,7 @@ def root() -> Path:
 def weights_of_micro(*, seed: int = 0, distilled: bool = False) -> Any:
     """Weights of a checkpoint file, fp32, every parameter random."""
     from hunyuan3d_export.dit import DiTConfig, random_model, save_checkpoint
-    from hunyuan3d_export.weights import Weights
+    from hunyuan3d_export.dit.weights import Weights
 
     path = CACHE / f"micro{'-distilled' if distilled else ''}-{seed}.safetensors"
     save_checkpoint(random_model(DiTConfig(**MICRO, guidance_embed=distilled), seed), path, dtype=None)

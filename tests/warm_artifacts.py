@@ -28,7 +28,7 @@ SHARED: list[dict[str, Any]] = [
 def export(options: dict[str, Any]) -> None:
     import torch
 
-    from hunyuan3d_export.weights import Weights
+    from hunyuan3d_export.dit.weights import Weights
 
     warnings.simplefilter("error")  # as in the tests
     torch.set_num_threads(1)

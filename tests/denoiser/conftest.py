@@ -15,10 +15,10 @@ import torch
 import torch_denoiser
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.configs import torch_parameters
 from hunyuan3d_export.dit import save_checkpoint
-from hunyuan3d_export.onnx_from_torch import MODEL_FILE
-from hunyuan3d_export.parity import example_inputs
+from hunyuan3d_export.dit.configs import torch_parameters
+from hunyuan3d_export.dit.network import example_inputs
+from hunyuan3d_export.files import ONNX_FILE
 
 Evaluate = Callable[..., list[Any]]
 
@@ -45,7 +45,7 @@ def evaluate(request: pytest.FixtureRequest, artifacts: Callable[..., Path], in_
         denoiser: Any = in_torch()
     else:
         denoiser = onnxruntime_denoiser.Denoiser(
-            artifacts() / contract.DIT_GUIDED / MODEL_FILE, onnxruntime_denoiser.Options(threads=2)
+            artifacts() / contract.DIT_GUIDED / ONNX_FILE, onnxruntime_denoiser.Options(threads=2)
         )
     library = {"torch": torch, "onnxruntime": np}[request.param]
 

@@ -11,7 +11,7 @@ from batching import InvalidInput, velocities
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hunyuan3d_export.parity import relative_l2
+from hunyuan3d_export.checks import relative_l2
 
 Make = Callable[..., dict[str, np.ndarray]]
 Evaluate = Callable[..., list]

@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch_denoiser
 
-from hunyuan3d_export.configs import torch_parameters
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit.attention import BACKENDS
-from hunyuan3d_export.parity import TOLERANCES, example_inputs, relative_l2
+from hunyuan3d_export.dit.configs import torch_parameters
+from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
 
 InTorch = Callable[..., torch_denoiser.Denoiser]
 SIZES = (2, 33, 19)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,7 +86,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def triton_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from hunyuan3d_export.triton_wheel import lay_out
+    from hunyuan3d_export.server.wheel import lay_out
 
     home = tmp_path_factory.mktemp("triton")
     lay_out(home)
@@ -113,12 +115,22 @@ def settings(triton_home: Path, repository: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def run(root: Path, settings: dict[str, str]) -> Callable[..., Any]:
+def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """/opt/hunyuan3d of the CPU image: the files that its Dockerfile copies there."""
+    folder = tmp_path_factory.mktemp("opt")
+    copies = re.findall(r"^COPY (.*) /opt/hunyuan3d/$", (root / "docker" / "cpu.Dockerfile").read_text(), re.MULTILINE)
+    for source in " ".join(copies).split():
+        shutil.copy2(root / source, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(image: Path, settings: dict[str, str]) -> Callable[..., Any]:
     """run(*arguments of tritonserver, **environment): a context manager of a started Container; not yet ready."""
 
     @contextlib.contextmanager
     def start(*arguments: str, **environment: str) -> Iterator[Container]:
-        container = Container(root / "docker" / "entrypoint.sh", arguments, {**settings, **environment})
+        container = Container(image / "entrypoint.sh", arguments, {**settings, **environment})
         try:
             yield container
         finally:

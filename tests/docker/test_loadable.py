@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from hunyuan3d_client import Client, contract
-from hunyuan3d_export.repository_from_artifacts import SOURCE, deploy, deploy_checkpoint, loadable_models
+from hunyuan3d_export.repository_from_artifacts import SOURCE, deploy, deploy_checkpoint
+from hunyuan3d_export.server.embedded import loadable_models
 
 
 @pytest.fixture
 def loadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], set[str]]:
-    monkeypatch.syspath_prepend(root / "docker")
+    monkeypatch.syspath_prepend(root / "export" / "hunyuan3d_export" / "server")  # as the container has it: a file by itself
     from loadable import loadable
 
-    return lambda repository, config: {folder.name for folder in loadable(repository, config)[0]}
+    return lambda repository, config: {folder.name for folder in loadable(repository, config).models}
 
 
 @pytest.fixture

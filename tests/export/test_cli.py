@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import cli, parity
-from hunyuan3d_export.gpu import first_gpu
+from hunyuan3d_export.commands import app
+from hunyuan3d_export.dit import network
+from hunyuan3d_export.engines.gpu import first_gpu
 from hunyuan3d_export.manifest import Manifest
 from hunyuan3d_export.parity import RECEIPT
 
@@ -35,7 +36,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(sys, "argv", ["hunyuan3d-export", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
         try:
-            code = cli.run()
+            code = app.run()
         except SystemExit as exit_:
             code = exit_.code
         found = Result(int(code or 0), *capsys.readouterr())
@@ -107,7 +108,7 @@ def test_onnx_prints_its_folders(call: Callable[..., Result], artifacts: Callabl
 def test_verify(
     call: Callable[..., Result], artifacts: Callable[..., Path], micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "_MOST_STEPS", 4)
+    monkeypatch.setattr(network, "_MOST_STEPS", 4)
     out = Path(shutil.copytree(artifacts(), tmp_path / "out"))
     right = call("verify", "--artifacts", out, "--checkpoint", micro.checkpoint)
     assert right.code == 0 and right.out.count("ok") == 8 and "FAILED" not in right.out

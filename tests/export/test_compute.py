@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hunyuan3d_export import compute
-from hunyuan3d_export.dit import PRESETS, DiTConfig, Hunyuan3DDiT, random_model
+from hunyuan3d_export.dit import PRESETS, DiTConfig, Hunyuan3DDiT, compute, random_model
 
 CONFIG = DiTConfig(
     in_channels=6,

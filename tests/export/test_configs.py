@@ -11,8 +11,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.configs import artifact_file, config_files, read_config, write_configs
 from hunyuan3d_export.dit import PRESETS
+from hunyuan3d_export.dit.configs import config_files
+from hunyuan3d_export.pbtxt import artifact_file, read_config, write_configs
 
 DISTILLED = [name for name, preset in PRESETS.items() if preset.config.guidance_embed]
 SERVED = (contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY)
@@ -35,7 +36,7 @@ def test_the_files_in_git_are_the_rendered_ones(root: Path) -> None:
     repository = root / "model_repository"
     rendered = config_files(PRESETS["v2-0"])
     for name, text in rendered.items():
-        assert (repository / name).read_text() == text, f"{name}: run python -m hunyuan3d_export.configs"
+        assert (repository / name).read_text() == text, f"{name}: run python -m hunyuan3d_export.networks"
     ours = {str(path.relative_to(repository)) for model in SERVED for path in (repository / model).rglob("*.pbtxt")}
     assert ours == set(rendered)
 
@@ -136,7 +137,7 @@ def test_distilled_presets_have_no_guided_model(name: str) -> None:
 
 
 def test_a_named_config_replaces_the_default_one(tmp_path: Path) -> None:
-    write_configs(tmp_path, PRESETS["v2-0"])
+    write_configs(tmp_path, config_files(PRESETS["v2-0"]))
     assert read_config(tmp_path / contract.DIT, "cpu").backend == "python"
     assert read_config(tmp_path / contract.DIT, "no-such-name").platform == "tensorrt_plan"
     assert read_config(tmp_path / contract.SAMPLER, "cpu").backend == "python"
@@ -146,7 +147,7 @@ def test_a_named_config_replaces_the_default_one(tmp_path: Path) -> None:
 
 
 def test_written_files_are_the_rendered_ones(tmp_path: Path) -> None:
-    write_configs(tmp_path, PRESETS["v2-mini-turbo"])
+    write_configs(tmp_path, config_files(PRESETS["v2-mini-turbo"]))
     written = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.pbtxt")}
     assert written == config_files(PRESETS["v2-mini-turbo"])
 

@@ -10,18 +10,14 @@ import pytest
 import torch
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.configs import artifact_file, read_config, torch_parameters
 from hunyuan3d_export.dit import load_checkpoint
+from hunyuan3d_export.dit.configs import torch_parameters
+from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.manifest import NAME as MANIFEST
 from hunyuan3d_export.manifest import Manifest
-from hunyuan3d_export.repository_from_artifacts import (
-    SOURCE,
-    DeployError,
-    deploy,
-    deploy_checkpoint,
-    loadable_models,
-)
-from hunyuan3d_export.weights import Weights
+from hunyuan3d_export.pbtxt import artifact_file, read_config
+from hunyuan3d_export.repository_from_artifacts import SOURCE, DeployError, deploy, deploy_checkpoint
+from hunyuan3d_export.server.embedded import loadable_models
 
 BASE = sorted([contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY])
 CHECKPOINT = Path(contract.DIT) / "1" / "checkpoint.safetensors"

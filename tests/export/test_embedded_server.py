@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import triton_wheel
-from hunyuan3d_export.embedded_server import EmbeddedServer, ServerOptions, ServerStartError
 from hunyuan3d_export.repository_from_artifacts import DeployError, deploy
+from hunyuan3d_export.server import wheel
+from hunyuan3d_export.server.embedded import EmbeddedServer, ServerOptions, ServerStartError
 
 WAIT_S = 90.0
 
@@ -129,13 +129,13 @@ def test_not_ready_in_time(repository: Path) -> None:
 
 
 def test_a_platform_without_the_wheel(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
-    monkeypatch.setattr(triton_wheel.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(wheel.platform, "machine", lambda: "aarch64")
     with pytest.raises(ServerStartError, match="must run on linux x86_64, got linux aarch64\nhint: .*official Triton image"):
         EmbeddedServer(repository).start()
 
 
 def test_the_wheel_is_missing(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
-    monkeypatch.setattr(triton_wheel.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(
         ServerStartError, match='nvidia-pytriton must be installed, found none\nhint: .*"hunyuan3d-triton.embedded."'
     ):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import tensorrt_targets
+from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.engine_from_onnx import (
     PROFILE_AXES,
     BuildCancelled,
@@ -28,11 +28,11 @@ from hunyuan3d_export.engine_from_onnx import (
     build_engines,
     parse_profile,
 )
+from hunyuan3d_export.engines import targets
+from hunyuan3d_export.engines.targets import Target, TargetMissing, find_target
 from hunyuan3d_export.files import sha256
 from hunyuan3d_export.manifest import Manifest, ManifestError
 from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
-from hunyuan3d_export.tensorrt_targets import Target, TargetMissing, find_target
-from hunyuan3d_export.weights import Weights
 
 _TRT_DTYPES = {"FP32": "FLOAT", "FP16": "HALF"}
 
@@ -160,7 +160,7 @@ def test_interrupt_cancels_the_build_and_leaves_nothing(rtx: Target, micro_fp16:
 def test_without_rich_the_phases_are_lines_of_the_log(
     rtx: Target, micro_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "hunyuan3d_export.terminal_bars", None)  # its import fails, as without rich
+    monkeypatch.setitem(sys.modules, "hunyuan3d_export.engines.terminal_bars", None)  # its import fails, as without rich
     build_engines(micro_fp16, tmp_path / "out", rtx)
     assert any(f"{contract.DIT}: " in line and line.endswith(" steps") for line in caplog.messages), caplog.messages
 
@@ -183,7 +183,7 @@ def test_options_rtx_has_not_are_refused(rtx: Target, tmp_path: Path, options: d
 
 
 def test_missing_library_names_both_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt", ("no_such_module",))
+    monkeypatch.setitem(targets._MODULES, "tensorrt", ("no_such_module",))
     with pytest.raises(TargetMissing, match=r'pip install "hunyuan3d-triton\[gpu\]"') as caught:
         find_target("tensorrt")
     assert "inside the Triton image" in str(caught.value)
@@ -192,21 +192,21 @@ def test_missing_library_names_both_fixes(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_stubs_package_is_not_taken_for_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "only_stubs").mkdir()  # what type stubs leave behind: a folder to import, with nothing in it
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt", ("only_stubs",))
+    monkeypatch.setitem(targets._MODULES, "tensorrt", ("only_stubs",))
     with pytest.raises(TargetMissing, match="found none"):
         find_target("tensorrt")
-    assert tensorrt_targets.installed_version("tensorrt") is None
+    assert targets.installed_version("tensorrt") is None
 
 
 def test_the_standard_path_runs_with_the_rtx_library_in_its_place(
     monkeypatch: pytest.MonkeyPatch, micro_fp16: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt", tensorrt_targets._MODULES["tensorrt-rtx"])
+    monkeypatch.setitem(targets._MODULES, "tensorrt", targets._MODULES["tensorrt-rtx"])
     with pytest.raises(TargetMissing, match="found no GPU"):
         find_target("tensorrt")
-    monkeypatch.setattr(tensorrt_targets, "first_gpu", lambda: tensorrt_targets.Gpu("A GPU", "SM89"))
+    monkeypatch.setattr(targets, "first_gpu", lambda: targets.Gpu("A GPU", "SM89"))
     target = find_target("tensorrt")
-    assert (target.compute_capabilities, target.gpu) == (("SM89",), tensorrt_targets.Gpu("A GPU", "SM89"))
+    assert (target.compute_capabilities, target.gpu) == (("SM89",), targets.Gpu("A GPU", "SM89"))
     folders = build_engines(micro_fp16, tmp_path, target, EngineOptions(workspace_bytes=2**30, version_compatible=False))
     assert json.loads((folders[0] / "manifest.json").read_text())["made_from"]["gpu"] == "A GPU"
     with pytest.raises(ValueError, match="this GPU's SM89"):

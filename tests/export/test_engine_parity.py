@@ -15,14 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import parity, tensorrt_targets
+from hunyuan3d_export.checks import within
+from hunyuan3d_export.dit.network import CASES
+from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
 from hunyuan3d_export.engine_from_onnx import EngineOptions, build_engines, parse_profile
-from hunyuan3d_export.engine_parity import verify_engines, why_skipped
-from hunyuan3d_export.engine_runtime import PlanLoadError, load_engine
-from hunyuan3d_export.gpu import Gpu, first_gpu
+from hunyuan3d_export.engines import targets
+from hunyuan3d_export.engines.gpu import Gpu, first_gpu
+from hunyuan3d_export.engines.runtime import PlanLoadError, load_engine
+from hunyuan3d_export.engines.targets import TargetMissing, find_target
 from hunyuan3d_export.manifest import Manifest, ManifestError
-from hunyuan3d_export.parity import CASES, RECEIPT, compare
-from hunyuan3d_export.tensorrt_targets import TargetMissing, find_target
+from hunyuan3d_export.parity import RECEIPT, verify_engines, why_skipped
 
 without_gpu = pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU: plans are tried")
 
@@ -45,9 +47,9 @@ def test_without_a_gpu_the_reason_is_one_line(plans: Path) -> None:
 
 
 def test_without_the_library_the_reason_names_it(plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hunyuan3d_export.engine_parity.first_gpu", lambda: Gpu("A GPU", "SM89"))
+    monkeypatch.setattr("hunyuan3d_export.parity.first_gpu", lambda: Gpu("A GPU", "SM89"))
     assert why_skipped(plans) is None
-    monkeypatch.setitem(tensorrt_targets._MODULES, "tensorrt-rtx", ("no_such_module",))
+    monkeypatch.setitem(targets._MODULES, "tensorrt-rtx", ("no_such_module",))
     assert why_skipped(plans) == "target tensorrt-rtx must have the package tensorrt-rtx, found none"
 
 
@@ -83,7 +85,7 @@ def test_checks_stay_within_the_profile(data: st.DataObject) -> None:
         low = data.draw(st.integers(1, most))
         profile[axis] = [low, low, data.draw(st.integers(low, most))]
     for case in CASES:
-        sizes = parity._within(profile, case)
+        sizes = within(profile, case)
         for axis, size, wanted in zip("BLT", sizes, case, strict=True):
             assert profile[axis][0] <= size <= profile[axis][2]
             assert size == wanted or size in profile[axis]  # moved no further than to the nearest end
@@ -94,8 +96,8 @@ def test_a_narrow_profile_is_compared_once_where_cases_meet(artifacts: Callable[
     onnx = artifacts(precision="fp16")
     manifest = Manifest.read(onnx / contract.DIT_GUIDED, hint="")
     profile = {"B": [1, 1, 1], "L": [16, 16, 16], "T": [1, 5, 9]}
-    found = parity.OnnxDenoiser(onnx)
-    checks = list(compare(manifest, found, micro.load(torch.float32), profile=profile, against=", torch"))
+    found = OnnxDenoiser(onnx)
+    checks = list(compare_denoisers(manifest, found, micro.load(torch.float32), profile=profile, against=", torch"))
     assert [(check.name, check.sizes) for check in checks] == [
         ("evaluation, torch", (1, 16, 9)),
         ("evaluation, torch", (1, 16, 7)),

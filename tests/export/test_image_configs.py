@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import encoder
+import onnx_graph
 import parameters
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.configs import artifact_file
-from hunyuan3d_export.image_configs import image_config_files
+from hunyuan3d_export.conditioner.configs import config_files
+from hunyuan3d_export.conditioner.weights import ConditionerServing
+from hunyuan3d_export.pbtxt import artifact_file
 
+IMAGE_MODELS = (contract.PREPROCESS, contract.CONDITIONER, contract.IMAGE_CONTEXT, contract.ENSEMBLE, contract.ENSEMBLE_UNARY)
 ENSEMBLES = (contract.IMAGE_CONTEXT, contract.ENSEMBLE, contract.ENSEMBLE_UNARY)
+
+
+def image_config_files(image_size: int = 518) -> dict[str, str]:
+    return config_files(ConditionerServing(image_size))
 
 
 def parsed(image_size: int = 518) -> dict[str, pb.ModelConfig]:
@@ -24,10 +30,8 @@ def parsed(image_size: int = 518) -> dict[str, pb.ModelConfig]:
 def test_the_files_in_git_are_the_rendered_ones(root: Path) -> None:
     repository = root / "model_repository"
     for name, text in image_config_files().items():
-        assert (repository / name).read_text() == text, f"{name}: run python -m hunyuan3d_export.configs"
-    ours = {
-        str(path.relative_to(repository)) for model in contract.IMAGE_MODELS for path in (repository / model).rglob("*.pbtxt")
-    }
+        assert (repository / name).read_text() == text, f"{name}: run python -m hunyuan3d_export.networks"
+    ours = {str(path.relative_to(repository)) for model in IMAGE_MODELS for path in (repository / model).rglob("*.pbtxt")}
     assert ours == set(image_config_files())
     for ensemble in ENSEMBLES:
         assert (repository / ensemble / "1").is_dir(), "Triton wants a version even of an ensemble"
@@ -36,7 +40,7 @@ def test_the_files_in_git_are_the_rendered_ones(root: Path) -> None:
 @pytest.mark.parametrize("image_size", [518, 1022])
 def test_tensors_are_the_contracts(image_size: int) -> None:
     for path, config in parsed(image_size).items():
-        spec = contract.IMAGE_MODELS[Path(path).parts[0]]
+        spec = contract.MODELS[Path(path).parts[0]]
         assert config.name == spec.name and (config.max_batch_size > 0) == (spec.name == contract.CONDITIONER)
         for found, wanted in ((config.input, spec.inputs), (config.output, spec.outputs)):
             assert [tensor.name for tensor in found] == [tensor.name for tensor in wanted]
@@ -58,7 +62,7 @@ def test_the_encoder_batches_and_warms_up_at_its_size() -> None:
         assert list(config.model_warmup[0].inputs["pixels"].dims) == [1, 3, 1022, 1022]
     cpu = configs[f"{contract.CONDITIONER}/configs/cpu.pbtxt"].parameters
     texts = {key: value.string_value for key, value in cpu.items()}
-    assert texts.pop("model_file") == "model.onnx" and parameters.parse(encoder.Options, texts).threads == 0
+    assert texts.pop("model_file") == "model.onnx" and parameters.parse(onnx_graph.Options, texts).threads == 0
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
@@ -66,9 +70,8 @@ def test_ensembles_join_their_steps_by_name(name: str) -> None:
     config = parsed()[f"{name}/config.pbtxt"]
     assert (config.platform, config.backend) == ("ensemble", "")
     known = {tensor.name for tensor in config.input}
-    models = {**contract.MODELS, **contract.IMAGE_MODELS}
     for step in config.ensemble_scheduling.step:
-        spec = models[step.model_name]
+        spec = contract.MODELS[step.model_name]
         assert dict(step.input_map) == {key: key for key in step.input_map} and dict(step.output_map) == {
             key: key for key in step.output_map
         }

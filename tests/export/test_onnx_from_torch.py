@@ -11,8 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.onnx_from_torch import MODEL_FILE, OPSET, OnnxOptions, export_onnx
-from hunyuan3d_export.weights import Weights
+from hunyuan3d_export.dit.weights import Weights
+from hunyuan3d_export.files import ONNX_FILE
+from hunyuan3d_export.onnx_from_torch import OPSET, OnnxOptions, export_onnx
 
 ARTIFACTS = [
     {"precision": "fp32"},
@@ -27,7 +28,7 @@ CONTRACT_TYPES = {"FP32": "FLOAT", "FP16": "FLOAT16"}
 
 
 def graph_paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*/{MODEL_FILE}"))
+    return sorted(folder.glob(f"*/{ONNX_FILE}"))
 
 
 def type_name(value: int) -> str:
@@ -112,7 +113,7 @@ def test_weights_are_stored_once_in_the_asked_precision(exported: tuple[dict, Pa
         assert {type_name(item.data_type) for item in big.values()} == {wanted}
         stored = sum(int(np.prod(item.dims)) for item in initializers if type_name(item.data_type) == wanted)
         assert expected <= stored <= expected + 300, "beside the weights only a few constants"
-        size = path.with_name(f"{MODEL_FILE}.data").stat().st_size
+        size = path.with_name(f"{ONNX_FILE}.data").stat().st_size
         assert size < 1.02 * expected * {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2}[wanted] + 4096
 
 
@@ -132,7 +133,7 @@ def test_sinusoids_are_float32_in_every_precision(exported: tuple[dict, Path]) -
 def test_null_token_biases_are_computed_in_float32(artifacts: Callable[..., Path]) -> None:
     copies = {"fp32": 1, "fp16": 2, "bf16": 3}
     for precision, count in copies.items():
-        graph = onnx.load(artifacts(precision=precision) / contract.DIT_GUIDED / MODEL_FILE, load_external_data=False).graph
+        graph = onnx.load(artifacts(precision=precision) / contract.DIT_GUIDED / ONNX_FILE, load_external_data=False).graph
         types = element_types(graph)
         logarithms = [node for node in graph.node if node.op_type == "Log"]
         assert len(logarithms) == count
@@ -145,7 +146,7 @@ def test_bf16_stores_the_rounded_weights(artifacts: Callable[..., Path], micro: 
     import torch
 
     state = micro.load(torch.bfloat16).state_dict()
-    path = artifacts(precision="bf16") / contract.DIT / MODEL_FILE
+    path = artifacts(precision="bf16") / contract.DIT / ONNX_FILE
     stored = {item.name: item for item in onnx.load(path).graph.initializer}
     compared = [name for name in state if name in stored]
     assert len(compared) >= len(state) // 2

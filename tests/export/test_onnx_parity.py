@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hunyuan3d_client import contract
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT
-from hunyuan3d_export.parity import TOLERANCES, OnnxDenoiser, example_inputs, relative_l2
-from hunyuan3d_export.weights import Weights
+from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
+from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
+from hunyuan3d_export.dit.weights import Weights
 
 # (B, L, T), all different from each other and from the traced example's 2, 24, 37.
 SIZES = [(1, 3, 2), (3, 1, 5), (2, 7, 1), (4, 1, 1), (5, 129, 64), (3, 40, 1370), (8, 2, 3)]
@@ -111,10 +113,9 @@ def test_any_shape(batch: int, latents: int, tokens: int, seed: int, exact: Onnx
 
 
 def test_the_checks_sizes_differ_from_each_other_and_from_the_export() -> None:
-    from hunyuan3d_export.onnx_from_torch import _EXAMPLE_SIZES
-    from hunyuan3d_export.parity import CASES
+    from hunyuan3d_export.dit.network import CASES, EXAMPLE_SIZES
 
     assert all(len(set(sizes)) == 3 for sizes in CASES)
-    assert set(_EXAMPLE_SIZES) == set(contract.AXES)
-    for traced in (_EXAMPLE_SIZES["L"], _EXAMPLE_SIZES["T"]):
+    assert set(EXAMPLE_SIZES) == set(contract.MODELS[contract.DIT].axes)
+    for traced in (EXAMPLE_SIZES["L"], EXAMPLE_SIZES["T"]):
         assert traced not in {size for sizes in (*CASES, *SIZES) for size in sizes[1:]}

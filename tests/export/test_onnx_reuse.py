@@ -13,10 +13,11 @@ import pytest
 
 from hunyuan3d_client import contract
 from hunyuan3d_export import onnx_from_torch
+from hunyuan3d_export.dit.weights import Weights
+from hunyuan3d_export.files import ONNX_FILE
 from hunyuan3d_export.manifest import NAME as MANIFEST
 from hunyuan3d_export.manifest import Manifest
-from hunyuan3d_export.onnx_from_torch import MODEL_FILE, OnnxOptions, export_onnx
-from hunyuan3d_export.weights import Weights
+from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 
 
 class Traced(Exception):
@@ -33,7 +34,7 @@ def out(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
 def stop_at_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports end where they begin."""
 
-    def begin(graph: onnx_from_torch.Graph) -> None:
+    def begin(graph: onnx_from_torch.Graph, _module: object) -> None:
         raise Traced(graph.spec.name)
 
     monkeypatch.setattr(onnx_from_torch, "_trace", begin)
@@ -84,27 +85,51 @@ def test_anything_else_it_is_made_from_makes_it_stale(
     assert state_of(out) == before, "an export that fails keeps the older artifact"
 
 
-def test_the_contract_is_part_of_the_code(micro: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_network_is_what_the_graph_came_from(
+    micro: Weights, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     monkeypatch.setattr(onnx_from_torch, "code_digest", lambda paths: str(read.extend(paths)))
-    onnx_from_torch._made_from(micro.identity(), "plain", OnnxOptions())
-    assert {"contract.py", "onnx_from_torch.py", "model.py", "layers.py", "attention.py"} <= {path.name for path in read}
+    monkeypatch.setattr(onnx_from_torch, "reusable", lambda *_: True)
+    export_onnx(micro, out)
+    names = {path.name for path in read}
+    assert {"onnx_from_torch.py", "graphs.py", "model.py", "layers.py", "function.py"} <= names
+    assert "contract.py" not in names, "a new row of the contract must not make every graph stale"
+
+
+@pytest.mark.usefixtures("stop_at_trace")
+def test_a_new_row_of_the_contract_keeps_the_graphs(out: Path, micro: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contract.MODELS, "another", dataclasses.replace(contract.MODELS[contract.DIT], name="another"))
+    before = state_of(out)
+    export_onnx(micro, out)
+    assert state_of(out) == before
+
+
+@pytest.mark.usefixtures("stop_at_trace")
+@pytest.mark.parametrize("change", ["range", "tensor"])
+def test_a_graph_of_another_spec_is_stale(change: str, out: Path, micro: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    if change == "range":
+        monkeypatch.setitem(contract.AXES, "L", contract.AxisRange(1, 3072, 8192))
+    else:
+        monkeypatch.setattr(contract, "CONTEXT", dataclasses.replace(contract.CONTEXT, dtype="FP32"))
+    with pytest.raises(Traced):
+        export_onnx(micro, out)
 
 
 def _truncate(folder: Path) -> None:
-    path = folder / f"{MODEL_FILE}.data"
+    path = folder / f"{ONNX_FILE}.data"
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def _flip(folder: Path) -> None:
-    path = folder / f"{MODEL_FILE}.data"
+    path = folder / f"{ONNX_FILE}.data"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def _lose(folder: Path) -> None:
-    (folder / MODEL_FILE).unlink()
+    (folder / ONNX_FILE).unlink()
 
 
 def _unmanifest(folder: Path) -> None:
@@ -144,7 +169,7 @@ def test_interrupted_after_writing_the_weights(
     written: list[int] = []
 
     def interrupt(path: str) -> None:
-        written.append(Path(path).with_name(f"{MODEL_FILE}.data").stat().st_size)
+        written.append(Path(path).with_name(f"{ONNX_FILE}.data").stat().st_size)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(onnx.checker, "check_model", interrupt)

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import parity
+from hunyuan3d_export.checks import Check, relative_l2
+from hunyuan3d_export.dit import network
+from hunyuan3d_export.dit.network import CASES, TOLERANCES, Tolerance, example_inputs
+from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.files import sha256
 from hunyuan3d_export.manifest import NAME as MANIFEST
 from hunyuan3d_export.manifest import Manifest, ManifestError, file_digests, reusable
-from hunyuan3d_export.parity import CASES, RECEIPT, TOLERANCES, Check, Tolerance, example_inputs, relative_l2, verify
-from hunyuan3d_export.weights import Weights
+from hunyuan3d_export.parity import RECEIPT, verify
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def verified(
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the evaluations decide already."""
-    monkeypatch.setattr(parity, "_MOST_STEPS", 6)
+    monkeypatch.setattr(network, "_MOST_STEPS", 6)
 
 
 def test_right_artifacts_pass(verified: tuple[str, Path, dict[str, list[Check]]]) -> None:

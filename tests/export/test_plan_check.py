@@ -11,8 +11,8 @@ import pytest
 from hunyuan3d_client import contract
 from hunyuan3d_export import repository_from_artifacts
 from hunyuan3d_export.dit import PRESETS
+from hunyuan3d_export.engines.gpu import Gpu
 from hunyuan3d_export.files import sha256
-from hunyuan3d_export.gpu import Gpu
 from hunyuan3d_export.manifest import Manifest
 from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan, deploy
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunyuan3d_export.reference_sampler import PATHS, sample, sigmas
+from hunyuan3d_export.dit.reference_sampler import PATHS, sample, sigmas
 
 CONTEXT, NOISE = torch.full((2, 3, 8), 2.0), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
 

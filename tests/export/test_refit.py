@@ -12,14 +12,14 @@ import pytest
 
 from hunyuan3d_client import contract
 from hunyuan3d_export.engine_from_onnx import BuildError, EngineOptions, _made_from, _write_manifest, build_engines
-from hunyuan3d_export.engine_parity import verify_engines
-from hunyuan3d_export.engine_runtime import PlanLoadError
-from hunyuan3d_export.gpu import first_gpu
-from hunyuan3d_export.graph_structure import structure_digest
+from hunyuan3d_export.engines.gpu import first_gpu
+from hunyuan3d_export.engines.refit import RefitError, refit_plans
+from hunyuan3d_export.engines.runtime import PlanLoadError
+from hunyuan3d_export.engines.structure import structure_digest
+from hunyuan3d_export.engines.targets import Target, TargetMissing, find_target
 from hunyuan3d_export.manifest import Manifest, file_digests
-from hunyuan3d_export.refit import RefitError, refit_plans
+from hunyuan3d_export.parity import verify_engines
 from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan, deploy
-from hunyuan3d_export.tensorrt_targets import Target, TargetMissing, find_target
 
 STRIPPED = EngineOptions(weight_stripped=True)
 without_gpu = pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU: the library does not refuse")
@@ -101,8 +101,8 @@ def test_without_a_gpu_a_plan_does_not_load(stripped: Path, artifacts: Callable[
 
 
 def test_a_refit_that_is_there_is_kept(rtx: Target, stripped: Path, artifacts: Callable[..., Path], tmp_path: Path) -> None:
-    from hunyuan3d_export.refit import _made_from as refitted_from
-    from hunyuan3d_export.refit import _write_manifest as write
+    from hunyuan3d_export.engines.refit import _made_from as refitted_from
+    from hunyuan3d_export.engines.refit import _write_manifest as write
 
     onnx, out = artifacts(precision="fp16", seed=1), tmp_path / "out"
     for each in stripped.iterdir():

@@ -12,17 +12,12 @@ import pytest
 
 from hunyuan3d_client import contract
 from hunyuan3d_export import repository_from_artifacts
-from hunyuan3d_export.configs import config_files
+from hunyuan3d_export.dit.configs import config_files
+from hunyuan3d_export.dit.network import PRESET_FILE, preset_from_json
 from hunyuan3d_export.manifest import NAME as MANIFEST
 from hunyuan3d_export.manifest import Manifest, ManifestError
-from hunyuan3d_export.repository_from_artifacts import (
-    PRESET_FILE,
-    SOURCE,
-    DeployError,
-    deploy,
-    loadable_models,
-    preset_from_json,
-)
+from hunyuan3d_export.repository_from_artifacts import SOURCE, DeployError, deploy
+from hunyuan3d_export.server.embedded import loadable_models
 
 BASE = [contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY]
 ARTIFACT = {MANIFEST, "model.onnx", "model.onnx.data"}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan3d_export import tensorrt_api
-from hunyuan3d_export.tensorrt_targets import find_target
+from hunyuan3d_export.engines import api
+from hunyuan3d_export.engines.targets import find_target
 
 CODE = """
 from pathlib import Path
-from hunyuan3d_export.tensorrt_targets import Target
+from hunyuan3d_export.engines.targets import Target
 
 def build(target: Target) -> None:
     trt = target.library
@@ -51,5 +51,5 @@ def test_mypy_checks_calls_against_the_stubs(
 
 def test_the_library_has_all_that_is_checked() -> None:
     library = find_target("tensorrt-rtx").library
-    missing = [name for name in tensorrt_api._Classes.__annotations__ if not hasattr(library, name)]
+    missing = [name for name in api._Classes.__annotations__ if not hasattr(library, name)]
     assert not missing

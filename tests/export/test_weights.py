@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hunyuan3d_export.dit import PRESETS, CheckpointError
+from hunyuan3d_export.dit.weights import CUSTOM, Weights
 from hunyuan3d_export.files import sha256
-from hunyuan3d_export.weights import CUSTOM, PRECISIONS, Weights
+from hunyuan3d_export.precisions import PRECISIONS
 
 TINY = PRESETS["tiny"].config
 

@@ -18,7 +18,7 @@ from settings import Settings
 from trajectory import SampleRequest, choose_path, decode, noise
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.reference_sampler import PATHS
+from hunyuan3d_export.dit.reference_sampler import PATHS
 
 Tokens = Callable[..., np.ndarray]
 

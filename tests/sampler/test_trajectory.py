@@ -13,9 +13,9 @@ from outcomes import Ended
 from settings import Settings
 from trajectory import SampleRequest, Trajectory, combine, context_rows, state_rows
 
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT
-from hunyuan3d_export.parity import relative_l2
-from hunyuan3d_export.reference_sampler import sample, sigmas
+from hunyuan3d_export.dit.reference_sampler import sample, sigmas
 
 Make = Callable[..., SampleRequest]
 

@@ -14,8 +14,8 @@ import tritonclient.grpc
 
 from hunyuan3d_client import Client, contract
 from hunyuan3d_export.dit import Hunyuan3DDiT
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints
 from hunyuan3d_export.repository_from_artifacts import deploy
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 
 
 @pytest.fixture(scope="module", autouse=True)

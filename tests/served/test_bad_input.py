@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from hunyuan3d_client import Client, contract
-from hunyuan3d_export.embedded_server import Endpoints
+from hunyuan3d_export.server.embedded import Endpoints
 
 pytestmark = pytest.mark.served
 

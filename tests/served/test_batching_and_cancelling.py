@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from hunyuan3d_client import Client, contract
 from hunyuan3d_client.errors import DeadlineExceeded
-from hunyuan3d_export.embedded_server import Endpoints
+from hunyuan3d_export.server.embedded import Endpoints
 
 pytestmark = pytest.mark.served
 

@@ -13,10 +13,11 @@ import torch
 
 from hunyuan3d_client import Client, contract
 from hunyuan3d_client.errors import InvalidInput
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT
-from hunyuan3d_export.embedded_server import Endpoints
-from hunyuan3d_export.parity import example_inputs, relative_l2
-from hunyuan3d_export.reference_sampler import sample, sigmas
+from hunyuan3d_export.dit.network import example_inputs
+from hunyuan3d_export.dit.reference_sampler import sample, sigmas
+from hunyuan3d_export.server.embedded import Endpoints
 
 pytestmark = pytest.mark.served
 

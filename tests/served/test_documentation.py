@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hunyuan3d_export.embedded_server import Endpoints
+from hunyuan3d_export.server.embedded import Endpoints
 
 pytestmark = pytest.mark.served
 

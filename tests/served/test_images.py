@@ -24,12 +24,13 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from hunyuan3d_client import Client, InvalidInput, ModelNotReady, cli, contract
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.conditioner import Conditioner, random_conditioner
-from hunyuan3d_export.conditioner.export import ConditionerSource, export_conditioner
+from hunyuan3d_export.conditioner.weights import ConditionerSource
 from hunyuan3d_export.dit import PRESETS
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints
-from hunyuan3d_export.parity import relative_l2
-from hunyuan3d_export.repository_from_artifacts import DeployError, deploy, loadable_models
+from hunyuan3d_export.onnx_from_torch import export_onnx
+from hunyuan3d_export.repository_from_artifacts import DeployError, deploy
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints, loadable_models
 
 pytestmark = pytest.mark.served
 
@@ -44,11 +45,13 @@ def repository(root: Path, artifacts: Callable[..., Path], tmp_path_factory: pyt
     """The micro denoisers and a tiny multi-view encoder, deployed one after the other."""
     folder = tmp_path_factory.mktemp("images") / "repository"
     encoder = root / "build" / "test" / "conditioner-fp32-op-4"
-    export_conditioner(ConditionerSource(views=4), encoder)
+    export_onnx(ConditionerSource(views=4), encoder)
     with pytest.raises(DeployError, match="must hold a deployed denoiser for the image encoder to join, found none\nhint: "):
         deploy(encoder, folder)
     deploy(artifacts(), folder)
-    assert not set(loadable_models(folder, "cpu")) & set(contract.IMAGE_MODELS)
+    assert not set(loadable_models(folder, "cpu")) & (
+        set(contract.MODELS) - {contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY}
+    )
     assert deploy(encoder, folder) == [contract.CONDITIONER]
     return folder
 
@@ -102,7 +105,7 @@ def streamed(url: str, images: list[bytes], **options: int) -> list[dict[str, np
 
 def test_what_is_served(client: Client) -> None:
     ready = {model.name for model in client.health().models if model.ready}
-    assert ready == set(contract.MODELS) | set(contract.IMAGE_MODELS)
+    assert ready == set(contract.MODELS)
 
 
 @pytest.mark.parametrize("files", [[ROCKET], [COFFEE, ROCKET]], ids=["one view", "two views"])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hunyuan3d_export.embedded_server import Endpoints
+from hunyuan3d_export.server.embedded import Endpoints
 
 pytestmark = [pytest.mark.served, pytest.mark.slow]
 

@@ -18,8 +18,8 @@ from tritonclient.grpc import model_config_pb2
 
 from hunyuan3d_client import Client, Job, contract, noise
 from hunyuan3d_client.errors import DeadlineExceeded, Hunyuan3DError, ModelFailed, ModelNotReady, Overloaded
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints, ServerOptions, ServerStartError
 from hunyuan3d_export.repository_from_artifacts import deploy
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints, ServerOptions, ServerStartError
 
 pytestmark = pytest.mark.served
 

@@ -16,8 +16,8 @@ import pytest
 import tritonclient.grpc
 
 from hunyuan3d_client import Client, Hunyuan3DError, ServerUnavailable, contract
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints, ServerOptions
 from hunyuan3d_export.repository_from_artifacts import deploy
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints, ServerOptions
 
 pytestmark = pytest.mark.served
 

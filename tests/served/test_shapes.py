@@ -14,14 +14,14 @@ import torch
 
 from hunyuan3d_client import Client
 from hunyuan3d_export.dit import PRESETS, load_checkpoint
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints
+from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 from hunyuan3d_export.repository_from_artifacts import deploy
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 from hunyuan3d_export.shapes import CHECKPOINT, embed_prompt
 from hunyuan3d_export.shapes.quality import QUICK_PROMPTS, evaluate, failures, load_thresholds
 from hunyuan3d_export.shapes.reference import torch_sampler
 from hunyuan3d_export.shapes.served import served_sampler
-from hunyuan3d_export.weights import Weights
 
 pytestmark = pytest.mark.served
 README = Path(__file__).parents[2] / "README.md"

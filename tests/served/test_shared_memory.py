@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc
 
 from hunyuan3d_client import Client
-from hunyuan3d_export.embedded_server import Endpoints
+from hunyuan3d_export.server.embedded import Endpoints
 
 pytestmark = pytest.mark.served
 

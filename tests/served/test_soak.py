@@ -16,8 +16,8 @@ import pytest
 
 from hunyuan3d_client import AsyncClient
 from hunyuan3d_client.errors import Cancelled, DeadlineExceeded, Hunyuan3DError, Overloaded, ServerUnavailable
-from hunyuan3d_export.embedded_server import EmbeddedServer, Endpoints
 from hunyuan3d_export.repository_from_artifacts import deploy
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 
 pytestmark = pytest.mark.served
 

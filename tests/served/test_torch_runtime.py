@@ -13,12 +13,13 @@ import torch
 
 from hunyuan3d_client import Client
 from hunyuan3d_client.errors import InvalidInput
-from hunyuan3d_export.configs import torch_parameters
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT
-from hunyuan3d_export.embedded_server import EmbeddedServer, ServerOptions, ServerStartError
-from hunyuan3d_export.parity import TOLERANCES, example_inputs, relative_l2
-from hunyuan3d_export.reference_sampler import sample, sigmas
+from hunyuan3d_export.dit.configs import torch_parameters
+from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
+from hunyuan3d_export.dit.reference_sampler import sample, sigmas
 from hunyuan3d_export.repository_from_artifacts import deploy_checkpoint
+from hunyuan3d_export.server.embedded import EmbeddedServer, ServerOptions, ServerStartError
 
 pytestmark = pytest.mark.served
 

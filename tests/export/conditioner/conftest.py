@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan3d_export.conditioner.export import ConditionerSource, export_conditioner
-from hunyuan3d_export.onnx_from_torch import OnnxOptions
+from hunyuan3d_export.conditioner.weights import ConditionerSource
+from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,6 @@ def exported(root: Path) -> Callable[..., Path]:
     def export(*, precision: str = "fp32", attention: str = "op", **source: int) -> Path:
         name = "-".join(map(str, ["conditioner", precision, attention, *source.values()]))
         options = OnnxOptions(precision=precision, attention=attention)
-        return export_conditioner(ConditionerSource(**source), root / "build" / "test" / name, options).parent
+        return export_onnx(ConditionerSource(**source), root / "build" / "test" / name, options=options)[0].parent
 
     return export

@@ -10,17 +10,22 @@ import pytest
 
 from hunyuan3d_client import contract
 from hunyuan3d_export import repository_from_artifacts
-from hunyuan3d_export.image_configs import image_config_files
+from hunyuan3d_export.conditioner.configs import config_files
+from hunyuan3d_export.conditioner.weights import ConditionerServing
 from hunyuan3d_export.manifest import Manifest
-from hunyuan3d_export.repository_from_artifacts import SOURCE, DeployError, deploy, deploy_checkpoint, loadable_models
+from hunyuan3d_export.repository_from_artifacts import SOURCE, DeployError, deploy, deploy_checkpoint
+from hunyuan3d_export.server.embedded import loadable_models
 
 Export = Callable[..., Path]
-WITHOUT = sorted(contract.MODELS)
-EVERYTHING = sorted([*contract.MODELS, *contract.IMAGE_MODELS])
+WITHOUT = sorted([contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY])
+EVERYTHING = sorted(contract.MODELS)
+IMAGE_MODELS = set(EVERYTHING) - set(WITHOUT)
 
 
-@pytest.mark.slow
-@pytest.mark.slow
+def image_config_files(image_size: int = 518) -> dict[str, str]:
+    return config_files(ConditionerServing(image_size))
+
+
 def image_texts(repository: Path) -> dict[str, str]:
     return {name: (repository / name).read_text() for name in image_config_files()}
 
@@ -46,7 +51,7 @@ def test_one_folder_of_artifacts_for_all(artifacts: Export, exported: Export, tm
 
 def test_another_picture_size_has_configs_of_its_own(artifacts: Export, exported: Export, tmp_path: Path) -> None:
     deploy(artifacts(), tmp_path)
-    assert not [model for model in contract.IMAGE_MODELS if (tmp_path / model).exists()], "Triton would try to load them"
+    assert not [model for model in IMAGE_MODELS if (tmp_path / model).exists()], "Triton would try to load them"
     deploy(exported(image_size=1022), tmp_path)
     assert image_texts(tmp_path) == image_config_files(1022)
     deploy(artifacts(seed=1), tmp_path)

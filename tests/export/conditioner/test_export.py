@@ -9,11 +9,13 @@ import onnx
 import pytest
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import cli, parity
+from hunyuan3d_export import parity
+from hunyuan3d_export.commands import app
+from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.engine_from_onnx import build_engines
+from hunyuan3d_export.engines.targets import find_target
 from hunyuan3d_export.manifest import Manifest, ManifestError
-from hunyuan3d_export.tensorrt_targets import find_target
-from hunyuan3d_export.weights import Weights
+from hunyuan3d_export.runners import OnnxRunner
 
 Export = Callable[..., Path]
 
@@ -67,29 +69,35 @@ def test_verify_wants_the_weights_of_a_checkpoint(tmp_path: Path, micro: Weights
     from safetensors.torch import save_file
 
     from hunyuan3d_export.conditioner import random_conditioner
-    from hunyuan3d_export.conditioner.export import ConditionerSource, export_conditioner
+    from hunyuan3d_export.conditioner.weights import ConditionerSource
+    from hunyuan3d_export.onnx_from_torch import export_onnx
 
     save_file(random_conditioner("tiny", seed=5).dinov2.state_dict(), tmp_path / "model.safetensors")
-    export_conditioner(ConditionerSource(path=tmp_path / "model.safetensors"), tmp_path / "out")
+    export_onnx(ConditionerSource(path=tmp_path / "model.safetensors"), tmp_path / "out")
     with pytest.raises(ManifestError, match="must be checked with its own weights, .*\nhint: --checkpoint FILE"):
         parity.verify(tmp_path / "out", micro)
     (checks,) = parity.verify(tmp_path / "out", Weights(checkpoint=tmp_path / "model.safetensors")).values()
     assert checks[0].passed
 
 
-def test_its_plan_is_not_compared_and_the_error_says_so(exported: Export) -> None:
-    manifest = Manifest.read(exported() / contract.CONDITIONER, hint="")
-    with pytest.raises(
-        ManifestError, match="plan must be a denoiser's to be compared, got hunyuan3d_conditioner\nhint: its ONNX"
-    ):
-        parity.weights_of(manifest, None)
+def test_its_plan_is_compared_like_every_other(exported: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a runner in the place of the GPU: `verify --engine` used to stop at the encoder and check nothing."""
+    onnx_folder = exported(precision="fp16")
+    build_engines(onnx_folder, tmp_path, find_target("tensorrt-rtx", ("SM89",)))
+    monkeypatch.setattr(parity, "PlanRunner", lambda _plans, _target: OnnxRunner(onnx_folder))
+    whole = parity.TorchRunner
+    monkeypatch.setattr(parity, "TorchRunner", lambda network, graphs, device: whole(network, graphs))
+    (checks,) = parity.verify_engines(tmp_path, onnx=onnx_folder).values()
+    assert [check.name for check in checks] == ["1 x 518 px, torch", "1 x 518 px, ONNX Runtime"]
+    assert all(check.passed for check in checks) and checks[0].relative_l2 > 0
+    assert (tmp_path / contract.CONDITIONER / parity.RECEIPT).is_file()
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["hunyuan3d-export", "conditioner", "--out", str(tmp_path), "--views", "4"])
     with pytest.raises(SystemExit) as ended:
-        cli.run()
+        app.run()
     assert ended.value.code in (0, None) and str(tmp_path / contract.CONDITIONER) in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["hunyuan3d-export", "conditioner", "--out", str(tmp_path), "--checkpoint", "nothing"])
-    assert cli.run() == 2
+    assert app.run() == 2
     assert "conditioner must be a checkpoint or a folder" in capsys.readouterr().err
