@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hunyuan3d_client import contract
 from hunyuan3d_export.checks import within
-from hunyuan3d_export.dit.network import CASES
+from hunyuan3d_export.dit.network import CASES, compare_denoisers
 from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
 from hunyuan3d_export.engine_from_onnx import EngineOptions, build_engines, parse_profile
 from hunyuan3d_export.engines import targets

@@ -86,7 +86,7 @@ def test_its_plan_is_compared_like_every_other(exported: Export, monkeypatch: py
     build_engines(onnx_folder, tmp_path, find_target("tensorrt-rtx", ("SM89",)))
     monkeypatch.setattr(parity, "PlanRunner", lambda _plans, _target: OnnxRunner(onnx_folder))
     whole = parity.TorchRunner
-    monkeypatch.setattr(parity, "TorchRunner", lambda network, graphs, device: whole(network, graphs))
+    monkeypatch.setattr(parity, "TorchRunner", lambda network, graphs, **_: whole(network, graphs))
     (checks,) = parity.verify_engines(tmp_path, onnx=onnx_folder).values()
     assert [check.name for check in checks] == ["1 x 518 px, torch", "1 x 518 px, ONNX Runtime"]
     assert all(check.passed for check in checks) and checks[0].relative_l2 > 0
