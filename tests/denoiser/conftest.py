@@ -1,4 +1,4 @@
-"""Both Python runtimes of the denoisers over one set of weights, and requests as Triton hands them over."""
+"""Both Python runtimes of a denoiser over the same weights, and requests as Triton hands them over."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import batching
 import numpy as np
-import onnxruntime_denoiser
+import onnx_graph
 import parameters
 import pytest
 import torch
-import torch_denoiser
+import torch_network
 
 from hunyuan3d_client import contract
 from hunyuan3d_export.dit import save_checkpoint
@@ -21,6 +21,7 @@ from hunyuan3d_export.dit.network import example_inputs
 from hunyuan3d_export.files import ONNX_FILE
 
 Evaluate = Callable[..., list[Any]]
+OUTPUTS = [tensor.name for tensor in contract.denoiser(guided=True).outputs]
 
 
 @pytest.fixture(scope="session")
@@ -31,35 +32,53 @@ def checkpoint(micro: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def in_torch(checkpoint: Path) -> Callable[..., torch_denoiser.Denoiser]:
-    """in_torch("dtype=bf16", ...): the torch runtime with these parameters."""
-    return lambda *texts: torch_denoiser.Denoiser(
-        checkpoint, parameters.parse(torch_denoiser.Options, torch_parameters(["device=cpu", *texts]))
+def in_torch(checkpoint: Path) -> Callable[..., torch_network.Network]:
+    """in_torch("dtype=bf16", ...): the runtime torch with these parameters."""
+    return lambda *texts: torch_network.Network(
+        checkpoint, parameters.parse(torch_network.Options, torch_parameters(["device=cpu", *texts])), OUTPUTS
     )
 
 
+@pytest.fixture(scope="session")
+def graph_inputs() -> Callable[..., batching.Inputs]:
+    """graph_inputs(fixed_sizes, library): the guided denoiser's inputs, as its config describes them."""
+    tensors = contract.denoiser(guided=True).inputs
+    config = [{"name": spec.name, **({"reshape": {"shape": []}} if spec.dims == ("B",) else {})} for spec in tensors]
+    return lambda fixed_sizes, library: batching.Inputs(config, "t in 0..1", fixed_sizes, library)
+
+
 @pytest.fixture(scope="session", params=["onnxruntime", "torch"])
-def evaluate(request: pytest.FixtureRequest, artifacts: Callable[..., Path], in_torch: Callable[..., Any]) -> Evaluate:
-    """evaluate(requests): the guided velocities by one runtime, numpy in and out."""
+def evaluate(
+    request: pytest.FixtureRequest,
+    artifacts: Callable[..., Path],
+    in_torch: Callable[..., Any],
+    graph_inputs: Callable[..., batching.Inputs],
+) -> Evaluate:
+    """evaluate(requests): the guided velocity of each request by one runtime, or its error. Arrays are NumPy's."""
     if request.param == "torch":
-        denoiser: Any = in_torch()
+        network: Any = in_torch()
     else:
-        denoiser = onnxruntime_denoiser.Denoiser(
-            artifacts() / contract.DIT_GUIDED / ONNX_FILE, onnxruntime_denoiser.Options(threads=2)
-        )
+        path = artifacts() / contract.DIT_GUIDED / MODEL_FILE
+        network = onnx_graph.Network(path, onnx_graph.Options(threads=2), OUTPUTS)
     library = {"torch": torch, "onnxruntime": np}[request.param]
+    inputs = graph_inputs(network.fixed_sizes, library)
+
+    def prepared(tensors: Mapping[str, np.ndarray]) -> Any:
+        try:
+            return inputs.prepare({name: library.asarray(value) for name, value in tensors.items()})
+        except batching.InvalidInput as error:
+            return error
 
     def run(requests: list[Mapping[str, np.ndarray]]) -> list[Any]:
-        arrays = [{name: library.asarray(value) for name, value in tensors.items()} for tensors in requests]
-        results = batching.velocities(arrays, denoiser.evaluate, library)
-        return [result if isinstance(result, Exception) else np.asarray(result) for result in results]
+        results = batching.evaluate([prepared(tensors) for tensors in requests], network.run, library)
+        return [result if isinstance(result, Exception) else np.asarray(result["velocity"]) for result in results]
 
     return run
 
 
 @pytest.fixture(scope="session")
 def request_of() -> Callable[..., dict[str, np.ndarray]]:
-    """request_of((B, L, T), seed=0): tensors of a guided request; t and the scale are [B, 1]."""
+    """request_of((B, L, T), seed=0): the tensors of a guided request; t and the scale are [B, 1]."""
 
     def make(sizes: tuple[int, int, int], *, seed: int = 0) -> dict[str, np.ndarray]:
         inputs = {name: value.numpy() for name, value in example_inputs(sizes, seed=seed).items()}

@@ -1,4 +1,4 @@
-"""The Python runtimes against torch, and every parameter of theirs."""
+"""The Python runtimes against torch, and all their parameters."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime_denoiser
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_graph
 import parameters
 import pytest
 import torch
-import torch_denoiser
+import torch_network
 
 from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit.attention import BACKENDS
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
 
-InTorch = Callable[..., torch_denoiser.Denoiser]
+InTorch = Callable[..., torch_network.Network]
 SIZES = (2, 33, 19)
+OUTPUTS = ["velocity"]
 
 
 @pytest.fixture
 def threads() -> Any:
-    """Restores torch's setting."""
+    """Restores the number of torch's threads."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -50,7 +54,7 @@ def test_both_runtimes_give_the_guided_velocity(evaluate: Callable[..., list], m
 def test_attention_backends(backend: str, guided: bool, in_torch: InTorch, micro: Any) -> None:
     denoiser = in_torch(f"attention_backend={backend}")
     assert denoiser.model.attention_backend == ("sdpa" if backend == "auto" else backend)
-    found = denoiser.evaluate(inputs(guided))
+    found = denoiser.run(inputs(guided))["velocity"]
     assert relative_l2(found, expected(micro, guided)) <= TOLERANCES["fp32"].evaluation
 
 
@@ -58,7 +62,7 @@ def test_attention_backends(backend: str, guided: bool, in_torch: InTorch, micro
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_dtypes(dtype: str, tolerance: float, guided: bool, in_torch: InTorch, micro: Any) -> None:
     denoiser = in_torch(f"dtype={dtype}")
-    found = denoiser.evaluate(inputs(guided))
+    found = denoiser.run(inputs(guided))["velocity"]
     assert denoiser.model.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype] and found.dtype == torch.float32
     assert 1e-5 < relative_l2(found, expected(micro, guided)) <= tolerance
 
@@ -69,9 +73,9 @@ def test_distilled_weights_take_their_guidance(micro_distilled: Any, tmp_path: P
     path = tmp_path / "checkpoint.safetensors"
     model = micro_distilled.load(torch.float32)
     save_checkpoint(model, path, dtype=torch.float32)
-    denoiser = torch_denoiser.Denoiser(path, parameters.parse(torch_denoiser.Options, torch_parameters(["device=cpu"])))
+    denoiser = torch_network.Network(path, parameters.parse(torch_network.Options, torch_parameters(["device=cpu"])), OUTPUTS)
     tensors = {**example_inputs(SIZES), "guidance": torch.tensor([1.5, 4.0])}
-    assert relative_l2(denoiser.evaluate(tensors), model(**tensors)) <= TOLERANCES["fp32"].evaluation
+    assert relative_l2(denoiser.run(tensors)["velocity"], model(**tensors)) <= TOLERANCES["fp32"].evaluation
 
 
 @pytest.mark.slow
@@ -82,7 +86,7 @@ def test_compiled(in_torch: InTorch, micro: Any) -> None:
     for sizes in (SIZES, (1, 40, 7), (3, 9, 11)):
         tensors = example_inputs(sizes) | {"guidance_scale": torch.linspace(1, 4, sizes[0])}
         expected = model.guided(**tensors)
-        assert relative_l2(denoiser.evaluate(tensors), expected) <= TOLERANCES["fp32"].evaluation
+        assert relative_l2(denoiser.run(tensors)["velocity"], expected) <= TOLERANCES["fp32"].evaluation
     counted = torch._dynamo.utils.counters
     assert not counted["graph_break"], "CUDA graphs need the whole evaluation in one"
     assert 1 <= counted["stats"]["unique_graphs"] <= 2, "sizes must stay free; a batch of one is a graph of its own"
@@ -101,7 +105,7 @@ def test_threads(in_torch: InTorch) -> None:
         (["device=cuda:7"], r"device must be on this machine, got cuda:7 of \d GPUs"),
     ],
 )
-def test_what_this_machine_lacks(texts: list[str], message: str, in_torch: InTorch) -> None:
+def test_options_that_this_machine_cannot_take(texts: list[str], message: str, in_torch: InTorch) -> None:
     with pytest.raises(ValueError, match=message):
         in_torch(*texts)
 
@@ -111,13 +115,13 @@ def test_what_this_machine_lacks(texts: list[str], message: str, in_torch: InTor
 @pytest.mark.parametrize("texts", [["dtype=fp16"], ["dtype=bf16", "compile=true"], ["dtype=fp16", "cuda_graphs=true"]], ids=str)
 def test_on_a_gpu(texts: list[str], in_torch: InTorch, micro: Any) -> None:
     denoiser = in_torch("device=cuda", *texts)
-    first, again = (denoiser.evaluate(inputs(True)) for _ in range(2))
+    first, again = (denoiser.run(inputs(True))["velocity"] for _ in range(2))
     assert first.device.type == "cuda" and torch.equal(first, again)
     assert relative_l2(first.cpu(), expected(micro, True)) <= 5e-2
 
 
 def test_the_parameters_that_deploy_writes_are_those_that_are_read() -> None:
-    options = parameters.parse(torch_denoiser.Options, torch_parameters())
+    options = parameters.parse(torch_network.Options, torch_parameters())
     assert (options.device, options.dtype, options.attention_backend) == ("auto", "auto", "auto")
     assert (options.compile, options.cuda_graphs, options.threads) == (False, False, 0)
     assert options.torch_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -135,20 +139,51 @@ def test_the_parameters_that_deploy_writes_are_those_that_are_read() -> None:
 )
 def test_wrong_parameters(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parameters.parse(torch_denoiser.Options, {**torch_parameters(), **changes})
+        parameters.parse(torch_network.Options, {**torch_parameters(), **changes})
 
 
 def test_an_unknown_device() -> None:
     with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'abacus'"):
-        parameters.parse(torch_denoiser.Options, {**torch_parameters(), "device": "abacus"}).torch_device()
+        parameters.parse(torch_network.Options, {**torch_parameters(), "device": "abacus"}).torch_device()
+
+
+@pytest.fixture
+def two_outputs(tmp_path: Path) -> Path:
+    """A graph with outputs k = x scale and v = -x: no network of ours."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        two (float[B, L, 3] x, float[B] scale) => (float[B, L, 3] k, float[B, L, 3] v)
+        {
+            axes = Constant <value_ints: ints = [1, 2]> ()
+            column = Unsqueeze (scale, axes)
+            k = Mul (x, column)
+            v = Neg (x)
+        }
+    """)
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_a_graph_has_any_number_of_outputs(two_outputs: Path) -> None:
+    network = onnx_graph.Network(two_outputs, onnx_graph.Options(threads=1), ["v", "k"])
+    x, scale = np.arange(12, dtype=np.float32).reshape(2, 2, 3), np.array([2, 3], np.float32)
+    found = network.run({"x": x, "scale": scale})
+    np.testing.assert_array_equal(found["k"], x * scale[:, None, None])
+    np.testing.assert_array_equal(found["v"], -x)
+    assert list(found) == ["v", "k"] and network.fixed_sizes == {"x": {2: 3}, "scale": {}}
+
+
+def test_an_output_that_the_graph_lacks(two_outputs: Path) -> None:
+    with pytest.raises(ValueError, match="graph must have the config's outputs k, velocity, got k, v"):
+        onnx_graph.Network(two_outputs, onnx_graph.Options(threads=1), ["k", "velocity"])
 
 
 def test_nothing_deployed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="graph must be deployed, found none at .*\nhint: hunyuan3d-export deploy"):
-        onnxruntime_denoiser.Denoiser(tmp_path / "model.onnx", onnxruntime_denoiser.Options(threads=0))
-    options = parameters.parse(torch_denoiser.Options, torch_parameters())
+        onnx_graph.Network(tmp_path / "model.onnx", onnx_graph.Options(threads=0), OUTPUTS)
+    options = parameters.parse(torch_network.Options, torch_parameters())
     with pytest.raises(FileNotFoundError, match="checkpoint must be deployed, found none at .*\nhint: hunyuan3d-export deploy"):
-        torch_denoiser.Denoiser(tmp_path / "checkpoint.safetensors", options)
+        torch_network.Network(tmp_path / "checkpoint.safetensors", options, OUTPUTS)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""The denoiser in torch, from the checkpoint itself (configs/torch.pbtxt). Knows nothing of Triton.
+"""The runtime `torch`: the denoiser's checkpoint itself, without an export (configs/torch.pbtxt). Knows nothing of Triton.
 
-Needs the packages torch, einops and safetensors and this project's hunyuan3d_export, which holds the network.
+Needs the packages torch, einops and safetensors, and this project's hunyuan3d_export, which defines the network.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ _DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": t
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """device: a torch device, or auto (a GPU when there is one). dtype: auto keeps the checkpoint's.
+    """device: a torch device, or auto, which takes a GPU when there is one. dtype: auto keeps the checkpoint's.
 
     attention_backend: sdpa, flash, chunked, standard, sage, or auto (sage where USE_SAGEATTN=1, else sdpa).
-    compile: through torch.compile. cuda_graphs: one recorded graph for each shape, for few sizes that come again and again.
-    threads: of one evaluation on a CPU, 0 for torch's own choice.
+    compile: evaluate through torch.compile. cuda_graphs: record a graph for each shape, which pays where few shapes repeat.
+    threads: how many compute one evaluation on a CPU, 0 for torch's own choice.
     """
 
     device: str
@@ -45,10 +45,10 @@ class Options:
             raise ValueError(f"cuda_graphs must be false on {self.torch_device()}, got true\nhint: they need an NVIDIA GPU")
 
     def torch_device(self) -> torch.device:
-        """Raises ValueError for a name torch does not know or a GPU that is not there."""
-        here = torch.cuda.is_available()
+        """Raises ValueError for a name that torch does not know and for a GPU that this machine lacks."""
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
-            device = torch.device("cuda" if here else "cpu") if self.device == "auto" else torch.device(self.device)
+            device = torch.device(chosen)
         except RuntimeError as error:
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}") from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -57,22 +57,24 @@ class Options:
 
 
 def to_array(tensor: Any) -> torch.Tensor:
-    """A tensor of Triton's as torch's, by DLPack: one that is on a GPU stays there."""
+    """The torch tensor of a Triton tensor, by DLPack: without a copy, and on the same device."""
     return torch.from_dlpack(tensor.to_dlpack())
 
 
-def to_tensor(kind: Any, name: str, array: torch.Tensor) -> Any:
-    """The other way; `kind` is Triton's class."""
-    return kind.from_dlpack(name, torch.utils.dlpack.to_dlpack(array))
+def to_tensor(tensor_class: Any, name: str, array: torch.Tensor) -> Any:
+    """A Triton tensor of a torch tensor, by DLPack; tensor_class is pb_utils.Tensor, which takes contiguous ones only."""
+    return tensor_class.from_dlpack(name, torch.utils.dlpack.to_dlpack(array.contiguous()))
 
 
-class Denoiser:
-    """The network of one checkpoint file, on its device.
+class Network:
+    """The denoiser of one checkpoint file, on its device; `outputs` are names for what a call of it returns.
 
     Raises FileNotFoundError when no checkpoint is deployed, ValueError for options that this machine or network cannot take.
     """
 
-    def __init__(self, path: Path, options: Options) -> None:
+    fixed_sizes: Mapping[str, Mapping[int, int]] = {}  # unlike an exported graph, the network is not tied to any size
+
+    def __init__(self, path: Path, options: Options, outputs: Sequence[str]) -> None:
         if not path.is_file():
             raise FileNotFoundError(
                 f"checkpoint must be deployed, found none at {path}\nhint: hunyuan3d-export deploy --checkpoint FILE"
@@ -82,28 +84,31 @@ class Denoiser:
         self.device = options.torch_device()
         backend = None if options.attention_backend == "auto" else options.attention_backend
         self.model = load_checkpoint(path, dtype=_DTYPES[options.dtype], attention_backend=backend).to(self.device)
+        self._outputs = list(outputs)
         self._graphs = options.cuda_graphs
         self._plain, self._guided = (_compiled(call, options) for call in (self.model.forward, self.model.guided))
 
     @torch.inference_mode()
-    def evaluate(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """latents [B, L, 64], t [B], context [B, T, 1536] and a scale [B], if any, on any device -> velocity [B, L, 64].
+    def run(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One evaluation: inputs by name, on any device -> outputs by name, on the network's device, all of them [B, ...].
 
-        guidance_scale asks for the guided evaluation; guidance is what guidance-distilled weights take.
+        The input guidance_scale asks for the guided evaluation; guidance is an input of guidance-distilled weights.
         """
         call = self._guided if "guidance_scale" in tensors else self._plain
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        velocity = call(**{name: value.to(self.device, non_blocking=True) for name, value in tensors.items()})
-        # A recorded graph writes every result to the same place.
-        return velocity.clone() if self._graphs else velocity
+        returned = call(**{name: value.to(self.device, non_blocking=True) for name, value in tensors.items()})
+        results = (returned,) if isinstance(returned, torch.Tensor) else returned
+        # A recorded graph writes the results of all its evaluations to the same memory.
+        kept = [result.clone() for result in results] if self._graphs else results
+        return dict(zip(self._outputs, kept, strict=True))
 
 
 def _compiled(call: Callable[..., torch.Tensor], options: Options) -> Callable[..., torch.Tensor]:
     if options.compile or options.cuda_graphs:
         make_compilable()
     if options.cuda_graphs:
-        # Graphs are recorded for fixed addresses and shapes; with compile, around generated kernels instead of torch's own.
+        # A recorded graph has fixed addresses and shapes. With `compile` it holds generated kernels, otherwise torch's own.
         return torch.compile(
             call, dynamic=False, **({"mode": "reduce-overhead"} if options.compile else {"backend": "cudagraphs"})
         )
