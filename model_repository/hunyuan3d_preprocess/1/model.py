@@ -1,4 +1,4 @@
-"""Triton around image_preprocessing: image files in, the encoder's pixels out."""
+"""Triton's side of preprocessing: image files -> the pixels that the image encoder takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import image_preprocessing
+import parameters
 import triton_python_backend_utils as pb_utils
 
 CONDITIONER = "hunyuan3d_conditioner"
@@ -14,7 +15,8 @@ _MANIFEST = "manifest.json"
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        # The encoder that is deployed beside this model says what it takes.
+        parameters.parse(parameters.NoOptions, parameters.of_config(json.loads(args["model_config"])))
+        # The manifest of the deployed encoder says how large its pictures are and how many views it takes.
         path = Path(args["model_repository"]).parent / CONDITIONER / args["model_version"] / _MANIFEST
         serving = json.loads(path.read_text())["serving"]
         self._size, self._views = serving["image_size"], serving["views"]
@@ -22,14 +24,20 @@ class TritonPythonModel:
     def execute(self, requests: list) -> list:
         return [self._respond(request) for request in requests]
 
-    def _respond(self, request: object) -> pb_utils.InferenceResponse:
+    def _respond(self, request: object) -> object:
         try:
-            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-            if not 1 <= len(images) <= self._views:
-                raise ValueError(f"image must hold 1 to {self._views} views, got {len(images)}")
-            pixels = image_preprocessing.pixels(images, self._size)
+            return self._encode(image_preprocessing.pixels(self._decode(request), self._size))
         except ValueError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
-        except Exception as error:  # this request's error, and nobody else's
+        except Exception as error:  # only this request fails
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+    def _decode(self, request: object) -> list[bytes]:
+        """The files of the request's views. Raises ValueError when the encoder does not take so many."""
+        images = list(pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1))
+        if not 1 <= len(images) <= self._views:
+            raise ValueError(f"image must hold 1 to {self._views} views, got {len(images)}")
+        return images
+
+    def _encode(self, pixels: object) -> object:
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])
