@@ -1,4 +1,4 @@
-"""Who is stepped, who waits, who is refused and when time is up; and that nobody starves, whatever comes."""
+"""Which requests are stepped, wait, are refused or run out of time; and that none waits for ever, whatever arrives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def ended(*sinks: Recorder) -> None:
     await asyncio.wait_for(asyncio.gather(*(sink.ended.wait() for sink in sinks)), WAIT_S)
 
 
-def test_queued_ones_wait_their_turn_and_then_all_are_done(request_for: Make) -> None:
+def test_queued_requests_wait_their_turn_and_then_all_are_done(request_for: Make) -> None:
     denoiser, counts = Denoiser(), Counts()
 
     async def scenario() -> list[Recorder]:
@@ -38,7 +38,7 @@ def test_queued_ones_wait_their_turn_and_then_all_are_done(request_for: Make) ->
         assert (stepper.samples, stepper.queued) == (2, 3)
         with pytest.raises(Overloaded, match="within 2 and 3 queued, got 2 and 3 and 1 more\nhint: try again later"):
             submit(stepper, request_for(steps=4))
-        assert (stepper.samples, stepper.queued) == (2, 3), "a refused one takes no room"
+        assert (stepper.samples, stepper.queued) == (2, 3), "a refused request takes no room"
         await ended(*sinks)
         assert (stepper.samples, stepper.queued) == (0, 0)
         return sinks
@@ -116,7 +116,7 @@ def test_the_total_limit_ends_a_request_whose_evaluation_never_does(request_for:
     assert isinstance(error, Expired) and "end within 0.15 s" in str(error) and "total_timeout_s" in str(error)
 
 
-def test_a_cancelled_one_leaves_the_queue(request_for: Make) -> None:
+def test_a_cancelled_request_leaves_the_queue(request_for: Make) -> None:
     async def scenario() -> Recorder:
         stepper = make_stepper(Denoiser(), max_trajectories=1)
         runs, waits = submit(stepper, request_for(steps=1000)), submit(stepper, request_for(steps=3))
@@ -186,6 +186,12 @@ def test_the_context_is_stacked_once_while_a_batch_stays_together(request_for: M
     assert denoiser.rows == [2] * 4 + [1] * 4 and denoiser.held == 2
 
 
+def test_a_stepper_that_holds_no_contexts_stacks_them_at_each_step(request_for: Make) -> None:
+    denoiser = Denoiser()
+    asyncio.run(run_together(make_stepper(denoiser, contexts_held=0), [request_for(steps=9)]))
+    assert denoiser.rows == [1] * 8 and denoiser.held == 8
+
+
 def test_steps_are_told_after_the_next_call_has_begun(request_for: Make) -> None:
     order: list[str] = []
 
@@ -227,7 +233,7 @@ REQUESTS = st.lists(
 
 
 class Watching(Recorder):
-    """It logs its name and how many calls there were, at each step."""
+    """Logs its name and the number of denoiser calls so far, at each step."""
 
     def __init__(self, name: int, denoiser: Denoiser, log: list[tuple[int, int]]) -> None:
         super().__init__()
@@ -240,10 +246,10 @@ class Watching(Recorder):
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arriving=REQUESTS, max_batch=st.integers(2, 6), budget=st.sampled_from([1, 30, 999]), lanes=st.integers(1, 3))
-def test_every_call_serves_who_has_waited_longest_and_all_end_right(
+def test_every_call_serves_those_who_have_waited_longest_and_all_results_are_right(
     arriving: list[tuple[tuple[int, int], str, int, int, int]], max_batch: int, budget: int, lanes: int, request_for: Make
 ) -> None:
-    """No group starves: with one lane, a request waits at most for one call of each sample before its own."""
+    """No group starves: with one lane, a request waits at most for one call of each other sample before its own next call."""
     denoiser, log = Denoiser(), list[tuple[int, int]]()
     requests = [request_for(latents=sizes[0], context=sizes[1], batch=b, steps=s, seed=7) for sizes, _, b, s, _ in arriving]
 
@@ -257,7 +263,7 @@ def test_every_call_serves_who_has_waited_longest_and_all_end_right(
         for index, (*_, at) in enumerate(arriving):
             previous = denoiser.at.get(at, lambda: None)
             denoiser.at[at] = lambda index=index, previous=previous: (previous(), arrive(index))
-        for at in sorted(denoiser.at):  # who would come after the last call comes now
+        for at in sorted(denoiser.at):  # those who were to arrive during a call that never happens arrive now
             while stepper.samples and at in denoiser.at:
                 await asyncio.sleep(0)
             denoiser.at.pop(at, lambda: None)()

@@ -1,4 +1,4 @@
-"""Calls between models: time limits, what an error means, and revival. What Triton does here was seen on the real one."""
+"""Calls between models: time limits, what an error means, and loading again. The stand-in does what Triton was seen to do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
+import batching
 import numpy as np
 import pytest
 from arrays import Arrays
@@ -20,7 +21,7 @@ STATE = {"latents": np.ones((2, 5, 64), np.float32), "t": np.zeros((2, 1), np.fl
 
 
 class Triton:
-    """pb_utils, with denoisers that can be dead, slow or absent."""
+    """A stand-in for pb_utils, whose denoisers can be dead, slow or absent."""
 
     TritonModelException = RuntimeError
 
@@ -39,9 +40,16 @@ class Triton:
         return name, array
 
     def InferenceRequest(
-        self, *, request_id: str, model_name: str, requested_output_names: list[str], inputs: list[Any]
+        self,
+        *,
+        request_id: str,
+        model_name: str,
+        requested_output_names: list[str],
+        inputs: list[Any],
+        parameters: dict[str, bool],
     ) -> Any:
         assert requested_output_names == ["velocity"]
+        assert parameters == {batching.CHECKED: True}, "the denoiser need not look at the values again"
         self.request_ids.append(request_id)
         return SimpleNamespace(async_exec=lambda: self._exec(model_name, dict(inputs)))
 
@@ -67,7 +75,7 @@ class Triton:
 
 
 class Bytes:
-    """What was moved."""
+    """Adds up the bytes that were moved."""
 
     def __init__(self) -> None:
         self.found: dict[str, int] = {}
@@ -121,7 +129,7 @@ def test_an_evaluation_has_a_time_limit(base: Settings) -> None:
     assert triton.control == []
 
 
-def test_an_unloaded_denoiser_is_none(base: Settings) -> None:
+def test_a_denoiser_that_was_unloaded_is_not_found(base: Settings) -> None:
     triton = Triton()
     triton.dead, triton.ready = {GUIDED}, {PLAIN}
 
@@ -140,7 +148,7 @@ def test_distilled_weights_have_no_guided_model(base: Settings) -> None:
 
 
 @pytest.mark.parametrize("guidance_embed", [False, True])
-def test_a_dead_one_is_loaded_again_while_calls_wait(guidance_embed: bool, base: Settings) -> None:
+def test_a_dead_denoiser_is_loaded_again_while_calls_wait(guidance_embed: bool, base: Settings) -> None:
     triton = Triton()
     triton.dead = {PLAIN}
 
@@ -157,7 +165,7 @@ def test_a_dead_one_is_loaded_again_while_calls_wait(guidance_embed: bool, base:
     assert [shape for _, shape in triton.calls] == [(2, 5, 64), (1, 1, 64), (2, 5, 64)], "the smallest evaluation decided"
 
 
-def test_one_that_fails_a_single_evaluation_is_left_alone(base: Settings) -> None:
+def test_a_denoiser_that_fails_one_evaluation_is_left_alone(base: Settings) -> None:
     triton = Triton()
 
     async def fail_large(_: str, inputs: dict[str, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""Continuous batching: who shares a call, who waits, and whose failure is whose."""
+"""Continuous batching: which requests share a call, which wait, and which of them a failure ends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_equal_shapes_share_calls_whatever_their_time_scale_and_schedule(request
         np.testing.assert_allclose(sink.final, expected(request), rtol=1e-6)
 
 
-def test_a_late_one_joins_at_the_next_step(request_for: Make) -> None:
+def test_a_late_request_joins_at_the_next_step(request_for: Make) -> None:
     denoiser, late = Denoiser(), Recorder()
 
     async def scenario() -> None:
@@ -147,7 +147,7 @@ def test_nan_ends_one_trajectory_only(request_for: Make) -> None:
     assert denoiser.rows == [3, 3, 2]
 
 
-def test_a_cancelled_one_leaves_within_a_step(request_for: Make) -> None:
+def test_a_cancelled_request_leaves_within_a_step(request_for: Make) -> None:
     denoiser = Denoiser()
 
     async def scenario() -> tuple[Recorder, Recorder]:
@@ -162,7 +162,7 @@ def test_a_cancelled_one_leaves_within_a_step(request_for: Make) -> None:
 
     stays, leaves = asyncio.run(scenario())
     assert denoiser.rows == [2, 2, 2, 1, 1, 1, 1, 1]
-    assert str(leaves.error) == "gone" and leaves.steps == [1, 2], "it was gone when the third would have been told"
+    assert str(leaves.error) == "gone" and leaves.steps == [1, 2], "its client had gone before the third step was told"
     assert stays.steps == [1, 2, 3, 4, 5, 6, 7, 9]
 
 
@@ -186,7 +186,7 @@ def test_a_sink_that_fails_ends_its_own_trajectory(request_for: Make) -> None:
     assert str(broken.error) == "nobody there" and fine.steps == [1, 2, 4]
 
 
-def test_it_comes_back_after_it_was_idle(request_for: Make) -> None:
+def test_the_stepper_works_again_after_it_was_idle(request_for: Make) -> None:
     denoiser = Denoiser()
 
     async def scenario() -> None:
@@ -194,7 +194,7 @@ def test_it_comes_back_after_it_was_idle(request_for: Make) -> None:
         for seed in range(3):
             (sink,) = await run_together(stepper, [request_for(steps=2, seed=seed)])
             assert sink.final is not None and stepper.samples == 0
-            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))  # the stepper's own task ends
+            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))  # wait until the stepper is idle
 
     asyncio.run(scenario())
     assert denoiser.rows == [1, 1, 1]

@@ -131,7 +131,7 @@ def test_state_is_float32_and_the_requests_noise_stays(request_for: Make) -> Non
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-def test_a_state_that_is_not_finite_ends_it(value: float, request_for: Make) -> None:
+def test_a_state_that_is_not_finite_ends_the_trajectory(value: float, request_for: Make) -> None:
     trajectory = Trajectory(request_for(steps=1, latents=2), "plain")
     trajectory.latents = np.full_like(trajectory.latents, 3e38)
     with (

@@ -1,6 +1,7 @@
-"""Where the states live: NumPy on a CPU, CuPy where there is a GPU. The context is uploaded once, latents stay there.
+"""Where the states of samples live: in NumPy arrays, or in CuPy arrays on a GPU.
 
-The mathematics in trajectory.py is the same for both; tensors go to Triton and come back by DLPack on a GPU.
+On a GPU a request's context is uploaded once and its latents stay there until a client gets them; tensors reach Triton and come
+back by DLPack, without a copy. The mathematics in trajectory.py is the same for both.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Arrays:
-    """The array library `kind` stands for (settings.ARRAYS); `triton` is pb_utils."""
+    """The array library that `kind` (settings.ARRAYS) stands for; `triton` is pb_utils."""
 
     def __init__(self, kind: str, triton: Any) -> None:
         self._triton = triton
@@ -29,7 +30,7 @@ class Arrays:
         return self._cupy is not None
 
     def upload(self, request: SampleRequest) -> SampleRequest:
-        """The request with its arrays where they are stepped."""
+        """The request with its arrays on the device where they are stepped."""
         if self._cupy is None:
             return request
         negative = request.negative_context
@@ -41,23 +42,23 @@ class Arrays:
         )
 
     def host(self, array: Any) -> np.ndarray:
-        """The array for a client."""
+        """The array in host memory, as a client gets it."""
         return array if self._cupy is None else self._cupy.asnumpy(array)
 
     def tensor(self, name: str, array: Any) -> Any:
-        """A Triton tensor of `array`, on its device."""
+        """A Triton tensor of `array`, on the array's device."""
         if self._cupy is None:
             return self._triton.Tensor(name, array)
         return self._triton.Tensor.from_dlpack(name, self._cupy.ascontiguousarray(array))
 
     def array(self, tensor: Any) -> Any:
-        """The array of a Triton tensor; where Triton left it on the host, uploaded."""
+        """The array of a Triton tensor; it is uploaded if Triton returned it in host memory."""
         if self._cupy is None:
             return tensor.as_numpy()
         return self._cupy.asarray(tensor.as_numpy()) if tensor.is_cpu() else self._cupy.from_dlpack(tensor)
 
     def call_options(self) -> dict[str, Any]:
-        """What a call between models needs so that its answer stays on the device."""
+        """Options of a call between models that keep its answer on the device."""
         if self._cupy is None:
             return {}
         memory = self._triton.PreferredMemory(self._triton.TRITONSERVER_MEMORY_GPU, self._cupy.cuda.Device().id)

@@ -1,8 +1,9 @@
-"""The denoisers as the stepper sees them: calls between models, with a time limit, and revival after a death.
+"""The denoisers as the stepper sees them: calls between models, with a time limit, and a new start after a crash.
 
-When a denoiser's Python process dies, Triton answers each call of it with an error, says that it is ready and leaves it
-dead; to unload it and load it again is what brings it back (measured on 2.51). An error alone does not tell a dead process from an
-evaluation that failed, so after one the smallest evaluation there is decides.
+When a denoiser's Python process dies, Triton reports the model as ready, answers every call of it with an error and does not
+start it again; only unloading and loading it again does (seen on Triton 2.51). An error does not say whether the process died or
+one evaluation failed. Therefore, after an error, the smallest possible evaluation is tried, and the denoiser is loaded again if
+that fails too.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from arrays import Arrays
 from metrics import Metrics
 from outcomes import Ended, NoDenoiser
 from settings import Settings
-from trajectory import CHANNELS
+from trajectory import CHANNELS, SamplingPath
 
 PLAIN, GUIDED = "hunyuan3d_dit", "hunyuan3d_dit_guided"
+# This request parameter tells a Python denoiser that the values are checked: requests on arrival, states after every step.
+CHECKED = "checked"
 _CONTEXT_WIDTH = 1536
-_PROBE_S = 60.0  # it may wait behind others' evaluations
+_PROBE_TIMEOUT_S = 60.0  # long, because the smallest evaluation may have to wait for large ones
 
 logger = logging.getLogger(__name__)
 
 
 class Denoisers:
-    """stepper.Denoiser by calls between models; `triton` is pb_utils."""
+    """Implements stepper.Denoiser by calls between models; `triton` is pb_utils."""
 
     def __init__(self, triton: Any, settings: Settings, arrays: Arrays, metrics: Metrics) -> None:
         self._triton = triton
@@ -44,15 +47,15 @@ class Denoisers:
         return not self._settings.guidance_embed and self._ready(GUIDED)
 
     def _ready(self, model: str) -> bool:
-        return model in self._revivals or self._triton.is_model_ready(model)  # calls wait for a revival
+        return model in self._revivals or self._triton.is_model_ready(model)  # while it is loaded again, calls wait for it
 
     def hold(self, context: Any) -> Any:
-        """A tensor that calls can take again and again: it is copied into Triton's memory by the first of them only."""
+        """A tensor that many calls can take. Only the first of them copies it into Triton's memory."""
         self._metrics.moved("context", context.nbytes)
         return self._arrays.tensor("context", context)
 
-    async def velocity(self, path: str, state: dict[str, Any], context: Any, request_id: str) -> Any:
-        """One evaluation. Raises NoDenoiser when the model is not there, Ended when it fails or takes too long."""
+    async def velocity(self, path: SamplingPath, state: dict[str, Any], context: Any, request_id: str) -> Any:
+        """One evaluation. Raises NoDenoiser when the model has been unloaded, Ended when it fails or takes too long."""
         model = GUIDED if path == "guided" else PLAIN
         if (revival := self._revivals.get(model)) is not None:
             await asyncio.shield(revival)
@@ -77,14 +80,15 @@ class Denoisers:
             model_name=model,
             requested_output_names=["velocity"],
             inputs=tensors,
+            parameters={CHECKED: True},
             **self._arrays.call_options(),
         )
         try:
             response = await asyncio.wait_for(request.async_exec(), limit_s)
-        except asyncio.TimeoutError:
+        except asyncio.TimeoutError as error:
             raise Ended(
                 f"{model} must answer within {limit_s:g} s, got nothing\nhint: raise evaluation_timeout_s in hunyuan3d_sampler's config.pbtxt"
-            ) from None
+            ) from error
         except self._triton.TritonModelException as error:
             raise Ended(f"{model} must answer, got {error}") from error
         if response.has_error():
@@ -93,18 +97,20 @@ class Denoisers:
 
     async def _revive(self, model: str) -> None:
         try:
-            await self._call(model, self._smallest(model), min(_PROBE_S, self._settings.evaluation_timeout_s), "revival")
+            await self._call(
+                model, self._smallest(model), min(_PROBE_TIMEOUT_S, self._settings.evaluation_timeout_s), "revival"
+            )
             return
         except Ended as error:
-            logger.warning("%s fails even the smallest evaluation, it is loaded again: %s", model, error)
-        try:  # to load alone would do nothing: Triton takes an unchanged model for a loaded one
+            logger.warning("%s fails even the smallest evaluation and is loaded again: %s", model, error)
+        try:  # loading alone would do nothing, because Triton sees that the model has not changed
             await asyncio.to_thread(self._triton.unload_model, model_name=model)
             await asyncio.to_thread(self._triton.load_model, model_name=model)
         except Exception:
             logger.exception("%s must load again", model)
 
     def _smallest(self, model: str) -> list[Any]:
-        """Inputs of one row of one token each."""
+        """Inputs of one row, with one latent token and one context token."""
         scale = "guidance_scale" if model == GUIDED else "guidance" if self._settings.guidance_embed else None
         inputs = {
             "latents": np.zeros((1, 1, CHANNELS), np.float32),

@@ -1,4 +1,4 @@
-"""What the sampler counts, on Triton's /metrics beside the server's own (names begin with hunyuan3d_)."""
+"""The sampler's metrics. Triton's /metrics lists them with its own; their names begin with hunyuan3d_."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MOVED = ("state", "context", "velocity", "response")
 
 
 class Metrics:
-    """stepper.Observer, and the bytes that tensors take; `family` is pb_utils.MetricFamily."""
+    """Implements stepper.Observer and counts the bytes of tensors; `family` is pb_utils.MetricFamily."""
 
     def __init__(self, family: Any) -> None:
-        self._families: list[Any] = []  # a metric dies with its family
+        self._families: list[Any] = []  # kept, because a metric is removed when its family is collected
 
         def metric(
             kind: str, name: str, description: str, label: str, values: tuple[str, ...], **options: Any
@@ -39,7 +39,7 @@ class Metrics:
 
     def load(self, active: int, queued: int) -> None:
         for name, value in (("active", active), ("queued", queued)):
-            if self._last_load.get(name) != value:  # setting one costs 20 us
+            if self._last_load.get(name) != value:  # setting a gauge takes 20 us
                 self._last_load[name] = value
                 self._load[name].set(value)
 

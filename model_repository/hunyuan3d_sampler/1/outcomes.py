@@ -1,4 +1,4 @@
-"""How a request can end without a result: each kind with the name of its code in pb_utils.TritonError and in the metrics."""
+"""How a request can end without a result, with the name of its code in pb_utils.TritonError and its word in the metrics."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ class Ended(Exception):
 
 
 class NoDenoiser(Ended, LookupError):
-    """Nothing that is loaded can evaluate the request."""
+    """No model that is loaded can evaluate the request."""
 
     code = "NOT_FOUND"
 
 
 class Overloaded(Ended):
-    """Refused at once because too much is in progress and waiting."""
+    """The request was refused on arrival, because too many samples are in progress and waiting."""
 
     code = "UNAVAILABLE"
     outcome = "rejected"
 
 
 class Expired(Ended):
-    """A time limit has passed: the request's own, or one of config.pbtxt's. Triton has no code for it but this one."""
+    """A time limit has passed: the request's own, or one in config.pbtxt. Triton has no code of its own for that."""
 
     code = "CANCELLED"
     outcome = "expired"
 
 
 class Cancelled(Ended):
-    """The client went away."""
+    """The client cancelled the request or closed its connection."""
 
     code = "CANCELLED"
     outcome = "cancelled"
 
 
 def code(error: Exception) -> str:
-    """The name of `error`'s code in pb_utils.TritonError: a ValueError is the request's fault, what is unknown is ours."""
+    """The name of `error`'s code in pb_utils.TritonError: a ValueError is the request's fault, an unknown error is ours."""
     if isinstance(error, Ended):
         return error.code
     return "INVALID_ARG" if isinstance(error, ValueError) else "INTERNAL"
 
 
 def outcome(error: Exception) -> str:
-    """`error`'s kind in the metric hunyuan3d_requests_total."""
+    """The value of the label `outcome` in the metric hunyuan3d_requests_total."""
     if isinstance(error, Ended):
         return error.outcome
     return "invalid" if isinstance(error, ValueError) else "failed"

@@ -1,4 +1,4 @@
-"""Flow times of a trajectory: sigmas from 0 (noise) to 1 (data). A step goes from one to the next."""
+"""Flow times of a trajectory, called sigmas: they rise from 0 (noise) to 1 (data), and a step goes from one to the next."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _TRAINING_TIMES = 1000
 
 
 def flow_match(steps: int) -> np.ndarray:
-    """`steps` times linspace(0, 1), then 1 again: [steps + 1], float64. The last step has size 0, as upstream's has."""
+    """`steps` times linspace(0, 1), then 1 again: [steps + 1], float64. The last step has size 0, as in upstream."""
     return np.append(np.linspace(0.0, 1.0, steps), 1.0)
 
 
 def consistency(steps: int) -> np.ndarray:
-    """`steps` times of the grid the turbo weights were distilled on, then 1: [steps + 1], float64."""
+    """`steps` times of the grid that the turbo weights were distilled on, then 1: [steps + 1], float64."""
     picks = np.floor(np.linspace(0, _CONSISTENCY_GRID, steps, endpoint=False)).astype(int)
-    # Grid point j stands at training time 10 j - 1, the first one at 0.
+    # Grid point j is training time 10 j - 1; the first, which would be -1, is 0.
     times = np.maximum(picks * (_TRAINING_TIMES // _CONSISTENCY_GRID) - 1, 0)
     return np.append(times / (_TRAINING_TIMES - 1), 1.0)
 

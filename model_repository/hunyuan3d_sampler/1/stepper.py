@@ -1,7 +1,8 @@
-"""Continuous batching of diffusion steps: the active samples of one group advance by one denoiser call.
+"""Continuous batching of diffusion steps: the active samples of one group advance together, by one denoiser call a step.
 
-New requests join at the next step, ended and cancelled ones leave at it. Nothing here knows of Triton, and nothing
-blocks: `_pump` starts what calls can start, and runs again when one ends, when a request comes, and every _TICK_S.
+New requests join the batch at its next step, and requests that have ended or were cancelled leave it then. Nothing here knows of
+Triton, and nothing blocks: `_pump` starts as many denoiser calls as may run. It runs when a request arrives, when a call ends, and
+every _TICK_S while there is work.
 """
 
 from __future__ import annotations
@@ -16,51 +17,51 @@ from typing import Any, Protocol
 import numpy as np
 from outcomes import Expired, Overloaded, outcome
 from settings import Settings
-from trajectory import Part, Trajectory, combine, context_rows, state_rows
+from trajectory import Group, Part, SamplingPath, Trajectory, combine, context_rows, state_rows
 
-_TICK_S = 0.1  # how late a time limit or a cancellation may be seen while nothing else happens
-_MOST_HELD = 4  # batches whose stacked context is kept, in case the next call is of the same rows
+_TICK_S = 0.1  # while nothing else happens, time limits and cancellations are noticed at most this late
+CONTEXTS_HELD = 4
 
 logger = logging.getLogger(__name__)
 
 
 class Denoiser(Protocol):
-    """One velocity evaluation; its exception ends the requests it was called for, and no others."""
+    """Evaluates velocities. An exception ends the requests of that call and no others."""
 
     def hold(self, context: np.ndarray) -> Any:
-        """The stacked context in the form that velocity() takes: made once, used while a batch stays together."""
+        """The stacked context in the form that velocity() takes. It is used for as long as the batch stays the same."""
 
-    async def velocity(self, path: str, state: dict[str, np.ndarray], context: Any, request_id: str) -> np.ndarray:
-        """[R, L, 64] for the R rows of `state` and `context`; `request_id` names the requests they are of."""
+    async def velocity(self, path: SamplingPath, state: dict[str, np.ndarray], context: Any, request_id: str) -> np.ndarray:
+        """[R, L, 64] for the R rows of `state` and `context`; `request_id` names the requests that the rows belong to."""
 
 
 class Sink(Protocol):
-    """Where a trajectory's progress goes; one for each request."""
+    """The client's side of one request: it hears of the trajectory's progress and its end."""
 
     def cancelled(self) -> Exception | None:
-        """Why the request should stop now, if it should."""
+        """The reason to stop the request now, None to go on."""
 
     def step(self, trajectory: Trajectory) -> None:
         """Called after each step, the last one included."""
 
     def fail(self, error: Exception) -> None:
-        """The end of a request that has no result."""
+        """Called once when the request ends without a result."""
 
 
 class Observer(Protocol):
-    """What is counted."""
+    """Counts events for the metrics."""
 
     def load(self, active: int, queued: int) -> None:
-        """Samples that are stepped, and that wait."""
+        """So many samples are being stepped, and so many wait in the queue."""
 
-    def evaluated(self, path: str, rows: int, seconds: float) -> None:
-        """One denoiser call has ended well."""
+    def evaluated(self, path: SamplingPath, rows: int, seconds: float) -> None:
+        """One denoiser call has returned."""
 
     def stepped(self, samples: int) -> None:
-        """Samples that have come one step further."""
+        """So many samples have completed a step."""
 
     def ended(self, outcome: str) -> None:
-        """A request has ended (outcomes.OUTCOMES)."""
+        """A request has ended; `outcome` is one of outcomes.OUTCOMES."""
 
 
 @dataclasses.dataclass
@@ -70,34 +71,40 @@ class _Place:
 
 
 class Stepper:
-    """Owns the trajectories in progress and in the queue."""
+    """Owns the trajectories in progress and in the queue.
 
-    def __init__(self, denoiser: Denoiser, settings: Settings, observer: Observer) -> None:
+    contexts_held: for how many batches the stacked context is kept, in case the next call of their group has the same rows.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, settings: Settings, observer: Observer, *, contexts_held: int = CONTEXTS_HELD
+    ) -> None:
         self._denoiser = denoiser
         self._settings = settings
         self._observer = observer
         self._queue: dict[Trajectory, _Place] = {}
-        self._active: dict[Trajectory, _Place] = {}  # in the order of their last step, the oldest first
-        self._calls: dict[asyncio.Task[None], tuple[int, int, str]] = {}  # with the group of each
-        self._held: collections.OrderedDict[tuple[Part, ...], Any] = collections.OrderedDict()
-        self._untold: list[tuple[Trajectory, _Place]] = []  # have come a step further since the last pump
+        self._active: dict[Trajectory, _Place] = {}  # those whose last step is longest ago come first
+        self._calls: dict[asyncio.Task[None], Group] = {}  # the running denoiser calls
+        self._contexts_held = contexts_held
+        self._held: collections.OrderedDict[tuple[Part, ...], Any] = collections.OrderedDict()  # the last used at the end
+        self._untold: list[tuple[Trajectory, _Place]] = []  # have completed a step and not yet told their clients
         self._timer: asyncio.TimerHandle | None = None
         self._last_check = 0.0
 
     @property
     def samples(self) -> int:
-        """Samples that are stepped."""
+        """How many samples are being stepped."""
         return sum(trajectory.samples for trajectory in self._active)
 
     @property
     def queued(self) -> int:
-        """Samples that wait for their turn."""
+        """How many samples wait in the queue."""
         return sum(trajectory.samples for trajectory in self._queue)
 
     def submit(self, trajectory: Trajectory, sink: Sink) -> None:
-        """Adds a trajectory; it joins the batch at the next step, or waits in the queue until it fits.
+        """Adds a trajectory: it joins a batch at the next step if it may be active now, and waits in the queue otherwise.
 
-        Raises Overloaded when the queue has no room either.
+        Raises Overloaded when the queue is full.
         """
         loop = asyncio.get_running_loop()
         self._queue[trajectory] = _Place(sink, loop.time())
@@ -108,10 +115,10 @@ class Stepper:
                 f"samples in progress must stay within {self._settings.max_trajectories} and {self._settings.max_queued} queued, "
                 f"got {self.samples} and {self.queued} and {trajectory.samples} more\nhint: try again later"
             )
-        loop.call_soon(self._pump)  # not at once: requests that came together shall start together
+        loop.call_soon(self._pump)  # later and not at once, so that requests that arrive together start together
 
     def _promote(self) -> None:
-        """First come, first served; a request of more samples than fit runs when it is alone."""
+        """Moves requests from the queue, first come, first served; one with too many samples must wait until it can run alone."""
         for trajectory in list(self._queue):
             if self._active and self.samples + trajectory.samples > self._settings.max_trajectories:
                 return
@@ -123,13 +130,13 @@ class Stepper:
         if now - self._last_check >= _TICK_S:
             self._last_check = now
             for trajectory in [*self._queue, *self._active]:
-                self._drop_if_over(trajectory, now)
+                self._end_if_due(trajectory, now)
         self._promote()
         while len(self._calls) < self._settings.lanes and (parts := self._next_call(now)):
             task = loop.create_task(self._call(parts))
             self._calls[task] = parts[0].trajectory.group
             task.add_done_callback(self._called)
-        for trajectory, place in self._untold:  # after the calls, which then run while answers are sent
+        for trajectory, place in self._untold:  # after the next calls have begun: they run while answers are sent
             loop.call_soon(self._tell, trajectory, place)
         self._untold.clear()
         self._observer.load(self.samples, self.queued)
@@ -137,7 +144,8 @@ class Stepper:
             self._timer.cancel()
         self._timer = loop.call_later(_TICK_S, self._pump) if self._active or self._queue else None
 
-    def _drop_if_over(self, trajectory: Trajectory, now: float) -> bool:
+    def _end_if_due(self, trajectory: Trajectory, now: float) -> bool:
+        """Ends a trajectory that was cancelled or has used up its time; whether it did."""
         place = self._queue.get(trajectory) or self._active[trajectory]
         reason, waited = place.sink.cancelled(), now - place.arrived
         if reason is None and waited > self._settings.total_timeout_s:
@@ -149,12 +157,12 @@ class Stepper:
         return reason is not None
 
     def _next_call(self, now: float) -> list[Part]:
-        """The samples that have waited longest, and those that can share their call, as many as fit.
+        """The samples that have waited longest, with as many others of their group as fit into the call.
 
-        A group that has a call running starts another only if it fills it: what would be a small batch now can join
-        the others at their next step.
+        A group that has a call running starts a second one only if it can fill it: the few samples that wait will share a
+        larger call with the others at the next step.
         """
-        groups: dict[tuple[int, int, str], list[Trajectory]] = {}
+        groups: dict[Group, list[Trajectory]] = {}
         for trajectory in self._active:
             if trajectory.waiting:
                 groups.setdefault(trajectory.group, []).append(trajectory)
@@ -164,7 +172,7 @@ class Stepper:
                 continue
             parts: list[Part] = []
             for member in members:
-                if room and not self._drop_if_over(member, now):
+                if room and not self._end_if_due(member, now):
                     parts.append(member.take(room))
                     room -= parts[-1].samples
             if parts:
@@ -172,7 +180,7 @@ class Stepper:
         return []
 
     def _room(self, trajectory: Trajectory) -> int:
-        """Samples like this one that one call takes."""
+        """How many samples of this trajectory's group fit into one call."""
         latent_tokens, context_tokens, _ = trajectory.group
         rows = min(self._settings.max_batch, self._settings.max_tokens_per_step // (latent_tokens + context_tokens))
         return max(1, rows // trajectory.rows_per_sample)
@@ -185,7 +193,7 @@ class Stepper:
             output = await self._denoiser.velocity(path, state, self._context(parts), ids)
             self._observer.evaluated(path, len(state["latents"]), asyncio.get_running_loop().time() - begin)
             velocity = combine(parts, output)
-        except Exception as error:  # whatever the denoiser raised belongs to these clients and to nobody else
+        except Exception as error:  # the requests of this call end, and all others go on
             for part in parts:
                 self._end(part.trajectory, error)
             return
@@ -197,24 +205,24 @@ class Stepper:
     def _called(self, task: asyncio.Task[None]) -> None:
         del self._calls[task]
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("the stepper must not fail, got %r", error)
+            logger.error("the stepper has failed, which is a defect: %r", error)
         self._pump()
 
     def _context(self, parts: list[Part]) -> Any:
         key = tuple(parts)
         held = self._held.pop(key) if key in self._held else self._denoiser.hold(context_rows(parts))
-        self._held[key] = held  # as the newest
-        while len(self._held) > _MOST_HELD:
+        self._held[key] = held
+        while len(self._held) > self._contexts_held:
             self._held.popitem(last=False)
         return held
 
     def _receive(self, part: Part, velocity: np.ndarray) -> None:
         trajectory = part.trajectory
         if trajectory not in self._active:
-            return  # it ended while its call ran
+            return  # the trajectory was ended while its call ran
         try:
             complete = trajectory.receive(part, velocity)
-        except Exception as error:  # one trajectory's end is not its neighbours'
+        except Exception as error:  # this trajectory ends, and those that shared the call go on
             self._end(trajectory, error)
             return
         if complete:
@@ -223,12 +231,12 @@ class Stepper:
             if trajectory.done:
                 self._forget(trajectory)
             else:
-                self._active[trajectory] = place  # at the end of the queue
+                self._active[trajectory] = place  # behind those that have waited longer
             self._untold.append((trajectory, place))
 
     def _tell(self, trajectory: Trajectory, place: _Place) -> None:
         if not trajectory.done and trajectory not in self._active:
-            return  # it has been told another end
+            return  # the trajectory was ended, and its client has been told so
         try:
             place.sink.step(trajectory)
         except Exception as error:
@@ -244,7 +252,7 @@ class Stepper:
             return
         self._forget(trajectory)
         self._observer.ended(outcome(error))
-        with contextlib.suppress(Exception):  # a client that cannot even be told must not stop the others
+        with contextlib.suppress(Exception):  # a client that cannot be reached must not stop the others
             place.sink.fail(error)
 
     def _forget(self, trajectory: Trajectory) -> None:

@@ -1,6 +1,6 @@
-"""One request's way from noise to latents: decoded and checked, then stepped. Knows nothing of Triton.
+"""One request from its arrival to its latents: it is decoded and checked, then stepped. Knows nothing of Triton.
 
-NumPy's functions here take CuPy arrays as well (arrays.py) and then work on the GPU.
+The states may be CuPy arrays (arrays.py): NumPy's functions take them too, and then work on the GPU.
 
 Axes: B samples of the request, L latent tokens, T context tokens.
 """
@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import schedules
+from finite import all_finite
 from outcomes import Ended, NoDenoiser
 from settings import Settings
 
 CHANNELS = 64
-# The largest axes the denoisers are made for; without a bound, 30 MB of request could ask for a terabyte of noise.
+# The largest sizes that the denoisers are made for. Without a bound, a request of 30 MB could ask for a terabyte of noise.
 MOST_LATENTS, MOST_CONTEXT = 4096, 5480
-PATHS = ("plain", "guided", "two-batch", "distilled")
+
+# How the velocities of a sample are evaluated: one branch; both branches in one graph; both as two batch rows; or a
+# guidance-distilled network's single evaluation.
+SamplingPath = Literal["plain", "guided", "two-batch", "distilled"]
+PATHS: tuple[SamplingPath, ...] = get_args(SamplingPath)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """A checked request: latents [B, L, 64] float32 is the initial noise; negative_context None means zeros."""
+    """A checked request: latents [B, L, 64] float32 are the initial noise; negative_context None stands for zeros."""
 
     context: np.ndarray
     negative_context: np.ndarray | None
@@ -34,11 +40,11 @@ class SampleRequest:
 
 
 def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_latents: int | None) -> SampleRequest:
-    """The request in `tensors` (optional ones left out), with the deployed defaults filled in.
+    """The request in `tensors`, which may lack the optional ones: the deployed defaults take their places.
 
-    Raises ValueError, naming the tensor, for anything the sampler cannot do.
+    Raises ValueError, which names the tensor, for anything that the sampler cannot do.
     """
-    if "context" not in tensors:  # Triton counts a request's inputs; another optional one in its place passes
+    if "context" not in tensors:  # Triton only counts inputs: it accepts an optional one in place of the required one
         raise ValueError("context must be given, got none")
     context = _tokens(tensors, "context", MOST_CONTEXT)
     if len(context) > settings.largest_request:
@@ -67,7 +73,7 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_la
 
 
 def noise(seeds: np.ndarray, num_latents: int) -> np.ndarray:
-    """N(0, 1) of shape [B, L, 64], float32; row i depends on seeds[i] and L alone: numpy's Philox with the seed as its key."""
+    """N(0, 1) of shape [B, L, 64], float32: row i is drawn from NumPy's Philox with the key seeds[i], whatever the other rows are."""
     rows = [
         np.random.Generator(np.random.Philox(key=int(seed) % 2**64)).standard_normal((num_latents, CHANNELS), dtype=np.float32)
         for seed in seeds
@@ -98,16 +104,9 @@ def _tokens(tensors: Mapping[str, np.ndarray], name: str, most: int) -> np.ndarr
     value = tensors[name]
     if value.ndim != 3 or 0 in value.shape or value.shape[1] > most:
         raise ValueError(f"{name} must be [batch, 1..{most} tokens, channels], got shape {list(value.shape)}")
-    if not _finite(value):
+    if not all_finite(value):
         raise ValueError(f"{name} must be finite, got NaN or Inf")
     return value
-
-
-def _finite(array: np.ndarray) -> bool:
-    """Whether all is finite; float16 by its bits: np.isfinite takes 10 ms there for one context of v2-0, and all steps wait."""
-    if array.dtype != np.float16:
-        return bool(np.isfinite(array).all())
-    return bool(array.view(np.int16).max() < 0x7C00 and array.view(np.uint16).max() < 0xFC00)
 
 
 def _scalar(tensors: Mapping[str, np.ndarray], name: str, default: object) -> object:
@@ -118,27 +117,31 @@ def _scalar(tensors: Mapping[str, np.ndarray], name: str, default: object) -> ob
     return tensors[name][0]
 
 
-def choose_path(request: SampleRequest, settings: Settings, *, plain_ready: bool, guided_ready: bool) -> str:
-    """How this request's velocities are evaluated with the denoisers that are there.
+def choose_path(request: SampleRequest, settings: Settings, *, plain_ready: bool, guided_ready: bool) -> SamplingPath:
+    """How this request's velocities are evaluated with the denoisers that are loaded.
 
-    Raises NoDenoiser when none of them can.
+    Raises NoDenoiser when none of them can evaluate it.
     """
+    wanted: list[SamplingPath]
     if settings.guidance_embed:
         wanted = ["distilled"] if plain_ready else []
     elif request.negative_context is not None:
         wanted = ["two-batch"] if plain_ready else []
-    elif request.guidance_scale == 1.0:  # v_u cancels; without a plain graph the guided one gives the same
-        wanted = ["plain"] * plain_ready + ["guided"] * guided_ready
+    elif request.guidance_scale == 1.0:  # the unconditional velocity cancels, so both graphs give the same
+        wanted = [*(["plain"] if plain_ready else []), *(["guided"] if guided_ready else [])]
     else:
-        wanted = ["guided"] * guided_ready + ["two-batch"] * plain_ready
+        wanted = [*(["guided"] if guided_ready else []), *(["two-batch"] if plain_ready else [])]
     if not wanted:
         raise NoDenoiser("a denoiser for this request must be loaded, found none\nhint: deploy the plain graph")
     return wanted[0]
 
 
+Group = tuple[int, int, SamplingPath]
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Samples start .. start + samples of a trajectory: its share of one denoiser call."""
+    """The samples of a trajectory, from `start` on, that are its share of one denoiser call."""
 
     trajectory: Trajectory
     start: int
@@ -150,16 +153,16 @@ class Part:
 
 
 class Trajectory:
-    """The state of one request between steps. All its samples are at the same step; a step may take several calls."""
+    """The state of one request between steps. All its samples are at the same step; a step may take several denoiser calls."""
 
-    def __init__(self, request: SampleRequest, path: str, request_id: str = "") -> None:
+    def __init__(self, request: SampleRequest, path: SamplingPath, request_id: str = "") -> None:
         self.request = request
         self.path = path
         self.request_id = request_id
         self.latents = request.latents
         self.step = 0
-        self.batch = 0  # samples of the last call, those of other requests included
-        self._taken = 0  # samples whose evaluation of this step has been given out
+        self.batch = 0  # samples of the last denoiser call, those of other requests included
+        self._taken = 0  # samples that are already part of a denoiser call of this step
         self._velocities: dict[int, np.ndarray] = {}  # start of a part -> its velocity
 
     @property
@@ -168,7 +171,7 @@ class Trajectory:
 
     @property
     def waiting(self) -> int:
-        """Samples that are not yet part of a call of this step."""
+        """How many samples are not yet part of a denoiser call of this step."""
         return self.samples - self._taken
 
     @property
@@ -188,18 +191,18 @@ class Trajectory:
         return self.step >= self.total
 
     @property
-    def group(self) -> tuple[int, int, str]:
-        """Trajectories of equal (L, T, path) share a denoiser call, whatever their time, scale or schedule."""
+    def group(self) -> Group:
+        """(L, T, path). Trajectories of one group can share a denoiser call, whatever their times, scales and schedules."""
         return (self.latents.shape[1], self.request.context.shape[1], self.path)
 
     def take(self, most: int) -> Part:
-        """The next samples of this step, at most `most`, to be evaluated."""
+        """The next samples to evaluate in this step, at most `most`."""
         part = Part(self, self._taken, min(most, self.waiting))
         self._taken += part.samples
         return part
 
     def receive(self, part: Part, velocity: np.ndarray) -> bool:
-        """Takes one part's velocity [samples, L, 64]; True once all have come and the step is done.
+        """Takes the velocity [samples, L, 64] of one part; True when it was the last part of the step.
 
         Raises FloatingPointError when the state is no longer finite.
         """
@@ -213,7 +216,7 @@ class Trajectory:
         return True
 
     def _advance(self, velocity: np.ndarray) -> None:
-        """One Euler step in float32; then over steps of size 0 (flow_match's last), which change nothing."""
+        """One Euler step in float32. Steps of size 0, such as flow_match's last, change nothing and are passed over."""
         sigmas = self.request.sigmas
         self.latents = self.latents + np.float32(sigmas[self.step + 1] - sigmas[self.step]) * velocity
         self.step += 1
@@ -229,7 +232,10 @@ class Trajectory:
 
 
 def context_rows(parts: Sequence[Part]) -> np.ndarray:
-    """The context of one call, [R, T, 1536]: what stays the same from step to step. two-batch: the negative ones behind."""
+    """The context of one denoiser call, [R, T, 1536], which stays the same from step to step.
+
+    The path two-batch has the negative contexts behind the others.
+    """
     own = [part.trajectory.request.context[part.slice] for part in parts]
     if parts[0].trajectory.path != "two-batch":
         return _stacked(own)
@@ -239,7 +245,10 @@ def context_rows(parts: Sequence[Part]) -> np.ndarray:
 
 
 def state_rows(parts: Sequence[Part]) -> dict[str, np.ndarray]:
-    """One call's other tensors for parts of one group, [R] rows; two-batch: R conditional, then R unconditional."""
+    """The other tensors of one denoiser call, for parts of one group.
+
+    The path two-batch has all rows twice: first for the conditional branch, then for the unconditional one.
+    """
     path = parts[0].trajectory.path
     latents = _stacked([part.trajectory.latents[part.slice] for part in parts])
     t = _rows(parts, [part.trajectory.t for part in parts])
@@ -250,7 +259,7 @@ def state_rows(parts: Sequence[Part]) -> dict[str, np.ndarray]:
 
 
 def combine(parts: Sequence[Part], output: np.ndarray) -> np.ndarray:
-    """The denoiser's output -> velocity [R, L, 64]: two-batch combines its branches, the other paths have nothing to do.
+    """The denoiser's output -> velocity [R, L, 64]. Only the path two-batch has two branches to combine.
 
     Raises Ended for an output of another shape.
     """
@@ -273,6 +282,6 @@ def _scales(parts: Sequence[Part]) -> np.ndarray:
 
 
 def _rows(parts: Sequence[Part], values: list[float]) -> np.ndarray:
-    """One value for each part -> one for each of its samples, [R, 1] float32, on the device of the latents."""
+    """A value for each part -> the same value for each of its samples, [R, 1] float32, on the device of the latents."""
     column = np.asarray(values, np.float32, like=parts[0].trajectory.latents)
     return np.repeat(column, [part.samples for part in parts])[:, None]
