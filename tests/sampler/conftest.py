@@ -1,4 +1,4 @@
-"""Requests and settings for the sampler's plain modules (pythonpath in pyproject.toml)."""
+"""Requests and settings for the sampler's plain modules, which `pythonpath` in pyproject.toml makes importable."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from doubles import PARAMETERS
+from parameters import parse
 from settings import Settings
 from trajectory import SampleRequest, decode
 
 
 @pytest.fixture(scope="session")
 def parameters() -> dict[str, str]:
-    """What a config.pbtxt holds."""
+    """The parameters of a config.pbtxt."""
     return dict(PARAMETERS)
 
 
 @pytest.fixture(scope="session")
 def base() -> Settings:
-    return Settings.parse(PARAMETERS)
+    return parse(Settings, PARAMETERS)
 
 
 @pytest.fixture(scope="session")
 def distilled() -> Settings:
-    return Settings.parse({**PARAMETERS, "guidance_embed": "true"})
+    return parse(Settings, {**PARAMETERS, "guidance_embed": "true"})
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Stand-ins at the stepper's seams: a denoiser that is a formula, clients that keep what they are told."""
+"""Stand-ins for the stepper's neighbours: a denoiser that is a formula, clients and observers that record calls."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from parameters import parse
 from settings import Settings
-from stepper import Stepper
-from trajectory import SampleRequest, Trajectory
+from stepper import CONTEXTS_HELD, Stepper
+from trajectory import SampleRequest, SamplingPath, Trajectory
 
 PARAMETERS = {
     "steps": "50",
@@ -31,7 +32,7 @@ PARAMETERS = {
 
 @dataclasses.dataclass
 class Recorder:
-    """A sink that keeps what it is told."""
+    """A sink that records every call."""
 
     steps: list[int] = dataclasses.field(default_factory=list)
     batches: list[int] = dataclasses.field(default_factory=list)
@@ -58,7 +59,10 @@ class Recorder:
 
 
 class Denoiser:
-    """An asynchronous denoiser: velocity = t - latents. `calls` are (path, rows, L); `at` runs code during the n-th call."""
+    """A denoiser that answers velocity = t - latents, or what `bad` returns.
+
+    It records its calls as (path, rows, L). `at[n]` runs during the n-th call.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
@@ -72,7 +76,9 @@ class Denoiser:
         self.held += 1
         return context
 
-    async def velocity(self, path: str, state: dict[str, np.ndarray], context: np.ndarray, request_id: str) -> np.ndarray:
+    async def velocity(
+        self, path: SamplingPath, state: dict[str, np.ndarray], context: np.ndarray, request_id: str
+    ) -> np.ndarray:
         self.request_ids.append(request_id)
         tensors = {**state, "context": context}
         rows, length = tensors["latents"].shape[:2]
@@ -92,7 +98,7 @@ class Denoiser:
 
 
 class Counts:
-    """An observer that adds up."""
+    """An observer that adds up what it is told."""
 
     def __init__(self) -> None:
         self.active = self.queued = self.steps = 0
@@ -113,19 +119,24 @@ class Counts:
         self.outcomes.append(outcome)
 
 
-def make_stepper(denoiser: Denoiser, counts: Counts | None = None, **limits: object) -> Stepper:
-    """A Stepper with PARAMETERS, some of them replaced."""
-    return Stepper(denoiser, dataclasses.replace(Settings.parse(PARAMETERS), **limits), counts or Counts())
+def make_stepper(
+    denoiser: Denoiser, counts: Counts | None = None, *, contexts_held: int = CONTEXTS_HELD, **limits: object
+) -> Stepper:
+    """A Stepper with the settings of PARAMETERS, except for `limits`."""
+    settings = dataclasses.replace(parse(Settings, PARAMETERS), **limits)
+    return Stepper(denoiser, settings, counts or Counts(), contexts_held=contexts_held)
 
 
 def expected(request: SampleRequest) -> np.ndarray:
+    """The final latents of a request whose denoiser is the formula."""
     state = request.latents
     for now, later in zip(request.sigmas[:-1], request.sigmas[1:], strict=True):
         state = state + np.float32(later - now) * (np.float32(now) - state)
     return state
 
 
-async def run_together(stepper: Stepper, requests: Sequence[SampleRequest], path: str = "guided") -> list[Recorder]:
+async def run_together(stepper: Stepper, requests: Sequence[SampleRequest], path: SamplingPath = "guided") -> list[Recorder]:
+    """Submits the requests at the same time and waits until all have ended."""
     sinks = [Recorder() for _ in requests]
     for request, sink in zip(requests, sinks, strict=True):
         stepper.submit(Trajectory(request, path), sink)

@@ -1,4 +1,4 @@
-"""Parameters of config.pbtxt: each one read, typed and known."""
+"""The sampler's parameters in config.pbtxt: every parameter is read and typed, and an unknown one is an error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parameters import parse
 from settings import Settings
 
 VALUES = {
@@ -30,7 +31,7 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_each_parameter_is_read(name: str, parameters: dict[str, str], base: Settings) -> None:
     text, value = VALUES[name]
-    found = Settings.parse({**parameters, name: text})
+    found = parse(Settings, {**parameters, name: text})
     assert found == dataclasses.replace(base, **{name: value}) and found != base
     assert type(getattr(found, name)) is type(value)
 
@@ -42,12 +43,12 @@ def test_every_field_is_covered() -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_missing_parameter(name: str, parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="parameters must be steps, .*, got "):
-        Settings.parse({key: value for key, value in parameters.items() if key != name})
+        parse(Settings, {key: value for key, value in parameters.items() if key != name})
 
 
 def test_unknown_parameter(parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="parameters must be .*, got .*step_count"):
-        Settings.parse({**parameters, "step_count": "5"})
+        parse(Settings, {**parameters, "step_count": "5"})
 
 
 @pytest.mark.parametrize(
@@ -75,22 +76,26 @@ def test_unknown_parameter(parameters: dict[str, str]) -> None:
 )
 def test_bad_value(name: str, text: str, message: str, parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=message):
-        Settings.parse({**parameters, name: text})
+        parse(Settings, {**parameters, name: text})
 
 
-def test_tritons_own_parameter_is_not_ours(parameters: dict[str, str], base: Settings) -> None:
-    assert Settings.parse({**parameters, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) == base
+def test_tritons_own_parameter_is_not_the_samplers(parameters: dict[str, str], base: Settings) -> None:
+    assert parse(Settings, {**parameters, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) == base
+
+
+def test_the_parameter_of_the_servers_launcher_is_not_the_samplers(parameters: dict[str, str], base: Settings) -> None:
+    assert parse(Settings, {**parameters, "needs": "hunyuan3d_dit|hunyuan3d_dit_guided"}) == base
 
 
 def test_the_word_false_is_false(parameters: dict[str, str]) -> None:
-    assert Settings.parse({**parameters, "guidance_embed": "false"}).guidance_embed is False
+    assert parse(Settings, {**parameters, "guidance_embed": "false"}).guidance_embed is False
 
 
 @given(st.dictionaries(st.sampled_from(list(VALUES)), st.text(max_size=6), min_size=1))
 def test_any_text_is_settings_or_a_value_error(changes: dict[str, str]) -> None:
     parameters = {name: text for name, (text, _) in VALUES.items()}
     try:
-        found = Settings.parse({**parameters, **changes})
+        found = parse(Settings, {**parameters, **changes})
     except ValueError:
         return
     assert found.steps >= 1 and found.max_batch >= 1 and found.guidance_scale == found.guidance_scale

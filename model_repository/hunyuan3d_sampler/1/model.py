@@ -1,4 +1,4 @@
-"""Triton around the sampler: requests in, one response for each step out."""
+"""Triton's side of the sampler: it takes requests, and sends a response for each step."""
 
 from __future__ import annotations
 
@@ -11,33 +11,39 @@ import time
 from pathlib import Path
 
 import numpy as np
+import parameters
 import triton_python_backend_utils as pb_utils
 from arrays import Arrays
 from denoisers import GUIDED, Denoisers
 from metrics import Metrics
 from outcomes import Cancelled, Expired, Overloaded, code, outcome
 from settings import Settings
-from stepper import Stepper
-from trajectory import Trajectory, choose_path, decode
+from stepper import CONTEXTS_HELD, Stepper
+from trajectory import SampleRequest, SamplingPath, Trajectory, choose_path, decode
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _PRESET_FILE = "preset.json"
-# A stream has no code for an error, and a call between models loses it, so the client and hunyuan3d_sampler_unary set this
-# request parameter: its errors come as the output `path` holding code and text, with no other output beside it.
+# Triton has no code for an error in a stream, and drops the code in a call between models. The client and
+# hunyuan3d_sampler_unary therefore set this request parameter. With it, an error is the output `error`, which holds the code's
+# name and the text, and the response has no other output.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
-# The container's entrypoint names a file by this variable; once it is there, the server is about to stop and takes nothing new.
+ERROR = "error"
+# An environment variable with the path of a file. The container's entrypoint makes that file before it stops the server; from
+# then on new samples are refused.
 DRAIN_FILE = "HUNYUAN3D_DRAIN_FILE"
 _LONGEST_ID = 64
-VAE_LATENTS = "vae_latents"  # made only for requests that name it, or name no outputs at all
+VAE_LATENTS = "vae_latents"  # computed only for requests that ask for this output, or that name no outputs at all
 
 logger = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
+    contexts_held = CONTEXTS_HELD  # bench/serving.py measures what this saves, by a subclass that holds none
+
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         try:
-            self._settings = Settings.parse({name: value["string_value"] for name, value in config["parameters"].items()})
+            self._settings = parameters.parse(Settings, parameters.of_config(config))
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         logging.basicConfig(handlers=[_TritonLog()], level=logging.INFO, format="%(message)s", force=True)
@@ -47,7 +53,7 @@ class TritonPythonModel:
         self._metrics = Metrics(pb_utils.MetricFamily)
         self._arrays = Arrays(self._settings.arrays, pb_utils)
         self._denoisers = Denoisers(pb_utils, self._settings, self._arrays, self._metrics)
-        self._stepper = Stepper(self._denoisers, self._settings, self._metrics)
+        self._stepper = Stepper(self._denoisers, self._settings, self._metrics, contexts_held=self.contexts_held)
         self._drain_file = Path(os.environ[DRAIN_FILE]) if DRAIN_FILE in os.environ else None
         self._said: set[str] = set()
 
@@ -56,20 +62,20 @@ class TritonPythonModel:
             stream = _Stream(request, self._arrays, self._metrics, self._scale_factor)
             try:
                 self._admit(request, stream)
-            except Exception as error:  # a refused request is its own client's news only
+            except Exception as error:  # only this request is refused
                 self._metrics.ended(outcome(error))
                 stream.fail(error)
 
     def _admit(self, request: object, stream: _Stream) -> None:
         if self._drain_file is not None and self._drain_file.exists():
-            raise Overloaded("server must not be stopping, got a new sample\nhint: another server takes it")
+            raise Overloaded("The server is stopping and takes no new samples.\nhint: send the request to another server")
         decoded = decode(_tensors(request, self._inputs), self._settings, self._num_latents)
         ready = {"plain_ready": self._denoisers.plain_ready, "guided_ready": self._denoisers.guided_ready}
         path = choose_path(decoded, self._settings, **ready)
         self._say_once(decoded, path)
         self._stepper.submit(Trajectory(self._arrays.upload(decoded), path, stream.request_id), stream)
 
-    def _say_once(self, decoded: object, path: str) -> None:
+    def _say_once(self, decoded: SampleRequest, path: SamplingPath) -> None:
         fallback = path == "two-batch" and decoded.negative_context is None
         if fallback and path not in self._said:
             self._said.add(path)
@@ -77,16 +83,18 @@ class TritonPythonModel:
 
 
 class _Stream:
-    """One request's responses (stepper.Sink)."""
+    """Sends the responses of one request; implements stepper.Sink."""
 
     def __init__(self, request: object, arrays: Arrays, metrics: Metrics, scale_factor: float | None) -> None:
         self.request_id = loggable(request.request_id())
         self._began = time.monotonic()
-        self._scale_factor = scale_factor if VAE_LATENTS in request.requested_output_names() else None
+        requested = request.requested_output_names()
+        self._scale_factor = scale_factor if VAE_LATENTS in requested else None
         self._sender = request.get_response_sender()
         self._arrays = arrays
         self._metrics = metrics
-        self._errors_as_outputs = ERRORS_AS_OUTPUTS in json.loads(request.parameters() or "{}")
+        # Triton would drop an output that was not asked for, and the client would get an empty response.
+        self._errors_as_outputs = ERROR in requested and ERRORS_AS_OUTPUTS in json.loads(request.parameters() or "{}")
         timeout_us = request.timeout()
         self._deadline = time.monotonic() + timeout_us / 1e6 if timeout_us else None
 
@@ -115,15 +123,17 @@ class _Stream:
         if trajectory.done:
             shape = f"B {trajectory.samples}, L {trajectory.group[0]}, T {trajectory.group[1]}"
             line = f"done: {trajectory.total} steps, path {trajectory.path}, {shape}"
-            asyncio.get_running_loop().call_soon(self._log, logging.INFO, line)  # it takes a while: the count comes first
+            asyncio.get_running_loop().call_soon(
+                self._log, logging.INFO, line
+            )  # later, because logging is slow and the metrics come first
 
     def fail(self, error: Exception) -> None:
         name = code(error)
         if self._errors_as_outputs:
             answer = pb_utils.InferenceResponse(
-                [pb_utils.Tensor("path", np.array([name.encode(), str(error).encode()], np.object_))]
+                [pb_utils.Tensor(ERROR, np.array([name.encode(), str(error).encode()], np.object_))]
             )
-        else:  # Triton adds TritonError to its module only after models are imported, so it is looked up here
+        else:  # TritonError is looked up here, because pb_utils gets it only after models are imported
             answer = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, name)))
         self._sender.send(answer, flags=_FINAL)
         kind = outcome(error)
@@ -134,12 +144,12 @@ class _Stream:
 
 
 def loggable(request_id: str) -> str:
-    """A client's id in one word: a log's line, and a comma in the ids of a shared call, are ours to set."""
+    """A client's request id as one word: it must not start a new line in the log, nor look like several ids with commas."""
     return re.sub(r"[^\w.:-]", "?", request_id, flags=re.ASCII)[:_LONGEST_ID] or "-"
 
 
 class _TritonLog(logging.Handler):
-    """The server's own log takes what the plain modules say."""
+    """Passes the log records of the plain modules on to the server's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = pb_utils.Logger.log_error if record.levelno >= logging.ERROR else pb_utils.Logger.log_warn
