@@ -112,9 +112,10 @@ class Inputs:
         found = parse_limits(limits, self.names)
         self._values = [limit for limit in found if limit.axis is None]
         sizes = {(limit.name, limit.axis): limit for limit in found if limit.axis is not None}
-        for name, axis, size in ((name, axis, size) for name, axes in fixed_sizes.items() for axis, size in axes.items()):
-            limit = sizes.get((name, axis), Limit(name, axis, size, size))
-            sizes[name, axis] = dataclasses.replace(limit, low=size, high=size)
+        for name in self.names:
+            for axis, size in fixed_sizes.get(name, {}).items():
+                limit = sizes.get((name, axis), Limit(name, axis, size, size))
+                sizes[name, axis] = dataclasses.replace(limit, low=size, high=size)
         self._sizes = list(sizes.values())
         self._library = library
 
@@ -143,8 +144,8 @@ def evaluate(
 ) -> list[Tensors | Exception]:
     """For each request its rows of the outputs of `run`, or the reason why there are none.
 
-    Requests of equal shapes are evaluated together. One that is an error already stays it. When an evaluation fails, its error
-    goes to the requests that shared it and to no others. `library` is the arrays' own module, numpy or torch.
+    Requests of equal shapes are evaluated together. A request that is an error already keeps that error. When an evaluation fails,
+    its error goes to the requests that shared it and to no others. `library` is the arrays' own module, numpy or torch.
     """
     results = list(requests)
     for members in _groups(requests):

@@ -54,8 +54,8 @@ class TritonPythonModel:
     def _encode(self, request: object, result: batching.Tensors | Exception) -> object:
         if isinstance(result, Exception):
             pb_utils.Logger.log_error(f"request {request.request_id()!r} failed: {result!r}")
-            is_theirs = isinstance(result, batching.InvalidInput)
-            code = pb_utils.TritonError.INVALID_ARG if is_theirs else pb_utils.TritonError.INTERNAL
+            is_bad_request = isinstance(result, batching.InvalidInput)
+            code = pb_utils.TritonError.INVALID_ARG if is_bad_request else pb_utils.TritonError.INTERNAL
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
         return pb_utils.InferenceResponse(
             [self._runtime.to_tensor(pb_utils.Tensor, name, array) for name, array in result.items()]

@@ -40,7 +40,7 @@ def parse(options: type[T], texts: Mapping[str, str]) -> T:
 def split(options: type[T], texts: Mapping[str, str]) -> tuple[T, dict[str, str]]:
     """As `parse`, but parameters that `options` does not declare are returned instead of refused."""
     given = {name: text for name, text in texts.items() if name not in READ_BY_OTHERS}
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(options)}
     if not kinds.keys() <= given.keys():
         raise _wrong_names(options, texts)
     parsed = options(**{name: _PARSERS[kind](name, given.pop(name)) for name, kind in kinds.items()})
