@@ -37,7 +37,6 @@ _HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 _END_S = 1.0  # for a stream to end after its last answer
 _LEAST_S = 1e-3  # for a call whose time is up: the answer is DEADLINE_EXCEEDED
 _SERVICE = "/inference.GRPCInferenceService/"
-_SPECS = {**contract.MODELS, **contract.IMAGE_MODELS}
 
 
 class GrpcTransport:
@@ -178,7 +177,7 @@ class GrpcTransport:
         """Name, version and whether it is ready, of every model; of the contract's where the index is not for everybody."""
         index = await self._if_open("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
         if index is None:
-            ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in _SPECS}
+            ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in contract.MODELS}
             return [(name, "", True) for name, loaded in ready.items() if loaded]
         return [(entry.name, entry.version, entry.state == "READY") for entry in index.models]
 
@@ -215,7 +214,7 @@ class GrpcTransport:
 
 def _restricted(name: str) -> ModelInfo:
     """By the contract; whether the weights are guidance-distilled is left to the server."""
-    info = by_contract(_SPECS[name]) if name in _SPECS else ModelInfo(name)
+    info = by_contract(contract.MODELS[name]) if name in contract.MODELS else ModelInfo(name)
     guidance = {contract.GUIDANCE.name: InputInfo(contract.GUIDANCE.dtype, (-1, 1), optional=True)}
     more = guidance if name == contract.DIT else {}
     return dataclasses.replace(info, version="", inputs={**info.inputs, **more}, restricted=True)

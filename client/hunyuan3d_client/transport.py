@@ -1,4 +1,4 @@
-"""What a client needs of a server: the Transport protocol, and a mock of it for your tests. See grpc_transport.py for the wire."""
+"""What a client needs of a server: the Transport protocol, and a mock server for your tests. grpc_transport.py is the real one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 class StatusError(Exception):
-    """A transport's only error: a gRPC status (None where the server gave a message alone) and the server's words.
+    """The only error of a transport: a gRPC status (None where the server sent a message without a status) and a text.
 
-    `server` is the one that failed, where the transport stands for several.
+    `server` is the transport of the server that failed, where the transport that raises stands for several servers.
     """
 
     def __init__(self, status: grpc.StatusCode | None, message: str) -> None:
@@ -29,7 +29,11 @@ class StatusError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One inference. `streamed`: of a decoupled model, which answers many times. `output_bytes`: sizes known beforehand."""
+    """One inference request.
+
+    `streamed`: the model is decoupled and may answer many times. `output_bytes`: the sizes of outputs that are known before
+    the answer arrives, so that shared memory can be reserved for them.
+    """
 
     model: str
     inputs: Tensors
@@ -40,7 +44,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class InputInfo:
-    """One input as the server declares it; -1 is a free axis, the batch axis included."""
+    """One input as the server declares it. -1 stands for a free axis, the batch axis included."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -49,9 +53,10 @@ class InputInfo:
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """One model as the server declares it; of a model that is not ready only name, version and ready are known.
+    """One model as the server declares it. Of a model that is not ready, only name, version and ready are known.
 
-    `restricted`: the server tells it to holders of its key alone. Inputs are the contract's then, and the rest is not known.
+    `restricted`: the server describes the model only to callers who send its key, and this client sent none. The inputs are
+    then those of the contract, and the other fields are empty.
     """
 
     name: str
@@ -67,7 +72,10 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """Whether the server is live and ready, its version ("" where it tells that to holders of its key alone), and its models."""
+    """Whether the server is live and ready, its version and its models.
+
+    The version is empty where the server gives it only to callers who send its key.
+    """
 
     live: bool
     ready: bool
@@ -79,10 +87,10 @@ class Transport(Protocol):
     """What a client needs of a server. Each method raises StatusError and nothing else."""
 
     def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
-        """The answers of one request (one, unless streamed). Closing the generator cancels the request."""
+        """The answers to a request: one, or several if it is streamed. Closing the generator cancels the request."""
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:
-        """Whether the model is; of "", whether the server is live."""
+        """Whether the model called `name` is ready. For the empty name: whether the server is live."""
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo: ...
 
@@ -92,17 +100,23 @@ class Transport(Protocol):
 
 
 def by_contract(spec: contract.ModelSpec) -> ModelInfo:
-    """One model as the contract has it, in Triton's shapes: the batch axis comes first, so that [B] travels as [B, 1]."""
-    free = {axis: -1 for axis in (*contract.AXES, "S", "V", "P")}
-    shapes = {i.name: (-1, 1) if i.dims == ("B",) else i.shape(free) for i in spec.inputs}
-    return ModelInfo(spec.name, "1", inputs={i.name: InputInfo(i.dtype, shapes[i.name], i.optional) for i in spec.inputs})
+    """A model as the contract describes it, in the shapes that Triton declares."""
+    inputs = {tensor.name: InputInfo(tensor.dtype, _declared(tensor), tensor.optional) for tensor in spec.inputs}
+    return ModelInfo(spec.name, "1", inputs=inputs)
+
+
+def _declared(tensor: contract.TensorSpec) -> tuple[int, ...]:
+    if tensor.dims == ("B",):
+        return -1, 1  # Triton requires an axis beside the batch axis, so a number for each sample travels as [B, 1]
+    return tuple(-1 if isinstance(dim, str) else dim for dim in tensor.dims)
 
 
 class MockTransport:
-    """A server for your tests: `answer(request)` returns the answers of a request, or raises StatusError.
+    """A server for your tests. `answer(request)` returns the answers to a request, or raises StatusError.
 
-    Without `answer` the velocity and the condition of a picture are zero, and a sample returns zeros after three steps. `requests` lists what was
-    sent, `cancelled` the ids of the requests closed before their last answer was taken.
+    Without `answer`, every model of the contract answers with zeros in the shapes of its outputs, and a sample takes three
+    steps unless the request says otherwise. `requests` lists what was sent, `timeouts_s` the time that each request was given,
+    and `cancelled` the ids of the requests that were closed before their last answer was taken.
     """
 
     def __init__(
@@ -112,8 +126,7 @@ class MockTransport:
         models: Sequence[ModelInfo] | None = None,
     ) -> None:
         self._answer = answer or _zeros
-        specs = (*contract.MODELS.values(), *contract.IMAGE_MODELS.values())
-        known = [by_contract(spec) for spec in specs] if models is None else models
+        known = [by_contract(spec) for spec in contract.MODELS.values()] if models is None else models
         self.models: dict[str, ModelInfo] = {model.name: model for model in known}
         self.requests: list[Request] = []
         self.cancelled: list[str] = []
@@ -145,25 +158,51 @@ class MockTransport:
         pass
 
 
+_MOCK_STEPS = 3
+_MOCK_LATENTS = 512
+
+
 def _zeros(request: Request) -> Iterable[Tensors]:
-    inputs = request.inputs
-    if request.model == contract.IMAGE_CONTEXT:
-        tokens = contract.AXES["T"].opt * len(inputs["image"])
-        return [{"context": np.zeros((1, tokens, contract.CONTEXT_WIDTH), np.float16)}]
-    if not request.streamed:
-        return [{"velocity": np.zeros_like(inputs["latents"])}]
-    length = int(inputs["num_latents"][0]) if "num_latents" in inputs else 512
-    noise = inputs.get("latents", np.zeros((len(inputs["context"]), length, contract.LATENT_CHANNELS), np.float32))
-    total = int(inputs["steps"][0]) if "steps" in inputs else 3
-    every = int(inputs["preview_every"][0])
+    """MockTransport's answer where a test gives none: zeros in the shapes of the outputs of the request's model."""
+    if request.model not in contract.MODELS:
+        raise StatusError(
+            grpc.StatusCode.NOT_FOUND, f"{request.model} is not in the contract\nhint: give MockTransport an answer"
+        )
+    spec = contract.MODELS[request.model]
+    sizes = _sizes(spec, request.inputs)
+    shapes = {tensor.name: np.zeros(tensor.shape(sizes), tensor.numpy_dtype) for tensor in spec.outputs}
+    if "step" not in shapes:
+        return [{tensor.name: shapes[tensor.name] for tensor in spec.outputs if not tensor.optional}]
+    steps = _zero_steps(request.inputs, shapes["latents"])
+    return steps if request.streamed else steps[-1:]  # a model of one response gives the last step alone
+
+
+def _sizes(spec: contract.ModelSpec, inputs: Tensors) -> dict[str, int]:
+    """The size of each free axis: that of the request's inputs, or else its usual size, or else 1."""
+    sizes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        if tensor.name in inputs:
+            named = zip(tensor.dims, inputs[tensor.name].shape, strict=False)  # [B] travels as [B, 1]
+            sizes |= {dim: size for dim, size in named if isinstance(dim, str)}
+    length = int(inputs["num_latents"][0]) if "num_latents" in inputs else _MOCK_LATENTS
+    tokens = contract.AXES["T"].opt * sizes.get("V", 1)  # each view of an object brings its own tokens
+    free = {dim: 1 for tensor in spec.outputs for dim in tensor.dims if isinstance(dim, str)}
+    usual = {axis: span.opt for axis, span in contract.AXES.items()}
+    return {**free, **usual, "B": 1, "L": length, "T": tokens, **sizes}
+
+
+def _zero_steps(inputs: Tensors, latents: npt.NDArray[Any]) -> list[Tensors]:
+    """The responses of a sampler: every step, with `latents` in the previews that the request asks for and in the last."""
+    total = int(inputs["steps"][0]) if "steps" in inputs else _MOCK_STEPS
+    every = int(inputs["preview_every"][0]) if "preview_every" in inputs else 0
     return [
         {
             "step": np.array([step], np.int32),
             "total": np.array([total], np.int32),
             "t": np.array([step / total], np.float32),
-            "batch": np.array([len(noise)], np.int32),
-            "path": np.array([b"plain"], np.object_),
-            **({"latents": np.zeros_like(noise)} if step == total or (every and step % every == 0) else {}),
+            "batch": np.array([len(latents)], np.int32),
+            "path": np.array([contract.PATHS[0].encode()], np.object_),
+            **({"latents": latents} if step == total or (every and step % every == 0) else {}),
         }
         for step in range(1, total + 1)
     ]

@@ -124,7 +124,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
         response = pb.ModelMetadataResponse(name=request.name, versions=["1"])
         for spec in contract.MODELS[request.name].inputs:
-            shape = spec.shape({**dict.fromkeys(contract.AXES, -1), "S": -1})
+            shape = [-1 if isinstance(dim, str) else dim for dim in spec.dims]
             response.inputs.add(name=spec.name, datatype=spec.dtype, shape=shape if spec.dims != ("B",) else [-1, 1])
         return response
 

@@ -156,7 +156,7 @@ def test_model_info_and_health() -> None:
     with h.Client(transport=h.MockTransport()) as client:
         assert client.model_info(contract.DIT).inputs["latents"] == h.InputInfo("FP32", (-1, -1, 64))
         state = client.health(timeout_s=5)
-    assert state.live and state.ready and {model.name for model in state.models} == {*contract.MODELS, *contract.IMAGE_MODELS}
+    assert state.live and state.ready and {model.name for model in state.models} == set(contract.MODELS)
 
 
 # Every option of sampling, each with a value whose effect on the request the test below looks for.
@@ -238,3 +238,44 @@ def test_a_mocks_models_are_the_ones_given() -> None:
         assert [model.name for model in client.health().models] == ["other"]
         with pytest.raises(h.ModelNotReady):
             client.model_info(contract.DIT)
+
+
+def asked(model: str, **inputs: np.ndarray) -> list[Tensors]:
+    """All answers of a MockTransport without a handler."""
+
+    async def main() -> list[Tensors]:
+        request = h.Request(model, inputs, "id", streamed=model in (contract.SAMPLER, contract.ENSEMBLE))
+        return [answer async for answer in h.MockTransport().infer(request, timeout_s=1)]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("spec", contract.MODELS.values(), ids=lambda spec: spec.name)
+def test_a_mock_answers_for_every_model_of_the_contract(spec: contract.ModelSpec) -> None:
+    sizes = {"B": 2, "L": 7, "T": 5, "V": 3, "P": 14, "S": 1}
+    inputs = {tensor.name: np.ones(tensor.shape(sizes), tensor.numpy_dtype) for tensor in spec.inputs if not tensor.optional}
+    for answer in asked(spec.name, **inputs):
+        assert {tensor.name for tensor in spec.outputs if not tensor.optional} <= answer.keys()
+        for tensor in spec.outputs:
+            if tensor.name in answer:
+                assert answer[tensor.name].dtype == tensor.numpy_dtype and answer[tensor.name].ndim == len(tensor.dims)
+                fixed = zip(tensor.dims, answer[tensor.name].shape, strict=True)
+                assert all(dim == size for dim, size in fixed if isinstance(dim, int))
+
+
+def test_a_mock_answers_for_a_model_that_the_contract_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = contract.TensorSpec("queries", "FP32", ("B", "Q", 3), "points")
+    field = contract.TensorSpec("field", "FP16", ("B", "Q", 1), "signed distance")
+    monkeypatch.setitem(contract.MODELS, "a_new_one", contract.ModelSpec("a_new_one", (queries,), (field,)))
+    (answer,) = asked("a_new_one", queries=np.ones((2, 11, 3), np.float32))
+    assert answer["field"].shape == (2, 11, 1) and answer["field"].dtype == np.float16 and not answer["field"].any()
+    with h.Client(transport=h.MockTransport()) as client:
+        assert client.model_info("a_new_one").inputs["queries"] == h.InputInfo("FP32", (-1, -1, 3))
+    with pytest.raises(h.StatusError, match="is not in the contract\nhint: "):
+        asked("a model of nobody")
+
+
+def test_a_mock_of_one_response_gives_the_last_step() -> None:
+    context = np.ones((1, 5, contract.CONTEXT_WIDTH), np.float16)
+    (answer,) = asked(contract.SAMPLER_UNARY, context=context, steps=np.int32([4]), num_latents=np.int32([9]))
+    assert answer["step"] == answer["total"] == [4] and answer["latents"].shape == (1, 9, 64)
