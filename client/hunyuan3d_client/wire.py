@@ -80,10 +80,14 @@ def tensors(response: Any, segment: Segment | None) -> Tensors:
 
 
 def refusal(answer: Tensors) -> StatusError | None:
-    """The error that an answer stands for, if it does: contract.ERRORS_AS_OUTPUTS."""
-    if answer.keys() != {"path"} or len(answer["path"]) != 2:
+    """The error that an answer carries in the output `error`, or None for an answer without that output."""
+    found = answer.get(contract.ERROR.name)
+    if found is None:
         return None
-    code, text = (part.decode() for part in answer["path"])
+    if found.shape != contract.ERROR.dims or found.dtype != contract.ERROR.numpy_dtype:
+        message = f"error must be a code and a text, got {found.dtype} {list(found.shape)}\nhint: redeploy the sampler"
+        return StatusError(grpc.StatusCode.INTERNAL, message)
+    code, text = (part.decode(errors="replace") for part in found)
     return StatusError(_STATUSES.get(code, grpc.StatusCode.UNKNOWN), text)
 
 

@@ -174,7 +174,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
                 yield pb.ModelStreamInferResponse(error_message=self.text)
                 continue
             if self.told is not None and request.parameters[contract.ERRORS_AS_OUTPUTS].bool_param:
-                told = {"path": np.array([part.encode() for part in self.told], np.object_)}
+                told = {contract.ERROR.name: np.array([part.encode() for part in self.told], np.object_)}
                 yield pb.ModelStreamInferResponse(infer_response=respond(request, told))
                 if self.hold_after:
                     self.cancelled.wait(20)

@@ -187,6 +187,16 @@ def test_the_samplers_errors(
     assert str(error.value).endswith("its words\nhint: its own")
 
 
+def test_an_error_is_known_by_the_name_of_its_output() -> None:
+    words = np.array([b"INVALID_ARG", b"its words"], np.object_)
+    assert wire.refusal({"path": words}) is None, "two elements make no error"
+    found = wire.refusal({"error": words})
+    assert found is not None and (found.status, str(found)) == (grpc.StatusCode.INVALID_ARGUMENT, "its words")
+    for broken in (words[:1], np.zeros(2, np.float32)):
+        found = wire.refusal({"error": broken})
+        assert found is not None and found.status is grpc.StatusCode.INTERNAL and "error must be a code and a text" in str(found)
+
+
 def test_a_dead_address(tokens: Tokens) -> None:
     with h.Client("localhost:1", retries=0) as client:
         for call in (lambda: client.sample(tokens()), client.health):
