@@ -1,21 +1,29 @@
-"""Client: AsyncClient's methods, run on an event loop in a thread of its own; safe to use from any thread."""
+"""Client: the methods of AsyncClient for code that is not asyncio. A thread of its own runs the event loop.
+
+A Client may be used from any thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from .client import AsyncClient, Latents
 from .errors import Cancelled, DeadlineExceeded
 from .grpc_transport import SharedMemory
+from .options import StreamOptions, show, takes
 from .requests import Step
 from .transport import Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # for type checkers alone: the package does not need it installed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +31,7 @@ T = TypeVar("T")
 
 
 class _Loop:
-    """An event loop on a daemon thread. At the end it closes the client and cancels what still runs."""
+    """An event loop on a daemon thread. When it ends, it closes the client and cancels the calls that still run."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._ended = asyncio.Event()
@@ -45,9 +53,9 @@ class _Loop:
     def submit(self, coroutine: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
         try:
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:  # the loop is closed
+        except RuntimeError as error:  # the loop is closed
             coroutine.close()
-            raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block") from None
+            raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block") from error
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         if threading.current_thread() is self._thread:
@@ -68,7 +76,7 @@ class _Loop:
 
 
 class Job:
-    """A trajectory that runs while its caller does other things. `progress` is the last Step so far."""
+    """A trajectory that runs while its caller does other things. `progress` is the latest Step, None before the first."""
 
     def __init__(self, loop: _Loop, steps: AsyncGenerator[Step, None]) -> None:
         self.progress: Step | None = None
@@ -78,34 +86,39 @@ class Job:
         async with aclosing(steps):
             async for self.progress in steps:
                 pass
-        assert self.progress is not None and self.progress.latents is not None  # the trajectory's own check
+        assert (
+            self.progress is not None and self.progress.latents is not None
+        )  # AsyncClient._trajectory raises ModelFailed otherwise
         return self.progress.latents
 
     def result(self, *, timeout_s: float | None = None) -> Latents:
-        """The final latents [B, L, 64]. Raises TimeoutError if they are not there in time (the job goes on), or the job's error."""
+        """The final latents [B, L, 64].
+
+        Raises TimeoutError if the job has not ended after `timeout_s` (the job goes on then), or the error that ended the job.
+        """
         return _result(self._future, timeout_s)
 
     def cancel(self) -> bool:
-        """Stop the trajectory, on the server too; False if it had ended."""
+        """Stop the trajectory, on the server too. False if the job had already ended."""
         return self._future.cancel()
 
     def done(self) -> bool:
-        """Whether it ended, well or not."""
+        """Whether the job has ended, by success, error or cancelling."""
         return self._future.done()
 
     def add_done_callback(self, callback: Callable[[Job], object]) -> None:
-        """Call `callback(job)` at the end, on the client's own thread: it must be quick and not call the client."""
+        """Call `callback(job)` when the job ends. The client's own thread calls it, so it must be quick and not use the client."""
         self._future.add_done_callback(lambda _: callback(self))
 
 
 def _result(future: concurrent.futures.Future[R], timeout_s: float | None) -> R:
     try:
         return future.result(timeout_s)
-    except concurrent.futures.CancelledError:
-        raise Cancelled(f"the call must end by itself, got cancelled\nhint: {Cancelled.hint}") from None
+    except concurrent.futures.CancelledError as error:
+        raise Cancelled(f"the call must end by itself, got cancelled\nhint: {Cancelled.hint}") from error
     except concurrent.futures.TimeoutError as error:
         if isinstance(error, DeadlineExceeded):
-            raise  # the call's own
+            raise  # the error of the call itself
         raise TimeoutError(
             f"the job must end in {timeout_s} s, got no result yet\nhint: raise timeout_s, or ask again"
         ) from error
@@ -122,23 +135,29 @@ def _pull(loop: _Loop, steps: AsyncGenerator[Step, None]) -> Iterator[Step]:
         while (step := loop.run(following())) is not None:
             yield step
     finally:
-        loop.submit(close())  # not awaited: a garbage collector may run this on the loop's own thread
+        # Not awaited, because the garbage collector may run these lines on the loop's own thread, which would wait for itself.
+        loop.submit(close())
 
 
 def _facade(
-    run: Callable[[_Loop, T], R], method: Callable[Concatenate[AsyncClient, P], T]
+    run: Callable[[_Loop, T], R], method: Callable[Concatenate[AsyncClient, P], T], *, returns: Any = None
 ) -> Callable[Concatenate[Client, P], R]:
-    """A method of Client: `method` of its AsyncClient with the same arguments, its result brought home by `run`."""
+    """A method of Client that calls `method` of its AsyncClient with the same arguments, and turns its result by `run`.
+
+    `returns` is the return type that help() shows, where it differs from the type that `method` shows.
+    """
 
     @functools.wraps(method)
     def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return run(self._loop, method(self._client, *args, **kwargs))
 
-    return call
+    call.__qualname__ = f"Client.{method.__name__}"
+    signature = inspect.signature(method)
+    return show(call, signature.replace(return_annotation=returns or signature.return_annotation))
 
 
 class Client:
-    """The client for everything that is not asyncio; takes what AsyncClient takes. Close it, or use it in a with block."""
+    """The client for code that is not asyncio. Its arguments are AsyncClient's. Close it, or use it in a with block."""
 
     def __init__(
         self,
@@ -168,15 +187,22 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the channel; calls in flight, of any thread, raise Cancelled."""
+        """Close the channel. Calls in flight, in any thread, raise Cancelled."""
         self._end()
 
     denoise = _facade(_Loop.run, AsyncClient.denoise)
     sample = _facade(_Loop.run, AsyncClient.sample)
-    stream = _facade(_pull, AsyncClient.stream)
-    submit = _facade(Job, AsyncClient.stream)
+    stream = _facade(_pull, AsyncClient.stream, returns=Iterator[Step])
     condition = _facade(_Loop.run, AsyncClient.condition)
     generate = _facade(_Loop.run, AsyncClient.generate)
-    generate_stream = _facade(_pull, AsyncClient.generate_stream)
+    generate_stream = _facade(_pull, AsyncClient.generate_stream, returns=Iterator[Step])
     health = _facade(_Loop.run, AsyncClient.health)
     model_info = _facade(_Loop.run, AsyncClient.model_info)
+
+    @takes(StreamOptions)
+    def submit(self, context: Any, **options: Unpack[StreamOptions]) -> Job:
+        """Start a trajectory that runs in the background. Arguments are those of stream(); the result is a Job.
+
+        Raises InvalidInput at once; what sample() raises comes from the Job's result().
+        """
+        return Job(self._loop, self._client.stream(context, **options))

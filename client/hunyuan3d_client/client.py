@@ -1,4 +1,4 @@
-"""AsyncClient: arguments in, arrays out; the work between is requests.py's and exchange.py's.
+"""AsyncClient: arguments in, arrays out. requests.py and pictures.py make the tensors, exchange.py sends them.
 
 Axes: B batch, L latent tokens, T context tokens. Arrays may be NumPy's, torch's, cupy's or nested lists; context and
 latents without the batch axis mean B = 1. `t`, `guidance` and a denoiser's `guidance_scale` are one number or B numbers.
@@ -10,9 +10,9 @@ import asyncio
 import functools
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +21,31 @@ from . import contract, requests
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, one
 from .grpc_transport import GrpcTransport, SharedMemory
-from .images import ImageCalls
+from .options import GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
+from .pictures import image_inputs
 from .requests import Scalars, Step
 from .round_robin import RoundRobin
 from .transport import Health, ModelInfo, Request, Transport
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # for type checkers alone: the package does not need it installed
+
 Inputs = dict[str, npt.NDArray[Any]]
 Latents = npt.NDArray[np.float32]
+Context = npt.NDArray[np.float16]
 _LONGEST_S = 86_400.0
 _DEFAULT_URL = "localhost:8001"
 
 
-class AsyncClient(ImageCalls):
-    """A client for asyncio. At most `max_in_flight` requests at a time, others wait within their timeout.
+class AsyncClient:
+    """A client for asyncio. It sends at most `max_in_flight` requests at a time; further requests wait within their timeout.
 
-    `url` is a server's host:port, a list of several with the same models (calls take turns, see RoundRobin), or
-    dns:///name:port for all of a name's addresses; left out, localhost:8001. `transport` stands in for all that:
-    GrpcTransport with TLS or headers, RoundRobin, MockTransport. `shared_memory`: see GrpcTransport.
-    `timeout_s` is the default of every call. A request that was refused or not delivered is sent again up to `retries`
-    times, with exponential backoff and jitter and within a budget of all calls; one answered in part never is.
+    `url` is the host:port of a server, a list of several servers with the same models (calls take turns, see RoundRobin), or
+    dns:///name:port for all addresses of a name. Without it the client calls localhost:8001. `transport` replaces `url` and
+    `shared_memory`: a GrpcTransport with TLS or headers, a RoundRobin, a MockTransport. `shared_memory`: see GrpcTransport.
+    `timeout_s` is the default of every call. A request that was refused, or that never reached the server, is sent again up
+    to `retries` times, with exponential backoff and jitter, within a budget that all calls share. A request that was
+    answered in part is never sent again.
     """
 
     def __init__(
@@ -69,7 +75,7 @@ class AsyncClient(ImageCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel; calls in flight raise Cancelled."""
+        """Close the channel. Calls in flight raise Cancelled."""
         await self._exchange.close()
 
     async def denoise(
@@ -85,8 +91,8 @@ class AsyncClient(ImageCalls):
         """The velocity [B, L, 64] float32 at latents [B, L, 64] float32, t in [0, 1] and context [B, T, 1536] float16.
 
         `guidance` is for guidance-distilled weights; `guidance_scale` asks for the guided model. Wider floats are cast.
-        A batch larger than the server's limit is split, sent side by side and joined. The result may be read-only: where
-        nothing was joined it is the received message itself, without a copy.
+        A batch larger than the server's limit is split, its parts are sent side by side and their results joined. The result
+        may be read-only: a batch that was not split is returned as a view of the received message, without a copy.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
         name, inputs = requests.denoise(latents, t, context, guidance=guidance, guidance_scale=guidance_scale)
@@ -104,74 +110,51 @@ class AsyncClient(ImageCalls):
             raise
         return velocities[0] if len(velocities) == 1 else np.concatenate(velocities)
 
-    async def sample(
-        self,
-        context: Any,
-        *,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | Sequence[int] = 0,
-        num_latents: int | None = None,
-        latents: Any = None,
-        negative_context: Any = None,
-        schedule: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Latents:
-        """The latents [B, L, 64] float32 at the end of a trajectory under context [B, T, 1536].
+    @takes(SampleOptions)
+    async def sample(self, context: Any, **options: Unpack[SampleOptions]) -> Latents:
+        """The latents [B, L, 64] float32 at the end of a trajectory under the condition tokens context [B, T, 1536].
 
-        None leaves an option to the deployed preset. Sample i draws its noise [num_latents, 64] from seed + i, or from
-        seed[i]; `latents` gives the noise instead. `guidance_scale` is the classifier-free scale, or the raw guidance
-        of distilled weights; `negative_context` replaces the zeros of the unconditional branch.
+        An option that is None is left to the deployed preset. `seed` may also be a list of B seeds, one for each sample.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
-        trajectory = self.stream(
-            context,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            num_latents=num_latents,
-            latents=latents,
-            negative_context=negative_context,
-            schedule=schedule,
-            preview_every=0,
-            timeout_s=timeout_s,
-        )
-        async for step in trajectory:
-            last = step.latents
-        assert last is not None  # the trajectory's own check
-        return last
+        return await _last(self.stream(context, **options, preview_every=0))
 
-    def stream(
-        self,
-        context: Any,
-        *,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | Sequence[int] = 0,
-        num_latents: int | None = None,
-        latents: Any = None,
-        negative_context: Any = None,
-        schedule: str | None = None,
-        preview_every: int = 1,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[Step, None]:
-        """The Steps of a trajectory as they are made: sample() with latents in every `preview_every`-th (0: the last only).
+    @takes(StreamOptions)
+    def stream(self, context: Any, **options: Unpack[StreamOptions]) -> AsyncGenerator[Step, None]:
+        """The Steps of a trajectory as the server makes them. Arguments are those of sample(), and `preview_every`.
 
         Leaving the loop early, by break or exception, cancels the trajectory on the server.
         Raises InvalidInput at once, and what sample() raises while iterating.
         """
-        options = {
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "seed": seed,
-            "num_latents": num_latents,
-            "latents": latents,
-            "negative_context": negative_context,
-            "schedule": schedule,
-            "preview_every": preview_every,
-        }
-        inputs = requests.sample(context, options)
-        return self._trajectory(inputs, self._deadline(timeout_s))
+        deadline = self._deadline(options.pop("timeout_s"))
+        return self._trajectory(requests.sample(context, options), deadline)
+
+    async def condition(self, image: Any, *, timeout_s: float | None = None) -> Context:
+        """The condition tokens [1, T, 1536] float16 of a picture, as sample() and stream() take them.
+
+        A picture is a path, the bytes of a PNG, JPEG or WebP file, a PIL image or a uint8 array [H, W, 3 or 4]. For
+        multi-view weights, a list of up to four pictures stands for the views front, left, back, right.
+        Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
+        """
+        return await self._condition(image_inputs(image), self._deadline(timeout_s))
+
+    @takes(GenerateOptions)
+    async def generate(self, image: Any, **options: Unpack[GenerateOptions]) -> Latents:
+        """The latents [1, L, 64] float32 of a picture: condition(), then sample() with these options.
+
+        Raises what condition() and sample() raise.
+        """
+        return await _last(self.generate_stream(image, **options, preview_every=0))
+
+    @takes(GenerateStreamOptions)
+    def generate_stream(self, image: Any, **options: Unpack[GenerateStreamOptions]) -> AsyncGenerator[Step, None]:
+        """The Steps of generate()'s trajectory as the server makes them.
+
+        Leaving the loop early, by break or exception, cancels the trajectory on the server.
+        Raises InvalidInput for a picture or timeout at once, and what generate() raises while iterating.
+        """
+        deadline = self._deadline(options.pop("timeout_s"))
+        return self._from_image(image_inputs(image), options, deadline)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """Whether the server is live and ready, its version and its models. Raises ServerUnavailable, DeadlineExceeded."""
@@ -183,7 +166,10 @@ class AsyncClient(ImageCalls):
         return await self._exchange.model(name, deadline=self._deadline(timeout_s), fresh=True)
 
     async def _conform(self, name: str, inputs: Inputs, deadline: float) -> tuple[ModelInfo, Inputs]:
-        """The inputs as the server's model wants them; what it said before is asked again before it refuses anything."""
+        """The model's declaration, and the inputs in the form that it asks for.
+
+        A remembered declaration may be out of date, so no input is refused before the server has been asked again.
+        """
         try:
             model = await self._exchange.model(name, deadline=deadline)
             return model, requests.conform(inputs, model)
@@ -196,6 +182,11 @@ class AsyncClient(ImageCalls):
         parse = functools.partial(requests.velocity, like=inputs["latents"])
         return await one(self._exchange.infer(request, parse, deadline=deadline))
 
+    async def _condition(self, inputs: Inputs, deadline: float) -> Context:
+        _, inputs = await self._conform(contract.IMAGE_CONTEXT, inputs, deadline)
+        request = Request(contract.IMAGE_CONTEXT, inputs, uuid.uuid4().hex)
+        return await one(self._exchange.infer(request, requests.context, deadline=deadline))
+
     async def _trajectory(self, inputs: Inputs, deadline: float) -> AsyncGenerator[Step, None]:
         _, inputs = await self._conform(contract.SAMPLER, inputs, deadline)
         request = Request(contract.SAMPLER, inputs, uuid.uuid4().hex, streamed=True)
@@ -207,6 +198,16 @@ class AsyncClient(ImageCalls):
             message = f"a trajectory must end with its last step's latents, got {last}\nhint: {ModelFailed.hint}"
             raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
+    async def _from_image(self, inputs: Inputs, options: Mapping[str, Any], deadline: float) -> AsyncGenerator[Step, None]:
+        """The condition of a picture, then the sampler's stream: two requests, although the server has an ensemble for both.
+
+        Triton (24.10, among others) does not pass the cancelling of an ensemble's request on to its sampler.
+        """
+        context = await self._condition(inputs, deadline)
+        async with aclosing(self._trajectory(requests.sample(context, options), deadline)) as steps:
+            async for step in steps:
+                yield step
+
     def _deadline(self, timeout_s: float | None) -> float:
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         if not (isinstance(limit_s, (int, float)) and 0 < limit_s <= _LONGEST_S):
@@ -214,6 +215,15 @@ class AsyncClient(ImageCalls):
                 "timeout_s", f"seconds, above 0 and at most {_LONGEST_S}", repr(limit_s), "leave it out for the client's"
             )
         return time.monotonic() + limit_s
+
+
+async def _last(trajectory: AsyncGenerator[Step, None]) -> Latents:
+    """The latents at the end of a trajectory."""
+    latents = None
+    async for step in trajectory:
+        latents = step.latents
+    assert latents is not None  # AsyncClient._trajectory raises ModelFailed otherwise
+    return latents
 
 
 def _connected(url: str | Sequence[str], shared_memory: SharedMemory) -> Transport:

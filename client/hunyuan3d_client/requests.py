@@ -1,4 +1,4 @@
-"""From a caller's arguments to a request's tensors, and from an answer's tensors to a Step. Pure: no network, no state.
+"""From a caller's arguments to a request's tensors, and from an answer's tensors to results. Pure: no network, no state.
 
 Every name, dtype and range comes from contract.py. Axes: B batch, L latent tokens, T context tokens.
 """
@@ -27,10 +27,10 @@ _RANGES: Mapping[str, tuple[int, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of a trajectory: `index` of `total` done, flow time `t` reached, latents [B, L, 64] where asked for.
+    """One step of a trajectory: `index` of `total` steps are done and the flow time `t` is reached.
 
-    `path` says how each velocity is evaluated: plain, guided, two-batch or distilled; `batch` how many samples shared
-    the step's last evaluation, those of other requests included.
+    `latents` [B, L, 64] are there in previews and in the last step. `path` says how each velocity is evaluated, see
+    contract.PATHS. `batch` counts the samples that shared the step's last evaluation, those of other requests included.
     """
 
     index: int
@@ -44,7 +44,7 @@ class Step:
 def denoise(
     latents: Any, t: Scalars, context: Any, *, guidance: Scalars | None, guidance_scale: Scalars | None
 ) -> tuple[str, dict[str, Array]]:
-    """The model to ask and its inputs, for any B."""
+    """The name of the denoiser to ask, and its inputs for any B."""
     if guidance is not None and guidance_scale is not None:
         raise invalid("guidance_scale", "None beside guidance", guidance_scale, "a model takes one of the two")
     axes: dict[str, int] = {}
@@ -63,7 +63,7 @@ def denoise(
 
 
 def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
-    """The sampler's inputs, for any B. An option that is None is left out, so the deployed preset's default holds."""
+    """The sampler's inputs for any B. An option that is None is not sent, so the deployed preset's default holds."""
     given = {"context": context, **{name: value for name, value in options.items() if value is not None}}
     schedule = given.get("schedule", "flow_match")
     if not isinstance(schedule, str) or schedule not in contract.SCHEDULES:
@@ -73,7 +73,7 @@ def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
     ranges = {**_RANGES, "steps": (1, contract.SCHEDULES[schedule])}
     axes: dict[str, int] = {}
     inputs: dict[str, Array] = {}
-    for spec in contract.SAMPLER_INPUTS:  # the context first: it fixes B and T for the others
+    for spec in contract.SAMPLER_INPUTS:  # the context comes first and fixes B and T for the other inputs
         if spec.name not in given:
             continue
         value = given[spec.name]
@@ -108,7 +108,10 @@ def noise(seed: int | Sequence[int], num_latents: int, *, batch: int = 1) -> npt
 
 
 def conform(inputs: Tensors, model: ModelInfo) -> dict[str, Array]:
-    """The inputs in the server's shapes ([B] travels as [B, 1] where it says so), checked against its own declaration."""
+    """The inputs in the shapes that the server declares ([B] travels as [B, 1]), checked against its declaration.
+
+    Raises InvalidInput for an input too many or too few, ModelNotReady for a model of another contract.
+    """
     for name in inputs.keys() - model.inputs.keys():
         hint = f"it takes {', '.join(model.inputs)}; guidance is for distilled weights, guidance_scale for the others"
         raise invalid(name, f"left out for {model.name} on this server", "a value", hint)
@@ -143,8 +146,17 @@ def velocity(answer: Tensors, like: Array) -> Array:
     return found
 
 
+def context(answer: Tensors) -> Array:
+    """The condition tokens of an image encoder's answer. Raises ModelFailed if they aren't float16 [1, T, 1536]."""
+    found = answer.get("context")
+    if found is None or found.dtype != np.float16 or found.ndim != 3 or found.shape[::2] != (1, contract.CONTEXT_WIDTH):
+        got = "nothing" if found is None else _found(found)
+        raise ModelFailed(f"context must be float16 [1, T, {contract.CONTEXT_WIDTH}], got {got}\nhint: redeploy the model")
+    return found
+
+
 def step(answer: Tensors) -> Step:
-    """One response of the sampler. Raises ModelFailed if an output is missing."""
+    """The Step of one response of the sampler. Raises ModelFailed if an output is missing."""
     missing = [spec.name for spec in contract.SAMPLER_OUTPUTS if not spec.optional and spec.name not in answer]
     if missing:
         raise ModelFailed(f"each response of {contract.SAMPLER} must carry {missing}, got {sorted(answer)}\nhint: redeploy it")
@@ -158,7 +170,7 @@ def _found(array: Array) -> str:
 
 
 def _array(name: str, value: Any) -> Array:
-    """Anything NumPy can read; torch and cupy arrays are brought to the host first, without importing either library."""
+    """Whatever NumPy can read, as an array. Arrays of torch and cupy are copied to the host without importing either."""
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu()
@@ -171,7 +183,10 @@ def _array(name: str, value: Any) -> Array:
 
 
 def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Array:
-    """`value` as the contract's dtype, [B, ...]; one dim short means B = 1. Records axis sizes and holds later ones to them."""
+    """`value` in the contract's dtype and with a batch axis; a value without that axis gets B = 1.
+
+    `axes` remembers the size of each free axis, and a later tensor of another size is refused.
+    """
     array = _array(spec.name, value)
     if array.ndim == len(spec.dims) - 1:
         array = array[np.newaxis]
@@ -184,7 +199,7 @@ def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Arra
                 raise invalid(spec.name, expected, _found(array), f"the last axis is always {dim} wide")
             continue
         low, high = contract.AXES[dim].min, contract.AXES[dim].max
-        if dim == "B":  # split by the client, or stepped in parts by the sampler
+        if dim == "B":  # any size: the client splits a denoiser's batch, and the sampler steps a large batch in parts
             high = max(size, low)
         if not low <= size <= high:
             raise invalid(
@@ -204,7 +219,10 @@ def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Arra
 
 
 def _finite(array: Array) -> bool:
-    """Whether all is finite; float16 by its bits, as np.isfinite takes 10 ms there for one context of v2-0."""
+    """Whether all elements are finite.
+
+    float16 is checked by its bits, because np.isfinite takes 10 ms for one context of v2-0 in that dtype.
+    """
     if array.dtype != np.float16:
         return bool(np.isfinite(array).all())
     return bool(array.view(np.int16).max() < 0x7C00 and array.view(np.uint16).max() < 0xFC00)

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from hunyuan3d_client import AsyncClient, Client, InvalidInput, MockTransport, ModelFailed, Request, contract
-from hunyuan3d_client.images import image_inputs, png
+from hunyuan3d_client.pictures import image_inputs, png
 from hunyuan3d_client.transport import Tensors
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(

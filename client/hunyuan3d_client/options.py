@@ -1,0 +1,125 @@
+"""The options of sampling: names, types, defaults and texts stand here once, for the methods and for the command line.
+
+A method declares `**options: Unpack[SampleOptions]`, which gives type checkers and editors the keyword arguments, and carries
+the decorator @takes(SampleOptions), which gives them to help(), inspect.signature() and Python's own argument checks.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypedDict, TypeVar, cast, get_args, get_type_hints
+
+from . import contract
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class GenerateOptions(TypedDict, total=False):
+    """What every way to sample takes. An option that is None is left to the deployed preset."""
+
+    steps: Annotated[int | None, "Steps of the schedule."]
+    guidance_scale: Annotated[float | None, "Classifier-free guidance scale, or the raw guidance of distilled weights."]
+    seed: Annotated[int | Sequence[int], "Seed of the noise: sample i draws its noise from seed + i."]
+    num_latents: Annotated[int | None, "Number L of latent tokens in the noise that is drawn."]
+    schedule: Annotated[str | None, f"Schedule of the flow times: {' or '.join(contract.SCHEDULES)}."]
+    timeout_s: Annotated[
+        float | None, "Seconds to wait for the whole answer. Left out: the client's own limit, 300 unless set."
+    ]
+
+
+class SampleOptions(GenerateOptions, total=False):
+    """What sampling from condition tokens takes besides."""
+
+    latents: Annotated[Any, "Initial noise [B, L, 64] instead of a seed."]
+    negative_context: Annotated[Any, "Condition tokens [B, T, 1536] in place of the unconditional branch's zeros."]
+
+
+class _Previews(TypedDict, total=False):
+    preview_every: Annotated[int, "Put latents into every k-th step; 0: into the last step only."]
+
+
+class GenerateStreamOptions(GenerateOptions, _Previews, total=False):
+    """The options of generate(), and previews."""
+
+
+class StreamOptions(SampleOptions, _Previews, total=False):
+    """The options of sample(), and previews."""
+
+
+_DEFAULTS: dict[str, Any] = {"seed": 0, "preview_every": 1}  # all others: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One keyword argument."""
+
+    name: str
+    type: Any
+    default: Any
+    text: str
+
+
+def options_of(kind: type) -> list[Option]:
+    """The fields of one of the classes above."""
+    fields = {name: get_args(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    return [Option(name, hint, _DEFAULTS.get(name), text) for name, (hint, text) in fields.items()]
+
+
+def takes(kind: type) -> Callable[[F], F]:
+    """A decorator for a method of `**options`: the method takes the fields of `kind` and refuses any other keyword.
+
+    The method is called with every option, defaults included. Its signature shows the options, its docstring explains them.
+    """
+    options = options_of(kind)
+    explained = "\n".join(f"    {option.name}: {option.text}" for option in options)
+
+    def decorate(method: F) -> F:
+        signature = expanded(method, options)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            bound = _bound(signature, method.__name__, args, kwargs)
+            return method(*bound.args, **bound.kwargs)
+
+        @functools.wraps(method)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return await call(*args, **kwargs)
+
+        # The wrapper of an `async def` must be one too, because mocks and frameworks ask inspect.iscoroutinefunction().
+        chosen = cast(F, awaited if inspect.iscoroutinefunction(method) else call)
+        chosen.__doc__ = f"{inspect.getdoc(method)}\n\nOptions:\n{explained}"
+        return show(chosen, signature)
+
+    return decorate
+
+
+def expanded(function: Callable[..., Any], options: Sequence[Option]) -> inspect.Signature:
+    """The signature of `function` with `options` as keyword arguments in place of its `**options`."""
+    signature = inspect.signature(function)
+    *others, rest = signature.parameters.values()
+    if rest.kind is not inspect.Parameter.VAR_KEYWORD:
+        raise TypeError(f"{function.__name__} must end with **options, got {rest}\nhint: add **options")
+    keywords = [
+        inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in options
+    ]
+    first = next((i for i, other in enumerate(others) if other.kind is inspect.Parameter.KEYWORD_ONLY), len(others))
+    return signature.replace(parameters=[*others[:first], *keywords, *others[first:]])
+
+
+def show(function: F, signature: inspect.Signature) -> F:
+    """`function`, which help(), inspect.signature() and typing.get_type_hints() now describe by `signature`."""
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    annotations["return"] = signature.return_annotation
+    function.__annotations__ = {name: hint for name, hint in annotations.items() if hint is not inspect.Signature.empty}
+    return function
+
+
+def _bound(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}() {error}") from None  # worded as for any other function; the cause would say the same
+    bound.apply_defaults()
+    return bound
