@@ -15,9 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from hunyuan3d_export.shapes.codec import LATENT_CHANNELS, POINT_SCALE, frame
+from hunyuan3d_client.shapes import LATENT_CHANNELS, POINT_SCALE, embed_prompt, frame
 from hunyuan3d_export.shapes.prompts import TRAINED_PROMPTS, solid
-from hunyuan3d_export.shapes.words import embed_prompt
 
 CLOUD_POINTS = 512
 NULL_PROBABILITY = 0.1

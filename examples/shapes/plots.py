@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from hunyuan3d_client.shapes import decode_points
+from hunyuan3d_client.shapes.pictures import save_grid
 from hunyuan3d_export.dit import PRESETS, Hunyuan3DDiT
-from hunyuan3d_export.shapes import HELD_OUT, PROMPTS, TRAINED_PROMPTS, decode_points
-from hunyuan3d_export.shapes.pictures import save_grid
+from hunyuan3d_export.shapes import HELD_OUT, PROMPTS, TRAINED_PROMPTS
 from hunyuan3d_export.shapes.quality import draw, measure
 from hunyuan3d_export.shapes.reference import torch_sampler
 

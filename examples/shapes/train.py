@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hunyuan3d_client.shapes import frame
 from hunyuan3d_export.dit import PRESETS, DiTConfig, Hunyuan3DDiT, save_checkpoint
 from hunyuan3d_export.files import sha256
-from hunyuan3d_export.shapes.codec import frame
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clouds import Batch, Clouds, load_pairs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,23 @@ def test_all_is_sorted_and_whole() -> None:
 
 def test_the_contract_alone_needs_no_grpc() -> None:
     code = "import sys; from hunyuan3d_client import contract; print(sorted({'grpc', 'tritonclient'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
+def test_the_client_stands_alone() -> None:
+    """The export imports the client; an import the other way would make a circle of packages."""
+    imported = set()
+    for path in Path(h.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported |= {name.partition(".")[0] for name in names}
+    assert "numpy" in imported and "hunyuan3d_export" not in imported
+
+
+def test_shapes_need_numpy_alone() -> None:
+    code = "import sys; from hunyuan3d_client.shapes import embed_prompt, pictures; print(sorted({'grpc', 'matplotlib', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
 

@@ -1,12 +1,23 @@
 """The `shapes` preset: solids named by a few words, drawn as clouds of points, with the exact surfaces to measure them by.
 
-Everything here needs numpy alone, except `reference` (torch) and `pictures` (matplotlib).
+The words and the point codec belong to the client, hunyuan3d_client.shapes, and are named here too. Importing this needs numpy
+alone; `reference`, `served` and `gate` need torch.
 """
 
-from ..dit.weights import SHIPPED
-from .codec import LATENT_CHANNELS, POINT_SCALE, decode_points, encode_points, frame, out_of_subspace_energy
+from pathlib import Path
+
+from hunyuan3d_client.shapes import (
+    CONTEXT_WIDTH,
+    LATENT_CHANNELS,
+    POINT_SCALE,
+    decode_points,
+    embed_prompt,
+    encode_points,
+    frame,
+    out_of_subspace_energy,
+)
+
 from .prompts import HELD_OUT, PROMPTS, TRAINED_PROMPTS, solid
-from .words import CONTEXT_WIDTH, embed_prompt
 
 CHECKPOINT = SHIPPED["shapes"]
 

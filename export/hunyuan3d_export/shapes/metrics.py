@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .codec import Floats
+from hunyuan3d_client.shapes.codec import Floats
+
 from .prompts import solid
 from .solids import Array
 

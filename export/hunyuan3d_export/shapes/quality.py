@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import decode_points, out_of_subspace_energy
+from hunyuan3d_client.shapes import decode_points, embed_prompt, out_of_subspace_energy
+
 from .metrics import coverage_distance, nearest_prompt, surface_distance
 from .prompts import PROMPTS, TRAINED_PROMPTS
-from .words import embed_prompt
 
 Latents = NDArray[np.float32]
 # (context [B, T, 1536] float16, initial noise [B, L, 64] float32, guidance scale) -> final latents [B, L, 64] float32

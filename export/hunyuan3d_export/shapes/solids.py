@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import Floats
+from hunyuan3d_client.shapes.codec import Floats
 
 Array = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""Clouds of points for people: a grid of 3-D scatters as PNG, and PLY."""
+"""Clouds of points as files for people to look at: a PNG with a grid of 3-D plots, and PLY."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_COLUMNS, _COLOURS = 8, 24
 
 
 def save_grid(clouds: Mapping[str, Floats], path: Path, *, titles: Mapping[str, str] | None = None) -> None:
-    """A PNG with one 3-D scatter per cloud, title -> points [N, 3]; `titles` replaces some of the titles.
+    """A PNG with a 3-D plot for each cloud. `clouds`: title -> points [N, 3]. `titles` replaces some of the titles.
 
     Raises ImportError without matplotlib and ValueError for no clouds.
     """
@@ -29,14 +29,14 @@ def save_grid(clouds: Mapping[str, Floats], path: Path, *, titles: Mapping[str, 
     columns = min(_MOST_COLUMNS, math.ceil(math.sqrt(1.4 * len(clouds))))
     rows = math.ceil(len(clouds) / columns)
     figure = Figure(figsize=(1.6 * columns, 1.6 * rows), dpi=min(240, max(80, 480 // columns)))
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib does not type its methods
     for index, (name, points) in enumerate(clouds.items()):
         axes: Any = figure.add_subplot(rows, columns, index + 1, projection="3d")
         _scatter(axes, np.asarray(points, np.float64))
         axes.set_title((titles or {}).get(name, name), fontsize=7, pad=-2)
     figure.subplots_adjust(left=0.0, right=1.0, bottom=0.0, top=0.97, wspace=0.0, hspace=0.06)
     canvas.draw()
-    # Antialiased points in full colour do not compress: a small palette makes the file four times smaller.
+    # Antialiased points in full colour compress badly. A small palette makes the file four times smaller.
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(_COLOURS)
     with atomic_path(path) as temporary:
         picture.save(temporary, format="png", optimize=True)

@@ -1,4 +1,4 @@
-"""Text prompts as context tokens without an encoder: every word is a fixed pseudo-random vector."""
+"""Text prompts as context tokens without an encoder: each word stands for a fixed pseudo-random vector."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-CONTEXT_WIDTH = 1536
+from ..contract import CONTEXT_WIDTH
 
 
 def embed_prompt(prompt: str) -> NDArray[np.float16]:
-    """The context of a prompt: one token per word, [T, 1536] float16.
+    """The context tokens of a prompt, one for each word: [T, 1536] float16.
 
-    A word's vector holds only +1 and -1, read from the bits of a Philox generator keyed by the word's SHA-256: exact in
-    every dtype, equal on every machine and numpy, and nearly orthogonal to every other word's. Case and repeated
-    spaces do not matter; the order of the words gives the order of the tokens, which the model does not see.
+    A word's vector holds only +1 and -1, read from the bits of a Philox generator whose key is the word's SHA-256. Such a
+    vector is exact in every dtype, the same on every machine and in every numpy, and nearly orthogonal to the vectors of
+    other words. Case and repeated spaces do not matter. The tokens come in the order of the words, but the model does not
+    see their order.
 
     Raises ValueError for a prompt without words.
     """

@@ -1,14 +1,15 @@
-"""Pictures and PLY files hold what was drawn."""
+"""Pictures and PLY files hold the clouds that they were made of."""
 
 import struct
 
 import numpy as np
 import pytest
 
-from hunyuan3d_export.shapes import solid
-from hunyuan3d_export.shapes.pictures import save_grid, save_ply
+from hunyuan3d_client.shapes.pictures import save_grid, save_ply
 
-CLOUDS = {name: solid(name).sample(64, np.random.default_rng(0)) for name in ("cube", "torus", "two flat cones")}
+CLOUDS = {
+    name: np.random.default_rng(seed).uniform(-1, 1, (64, 3)) for seed, name in enumerate(("cube", "torus", "two flat cones"))
+}
 
 
 def test_a_grid_is_a_png_that_shows_its_clouds(tmp_path):

@@ -1,11 +1,11 @@
-"""Points survive the way into 64 channels and back; what is not a point is measured."""
+"""Points survive the way into 64 channels and back, and the part of latents that is no point is measured."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from hunyuan3d_export.shapes import LATENT_CHANNELS, POINT_SCALE, decode_points, encode_points, frame, out_of_subspace_energy
+from hunyuan3d_client.shapes import LATENT_CHANNELS, POINT_SCALE, decode_points, encode_points, frame, out_of_subspace_energy
 
 POINTS = arrays(
     np.float32, array_shapes(min_dims=1, max_dims=3).map(lambda s: (*s, 3)), elements={"min_value": -2, "max_value": 2}
