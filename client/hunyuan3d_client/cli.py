@@ -1,15 +1,17 @@
-"""The `hunyuan3d` command: health, denoise, sample, generate. Arrays in as .npy, .npz or .safetensors, out as .npy or .safetensors."""
+"""The `hunyuan3d` command: health, denoise, sample, generate.
 
-from __future__ import annotations
+Annotations are not postponed here (no `from __future__ import annotations`): typer reads them from signatures that _takes has
+extended, where Python does not evaluate text.
+"""
 
 import contextlib
 import contextvars
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import grpc
 import numpy.typing as npt
@@ -18,12 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import contract, errors
+from . import errors
+from .array_files import load, save, writable
 from .blocking import Client
-from .cli_files import load, replacing, save
 from .grpc_transport import GrpcTransport
+from .options import GenerateOptions, SampleOptions, expanded, options_of, show
 from .requests import Step
 from .round_robin import RoundRobin
+from .shapes import decode_points, embed_prompt, pictures
 from .transport import Health
 
 EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
@@ -57,15 +61,29 @@ Context = Annotated[
 Output = Annotated[Path, typer.Option(help="Where the result goes, .npy or .safetensors; it appears whole or not at all.")]
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+# Types of sampling options on the command line, where they differ from Python's: an array is a file, and a seed is one number.
+_SHELL_TYPES = {"latents": Path | None, "negative_context": Path | None, "seed": int}
+
+
+def _takes(kind: type) -> Callable[[F], F]:
+    """A decorator for a command of `**options`: it takes the sampling options of `kind`, with their texts as help."""
+    options = [
+        dataclasses.replace(o, type=Annotated[_SHELL_TYPES.get(o.name, o.type), typer.Option(help=o.text)])
+        for o in options_of(kind)
+    ]
+    return lambda command: show(command, expanded(command, options))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Connection:
-    """How to reach a server, beside its address."""
+    """How to reach a server, apart from its address."""
 
     ca: bytes | None
     headers: dict[str, str]
 
     def client(self, url: str) -> Client:
-        """For one address, or several with commas between, which must have the same models."""
+        """A client of one address, or of several servers with the same models, whose addresses have commas between."""
         credentials = None if self.ca is None else grpc.ssl_channel_credentials(self.ca)
         transports = [GrpcTransport(each, credentials=credentials, headers=self.headers) for each in url.split(",")]
         return Client(transport=transports[0] if len(transports) == 1 else RoundRobin(transports))
@@ -94,7 +112,7 @@ def connection(
 
 @app.command()
 def health(url: Url = _URL, timeout_s: Timeout = 10.0, as_json: Json = False) -> None:
-    """Say what each server has loaded, from which file and with which settings; exit code 3 if it is not ready."""
+    """Show what each server has loaded, from which file and with which settings. Exit code 3 if a server is not ready."""
     states = []
     with _reported():
         for each in url.split(","):
@@ -126,7 +144,7 @@ def denoise(
     started = time.perf_counter()
     with _reported():
         arrays = load(latents, "latents"), t, load(context, "context")
-        with replacing(out) as partial, _client(url) as client:
+        with writable(out) as partial, _client(url) as client:
             scales = {"guidance": guidance, "guidance_scale": guidance_scale}
             velocity = client.denoise(*arrays, guidance=guidance, guidance_scale=guidance_scale, timeout_s=timeout_s)
             save(partial, out.suffix, "velocity", velocity)
@@ -134,6 +152,7 @@ def denoise(
 
 
 @app.command()
+@_takes(SampleOptions)
 def sample(
     out: Output,
     context: Annotated[Path | None, typer.Option(help="Condition tokens [B, T, 1536]; .npy, or .npz with `context`.")] = None,
@@ -142,70 +161,39 @@ def sample(
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="With --prompt: also draw the points as PNG.")] = None,
     ply: Annotated[Path | None, typer.Option(help="With --prompt: also write the points of the first sample as PLY.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale, or raw guidance.")] = None,
-    seed: Annotated[int, typer.Option(help="Sample i draws its noise from seed + i.")] = 0,
-    num_latents: Annotated[int | None, typer.Option(help="L of the drawn noise.")] = None,
-    latents: Annotated[Path | None, typer.Option(help="Initial noise [B, L, 64] instead of a seed.")] = None,
-    negative_context: Annotated[Path | None, typer.Option(help="Replaces the zeros of the unconditional branch.")] = None,
-    schedule: Annotated[str | None, typer.Option(help=" or ".join(contract.SCHEDULES))] = None,
+    *,
     url: Url = _URL,
-    timeout_s: Timeout = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
-    """Run a whole trajectory. Options left out take the deployed preset's defaults."""
+    """Run a whole trajectory. Options that are left out take the deployed preset's defaults."""
     started = time.perf_counter()
     with _reported():
-        tokens, negative = _condition(context, prompt, picture or ply), load(negative_context, "negative_context")
-        noise = load(latents, "latents")
-        with replacing(out) as partial, _client(url) as client:
-            trajectory = client.stream(
-                tokens,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                seed=seed,
-                num_latents=num_latents,
-                latents=noise,
-                negative_context=negative,
-                schedule=schedule,
-                preview_every=0,
-                timeout_s=timeout_s,
-            )
-            step, result = _saved(trajectory, partial, out.suffix)
+        tokens = _condition(context, prompt, picture or ply)
+        options |= {name: load(options[name], name) for name in ("negative_context", "latents")}
+        with writable(out) as partial, _client(url) as client:
+            step, result = _saved(client.stream(tokens, **options, preview_every=0), partial, out.suffix)
         _draw(result, str(prompt), picture, ply)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
 
 @app.command()
+@_takes(GenerateOptions)
 def generate(
     images: Annotated[
         list[str],
         typer.Argument(help="PNG, JPEG or WebP; up to four are the views front, left, back, right.", metavar="IMAGE..."),
     ],
     out: Output = Path("latents.npy"),
-    steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale, or raw guidance.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    num_latents: Annotated[int | None, typer.Option(help="L of the drawn noise.")] = None,
-    schedule: Annotated[str | None, typer.Option(help=" or ".join(contract.SCHEDULES))] = None,
+    *,
     url: Url = _URL,
-    timeout_s: Timeout = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
-    """Latents from a picture, through the server's image encoder and sampler. Options left out are the deployed preset's."""
+    """Make latents from a picture, by the server's image encoder and sampler. Options left out are the deployed preset's."""
     started = time.perf_counter()
-    with _reported(), replacing(out) as partial, _client(url) as client:
-        trajectory = client.generate_stream(
-            images,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            num_latents=num_latents,
-            schedule=schedule,
-            preview_every=0,
-            timeout_s=timeout_s,
-        )
-        step, result = _saved(trajectory, partial, out.suffix)
+    with _reported(), writable(out) as partial, _client(url) as client:
+        step, result = _saved(client.generate_stream(images, **options, preview_every=0), partial, out.suffix)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
 
 
@@ -224,28 +212,26 @@ def _client(url: str) -> Client:
 
 
 def _saved(trajectory: Iterator[Step], partial: Path, suffix: str) -> tuple[Step, npt.NDArray[Any]]:
-    """The final step and its latents, written, after a progress bar on a terminal."""
+    """Follow a trajectory with a progress bar, if there is a terminal, and save its latents: the last step and the latents."""
     with _progress() as progress:
         task = progress.add_task("sampling", total=None)
         for step in trajectory:
             progress.update(
                 task, completed=step.index, total=step.total, description=f"sampling ({step.path}, batch {step.batch})"
             )
-    result = cast(npt.NDArray[Any], step.latents)  # the final step always carries them
+    result = cast(npt.NDArray[Any], step.latents)  # a trajectory's last step always carries latents
     save(partial, suffix, "latents", result)
     return step, result
 
 
 def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any]:
-    """The condition of `sample`: a file's, or a prompt's words."""
+    """The condition tokens of the command `sample`: from a file, or of a prompt's words."""
     if (context is None) == (prompt is None):
         raise errors.invalid("condition", "--context or --prompt", "both" if context else "neither", "name one of them")
     if prompt is None:
         if drawing is not None:
             raise errors.invalid("--picture and --ply", "given with --prompt", str(drawing), "only `shapes` latents are points")
         return cast(npt.NDArray[Any], load(context, "context"))
-    from hunyuan3d_export.shapes import embed_prompt  # numpy alone; the same distribution
-
     try:
         return embed_prompt(prompt)
     except ValueError as error:
@@ -255,8 +241,6 @@ def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -
 def _draw(latents: npt.NDArray[Any], prompt: str, picture: Path | None, ply: Path | None) -> None:
     if picture is None and ply is None:
         return
-    from hunyuan3d_export.shapes import decode_points, pictures
-
     clouds = decode_points(latents)
     if ply is not None:
         pictures.save_ply(clouds[0], ply)
@@ -271,15 +255,15 @@ def _draw(latents: npt.NDArray[Any], prompt: str, picture: Path | None, ply: Pat
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    """Errors as text on stderr and an exit code, without a traceback."""
+    """Report errors as text on stderr and as an exit code, without a traceback."""
     try:
         yield
     except errors.Hunyuan3DError as error:
         stderr.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from None
+        raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from error
     except OSError as error:
         stderr.print(f"file must be usable, got {error}\nhint: check the path", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2) from error
 
 
 def _progress() -> Progress:

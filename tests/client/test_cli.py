@@ -18,7 +18,8 @@ from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from hunyuan3d_client import cli, contract
+from hunyuan3d_client import Client, MockTransport, cli, contract, options
+from hunyuan3d_client.shapes import embed_prompt
 
 Run = Callable[..., Result]
 
@@ -69,6 +70,61 @@ def test_sample(run: Run, kserve: Any) -> None:
     result = run(*"sample --context pair.npz --steps 1 --latents noise.npy --out y.npy".split())
     assert result.exit_code == 0, result.output
     assert "latents" in {tensor.name for tensor in kserve.requests[-1].inputs}
+
+
+# On the command line: each option of sampling with a value, and what it becomes in the request.
+FLAGS: dict[str, tuple[str, Any]] = {
+    "steps": ("2", [2]),
+    "guidance_scale": ("2.5", [2.5]),
+    "seed": ("5", [5]),
+    "num_latents": ("9", [9]),
+    "latents": ("latents.npy", np.ones((1, 3, 64)).tolist()),
+    "negative_context": ("context.npy", np.ones((1, 5, 1536)).tolist()),
+    "schedule": ("flow_match", [b"flow_match"]),
+    "timeout_s": ("7", 7),
+}
+COMMANDS = {
+    "sample": (["sample", "--context", "context.npy", "--out", "x.npy"], options.SampleOptions),
+    "generate": (["generate", "picture.png"], options.GenerateOptions),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(name, o.name) for name, (_, kind) in COMMANDS.items() for o in options.options_of(kind)]
+)
+def test_each_command_passes_each_option_on(command: str, option: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("picture.png").write_bytes(b"picture")
+    value, expected = FLAGS[option]
+    for flags in ([], [f"--{option.replace('_', '-')}", value]):
+        transport = MockTransport()
+        monkeypatch.setattr(cli, "_client", lambda _, transport=transport: Client(transport=transport))
+        result = run(*COMMANDS[command][0], *flags)
+        assert result.exit_code == 0, result.output
+        sent = transport.requests[-1].inputs.get(option)
+        found = round(transport.timeouts_s[-1]) if option == "timeout_s" else sent if sent is None else sent.tolist()
+        assert (found == expected) is bool(flags)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_each_option(command: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("TERMINAL_WIDTH", "250")
+    text = run(command, "--help").stdout
+    for option in options.options_of(COMMANDS[command][1]):
+        assert f"--{option.name.replace('_', '-')}" in text and option.text in text
+    assert run(command, "--stepz", "3").exit_code == 2
+
+
+def test_words_become_points(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The condition of a prompt and the points of its latents, without the export package."""
+    transport = MockTransport()
+    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=transport))
+    monkeypatch.setitem(sys.modules, "hunyuan3d_export", None)
+    result = run("sample", "--prompt", "two flat tori", "--num-latents", "7", "--out", "x.npy", "--ply", "tori.ply")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(transport.requests[0].inputs["context"][0], embed_prompt("two flat tori"))
+    assert b"element vertex 7\n" in Path("tori.ply").read_bytes()
+    assert run("sample", "--prompt", " ", "--out", "y.npy").exit_code == 2
 
 
 def test_safetensors_in_and_out(run: Run, kserve: Any) -> None:
@@ -217,7 +273,7 @@ def test_bad_usage(run: Run) -> None:
 @pytest.mark.parametrize("missing", ["typer", "rich", "safetensors"])
 def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [*sys.modules]:
-        if name in (missing, "hunyuan3d_client.cli", "hunyuan3d_client.cli_files") or name.startswith(f"{missing}."):
+        if name in (missing, "hunyuan3d_client.cli", "hunyuan3d_client.array_files") or name.startswith(f"{missing}."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     main = importlib.import_module("hunyuan3d_client.__main__").main

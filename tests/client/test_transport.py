@@ -194,7 +194,9 @@ def test_an_error_is_known_by_the_name_of_its_output() -> None:
     assert found is not None and (found.status, str(found)) == (grpc.StatusCode.INVALID_ARGUMENT, "its words")
     for broken in (words[:1], np.zeros(2, np.float32)):
         found = wire.refusal({"error": broken})
-        assert found is not None and found.status is grpc.StatusCode.INTERNAL and "error must be a code and a text" in str(found)
+        assert (
+            found is not None and found.status is grpc.StatusCode.INTERNAL and "error must be a code and a text" in str(found)
+        )
 
 
 def test_a_dead_address(tokens: Tokens) -> None:

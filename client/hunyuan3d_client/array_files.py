@@ -1,9 +1,8 @@
-"""The command's files: arrays in as .npy, .npz or .safetensors, out as .npy or .safetensors, whole or not at all."""
+"""Arrays in files: read from .npy, .npz and .safetensors, written to .npy and .safetensors. Needs safetensors."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from .errors import invalid
+from .files import atomic_path
 
 _READ, _WRITTEN = (".npy", ".npz", ".safetensors"), (".npy", ".safetensors")
 
 
 def load(path: Path | None, name: str) -> npt.NDArray[Any] | None:
-    """The only array of a file, or the one called `name`."""
+    """The array called `name` of a file, or its only array. None for no path. Raises InvalidInput, OSError."""
     if path is None:
         return None
     try:
@@ -41,20 +41,22 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, made now so that a bad path fails before the work; it takes `path`'s place at the end."""
+def writable(path: Path) -> Iterator[Path]:
+    """A temporary path to write to in place of `path`, see files.atomic_path.
+
+    A path that cannot be written is refused before the body runs, because the body may be minutes of work.
+    Raises InvalidInput, OSError.
+    """
     if path.suffix not in _WRITTEN:
         raise invalid("--out", f"a {' or '.join(_WRITTEN)} file", str(path), "name the kind by its ending")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.touch()
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path.parent.resolve(strict=True)  # a folder that does not exist is probably misspelt, so it is not created
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        yield temporary
 
 
 def save(path: Path, suffix: str, name: str, array: npt.NDArray[Any]) -> None:
+    """Write `array` to `path` in the format of `suffix`; in .safetensors it is called `name`."""
     if suffix == ".safetensors":
         safetensors.numpy.save_file({name: np.ascontiguousarray(array)}, path)
     else:
