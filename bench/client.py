@@ -1,12 +1,13 @@
-"""What the client costs: a denoise round trip with v2-0's tensors against raw tritonclient, interleaved in one run.
+"""What the client costs: a denoise round trip with v2-0's tensors, compared with raw tritonclient.
 
-The model answers with its latents at once, so nothing hides the transport; a real denoiser only brings the ratios nearer
-to 1.
+The calls of both take turns within one run. The model answers with its latents at once, so that the transport takes nearly
+all of the time. With a real denoiser the ratios are nearer to 1.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -38,13 +39,20 @@ class TritonPythonModel:
 """
 
 
+def _without_delay(config: str) -> str:
+    """A config of a model that does not wait for other requests to batch."""
+    changed, count = re.subn(r"(max_queue_delay_microseconds:) \d+", r"\1 0", config)
+    assert count == 1, f"the config must set one queue delay, got {count}"
+    return changed
+
+
 def _repository() -> Path:
-    """hunyuan3d_dit with the deployed config, but for the wait for other requests, and a model that answers at once."""
+    """hunyuan3d_dit with its deployed config, except for the queue delay, and with a model that answers at once."""
     repository, source = BUILD / "client-repository", Path("model_repository") / contract.DIT
     shutil.rmtree(repository, ignore_errors=True)
     shutil.copytree(source, repository / contract.DIT, ignore=shutil.ignore_patterns("1"))
     config = repository / contract.DIT / "configs" / "cpu.pbtxt"
-    config.write_text(config.read_text().replace("max_queue_delay_microseconds: 2000", "max_queue_delay_microseconds: 0"))
+    config.write_text(_without_delay(config.read_text()))
     version = repository / contract.DIT / "1"
     version.mkdir()
     (version / "model.py").write_text(_MODEL)
@@ -62,7 +70,7 @@ def _inputs() -> dict[str, np.ndarray]:
 
 
 def _raw(client: triton.InferenceServerClient, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """As the vendor's examples do it."""
+    """A round trip as the vendor's examples make it."""
     tensors = []
     for spec in contract.denoiser().inputs:
         tensor = triton.InferInput(spec.name, list(arrays[spec.name].shape), spec.dtype)
@@ -71,15 +79,15 @@ def _raw(client: triton.InferenceServerClient, arrays: Mapping[str, np.ndarray])
 
 
 def _settle_malloc() -> None:
-    """Frees one large block, after which glibc keeps blocks of a message's size instead of mapping them anew each time.
+    """Free one large block. From then on glibc keeps blocks of a message's size instead of mapping them anew each time.
 
-    Without it raw tritonclient, which copies most, takes twice as long in some processes: luck, and not to be counted.
+    Otherwise raw tritonclient, which copies most, takes twice as long in some processes. That is chance and should not count.
     """
     np.ones(30 << 20, np.uint8)
 
 
 def _medians(arms: Mapping[str, Callable[[], np.ndarray]], expected: np.ndarray) -> dict[str, float]:
-    """Seconds of each arm, taken in turn."""
+    """The median seconds of each arm. The arms take turns."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(_ROUNDS):
         for name, call in arms.items():
