@@ -1,4 +1,7 @@
-"""The client's own tests in fresh environments: the oldest and the newest of what it may meet."""
+"""The client's own tests in fresh environments, with the oldest and the newest versions of the packages that it needs.
+
+These tests install from the network, so all of them are slow.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,24 @@ from pathlib import Path
 import pytest
 
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
-# Python, and what pip is held to beside the package's own requirements.
+# A Python version, and requirements for pip beside those of the package.
 ENVIRONMENTS = [
     pytest.param(THIS, ["numpy>=2", "protobuf>=6"], id="newest"),
-    pytest.param("3.13", ["numpy>=2", "protobuf>=6"], id="newest Python", marks=pytest.mark.slow),
-    pytest.param("3.12", ["numpy==1.26.*", "protobuf==5.*"], id="protobuf 5", marks=pytest.mark.slow),
-    pytest.param("3.10", ["numpy==1.26.0", "tritonclient==2.51.0"], id="oldest", marks=pytest.mark.slow),
+    pytest.param("3.13", ["numpy>=2", "protobuf>=6"], id="newest Python"),
+    pytest.param("3.12", ["numpy==1.26.*", "protobuf==5.*"], id="protobuf 5"),
+    pytest.param("3.10", ["numpy==1.26.0", "tritonclient==2.51.0"], id="oldest"),
 ]
 
 
 def find_python(version: str) -> str | None:
-    """This Python, one on the path, or one of pyenv's, whose commands on the path may be switched off."""
+    """An interpreter of `version`: this one, one on the path, or one of pyenv's, whose commands on the path may be off."""
     known = [sys.executable] if version == THIS else [shutil.which(f"python{version}")]
     known += map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     runs = (python for python in known if python and not subprocess.run([python, "-V"], capture_output=True).returncode)
     return next(runs, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "held"), ENVIRONMENTS)
 def test_the_client_in_a_fresh_environment(version: str, held: list[str], root: Path, tmp_path: Path) -> None:
     python = find_python(version)
