@@ -11,8 +11,8 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich", "safetensors"):
             raise
-        sys.stderr.write(f'{missing} must be installed for this command, got none\nhint: pip install "hunyuan3d-triton[cli]"\n')
-        raise SystemExit(2) from None
+        sys.stderr.write(f'This command needs {missing}, which is not installed.\nhint: pip install "hunyuan3d-triton[cli]"\n')
+        raise SystemExit(2) from error
     app()
 
 

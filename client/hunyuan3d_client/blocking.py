@@ -115,7 +115,7 @@ def _result(future: concurrent.futures.Future[R], timeout_s: float | None) -> R:
     try:
         return future.result(timeout_s)
     except concurrent.futures.CancelledError as error:
-        raise Cancelled(f"the call must end by itself, got cancelled\nhint: {Cancelled.hint}") from error
+        raise Cancelled(f"the call was cancelled\nhint: {Cancelled.hint}") from error
     except concurrent.futures.TimeoutError as error:
         if isinstance(error, DeadlineExceeded):
             raise  # the error of the call itself

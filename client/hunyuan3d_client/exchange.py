@@ -123,9 +123,9 @@ class Exchange:
             if self._slots.locked():
                 await asyncio.wait_for(self._slots.acquire(), left_s)
             else:
-                await self._slots.acquire()  # at once; wait_for would cost a task
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded("the call must start in timeout_s, got no free slot\nhint: raise max_in_flight") from None
+                await self._slots.acquire()  # a slot is free, and wait_for would cost a task
+        except asyncio.TimeoutError as error:
+            raise DeadlineExceeded("no slot became free within timeout_s\nhint: raise max_in_flight") from error
         try:
             yield
         finally:

@@ -226,9 +226,9 @@ def _statuses() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise StatusError(error.code(), error.details()) from None
+        raise StatusError(error.code(), error.details()) from error
     except grpc.aio.UsageError as closed:
-        raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from None
+        raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from closed
 
 
 async def _once(message: bytes) -> AsyncIterator[bytes]:

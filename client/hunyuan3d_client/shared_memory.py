@@ -114,8 +114,9 @@ class Pool:
         except OSError as error:
             if not self._insist:
                 return None
-            if isinstance(error.__cause__, StatusError) and error.__cause__.status in GONE:
-                raise error.__cause__ from None
+            refusal = error.__cause__
+            if isinstance(refusal, StatusError) and refusal.status in GONE:
+                raise refusal from refusal.__cause__  # as the server gave it, without the OSError around it
             message = f"shared_memory must be usable with this server, got {error}\nhint: shared_memory='auto' can go without"
             raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
         segment.places = places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gc
 import threading
@@ -124,8 +125,9 @@ def test_requests_in_flight_are_bounded(stalled: Any, tokens: Tokens) -> None:
         for thread in threads:
             thread.start()
         assert stalled.started.acquire(timeout=10) and stalled.started.acquire(timeout=10)
-        with pytest.raises(h.DeadlineExceeded, match="max_in_flight"):
+        with pytest.raises(h.DeadlineExceeded, match="max_in_flight") as error:
             client.denoise(LATENTS, 0.5, tokens(), timeout_s=0.05)
+        assert isinstance(error.value.__cause__, asyncio.TimeoutError)
         assert client.health().live  # a query needs no slot
         assert not stalled.started.acquire(blocking=False)
         client._loop._loop.call_soon_threadsafe(stalled.go.set)

@@ -125,8 +125,10 @@ def test_a_server_that_refuses_one_who_insists(kserve: Any) -> None:
         client.denoise(LATENTS, 0.5, context())
     assert "shared_memory must be usable" in str(error.value) and "\nhint: shared_memory='auto'" in str(error.value)
     kserve.refusal = grpc.StatusCode.UNAVAILABLE
-    with h.Client(kserve.url, shared_memory=True, retries=0) as client, pytest.raises(h.Overloaded):
+    with h.Client(kserve.url, shared_memory=True, retries=0) as client, pytest.raises(h.Overloaded) as overloaded:
         client.denoise(LATENTS, 0.5, context())
+    refusal = overloaded.value.__cause__
+    assert isinstance(refusal, h.StatusError) and isinstance(refusal.__cause__, grpc.RpcError)
 
 
 @pytest.mark.parametrize("limit", ["_MOST_BYTES", "disk"])

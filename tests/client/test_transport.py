@@ -199,6 +199,15 @@ def test_an_error_is_known_by_the_name_of_its_output() -> None:
         )
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_cause_of_an_error_is_kept(streamed: bool, kserve: Any, tokens: Tokens) -> None:
+    kserve.fail = grpc.StatusCode.INTERNAL
+    with h.Client(kserve.url) as client, pytest.raises(h.ModelFailed) as error:
+        client.sample(tokens(), steps=2) if streamed else client.denoise(LATENTS, 0.5, tokens(2))
+    assert isinstance(error.value.__cause__, h.StatusError)
+    assert isinstance(error.value.__cause__.__cause__, grpc.RpcError)
+
+
 def test_a_dead_address(tokens: Tokens) -> None:
     with h.Client("localhost:1", retries=0) as client:
         for call in (lambda: client.sample(tokens()), client.health):
@@ -307,7 +316,7 @@ def test_a_closed_channel_is_a_status(kserve: Any) -> None:
         for streamed in (False, True):
             with pytest.raises(h.StatusError) as error:
                 await anext(transport.infer(h.Request(contract.DIT, {}, "id", streamed), timeout_s=5))
-            assert error.value.status is grpc.StatusCode.CANCELLED
+            assert error.value.status is grpc.StatusCode.CANCELLED and error.value.__cause__ is not None
 
     asyncio.run(main())
 
