@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    # On first use: whoever needs the contract table alone (the export, on a GPU machine) needs no gRPC for it.
+    # Modules are imported when a name is first used, so that the export, which needs the contract alone, needs no gRPC.
     def __getattr__(name: str) -> object:
         if name in __all__:
             for module in ("blocking", "client", "errors", "grpc_transport", "requests", "round_robin", "transport"):

@@ -1,10 +1,10 @@
-"""Entry point of the `hunyuan3d` command; the command itself needs the extra `cli`."""
+"""Entry point of the `hunyuan3d` command. The command itself, cli.py, needs the extra `cli`."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line, or say what to install."""
+    """Run the command, or say which package it needs and how to install it."""
     try:
         from .cli import app
     except ModuleNotFoundError as error:

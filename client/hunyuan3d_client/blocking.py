@@ -201,8 +201,8 @@ class Client:
 
     @takes(StreamOptions)
     def submit(self, context: Any, **options: Unpack[StreamOptions]) -> Job:
-        """Start a trajectory that runs in the background. Arguments are those of stream(); the result is a Job.
+        """Start a trajectory that runs in the background, and return its Job at once. Arguments are those of stream().
 
-        Raises InvalidInput at once; what sample() raises comes from the Job's result().
+        Raises InvalidInput. The errors that sample() raises while it runs come from the Job's result() instead.
         """
         return Job(self._loop, self._client.stream(context, **options))

@@ -124,7 +124,7 @@ def health(url: Url = _URL, timeout_s: Timeout = 10.0, as_json: Json = False) ->
         else:
             stdout.print(_table(each, state))
     if not all(state.live and state.ready for _, state in states):
-        stderr.print("the server must be ready, got live but not ready\nhint: its log names the model that failed to load")
+        stderr.print("A server is not ready.\nhint: its log names the model that failed to load")
         raise typer.Exit(EXIT_CODES[errors.ModelNotReady])
 
 
@@ -262,7 +262,9 @@ def _reported() -> Iterator[None]:
         stderr.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))) from error
     except OSError as error:
-        stderr.print(f"file must be usable, got {error}\nhint: check the path", markup=False, highlight=False, soft_wrap=True)
+        stderr.print(
+            f"A file cannot be read or written: {error}\nhint: check the path", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(2) from error
 
 

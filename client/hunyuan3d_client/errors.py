@@ -1,16 +1,16 @@
-"""Everything the client raises.
+"""The errors that the client raises.
 
     Hunyuan3DError
     ├── InvalidInput       also a ValueError        the request is wrong; sending it again cannot help
     ├── Overloaded         retry_after_s            the server is up and refused the request before running it
     ├── DeadlineExceeded   also a TimeoutError      timeout_s passed, or a time limit of the server
-    ├── Cancelled                                   stopped by the caller, or the client was closed
-    ├── ServerUnavailable  also a ConnectionError   nobody answers, the connection broke or the server refuses this caller
-    ├── ModelNotReady                               the server is up, the model is missing, loading or of another contract
+    ├── Cancelled                                   the caller stopped the call, or closed the client
+    ├── ServerUnavailable  also a ConnectionError   no server answers, the connection broke or the server refuses this caller
+    ├── ModelNotReady                               the server is up; the model is missing, loading or of another contract
     └── ModelFailed                                 the model ran and failed, or its answer breaks the contract
 
-A class is chosen by gRPC status (BY_STATUS) and by facts the client knows or asks for (the deadline, whether the model
-is ready); never by the text of a message.
+The class follows from the gRPC status (BY_STATUS) and from facts that the client knows or asks for: the deadline, and whether
+the model is ready. It never follows from the text of a message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import grpc
 
 
 class Hunyuan3DError(Exception):
-    """Base of all. `status` is the gRPC status behind it, None if the client found the fault by itself."""
+    """The base of all. `status` is the gRPC status behind the error, or None if the client found the fault by itself."""
 
     hint = "see the cause"
 
@@ -38,13 +38,13 @@ class Hunyuan3DError(Exception):
         self.status = status
         self.request_id = request_id
         self.model = model
-        self.attempt = attempt  # 1 for the first sending; 0: never sent
+        self.attempt = attempt  # 1: the request was sent once; 0: it was never sent
 
 
 class InvalidInput(Hunyuan3DError, ValueError):
     """The request is wrong; sending it again cannot help."""
 
-    hint = "the server refused what this client let pass; see what is deployed: hunyuan3d health"
+    hint = "the server refused a request that this client found valid; see what is deployed: hunyuan3d health"
 
 
 class Overloaded(Hunyuan3DError):
@@ -63,11 +63,11 @@ class DeadlineExceeded(Hunyuan3DError, TimeoutError):
 class Cancelled(Hunyuan3DError):
     """The call was stopped: by the caller, or because the client was closed."""
 
-    hint = "the caller, a closing client or the server stopped it"
+    hint = "the caller or the server stopped the call, or the client was closed"
 
 
 class ServerUnavailable(Hunyuan3DError, ConnectionError):
-    """Nobody answers, the connection broke, or the server refuses this caller."""
+    """No server answers, the connection broke, or the server refuses this caller."""
 
     hint = "check the address and the server: hunyuan3d health --url HOST:PORT"
 
@@ -85,7 +85,7 @@ class ModelFailed(Hunyuan3DError):
 
 
 BY_STATUS: Mapping[grpc.StatusCode, type[Hunyuan3DError]] = {
-    grpc.StatusCode.CANCELLED: DeadlineExceeded,  # said by a server when a limit has passed; refined for a closed client
+    grpc.StatusCode.CANCELLED: DeadlineExceeded,  # a server cancels when a time limit has passed; Exchange tells a closed client
     grpc.StatusCode.UNKNOWN: ModelFailed,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -98,12 +98,12 @@ BY_STATUS: Mapping[grpc.StatusCode, type[Hunyuan3DError]] = {
     grpc.StatusCode.OUT_OF_RANGE: InvalidInput,
     grpc.StatusCode.UNIMPLEMENTED: ModelNotReady,
     grpc.StatusCode.INTERNAL: ModelFailed,
-    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,  # refined by the client: Triton also says it when a queue is full
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,  # Triton says it of a full queue too; Exchange tells them apart
     grpc.StatusCode.DATA_LOSS: ModelFailed,
     grpc.StatusCode.UNAUTHENTICATED: ServerUnavailable,
 }
 
 
 def invalid(what: str, expected: str, found: object, hint: str) -> InvalidInput:
-    """The one form of an input error: what must be what, what was found, how to fix it."""
+    """An InvalidInput in the form of all input errors: what must be what, what was found, how to fix it."""
     return InvalidInput(f"{what} must be {expected}, got {found}\nhint: {hint}")

@@ -1,4 +1,4 @@
-"""What every call has: a deadline, a slot among those in flight, retries where they are safe, and typed errors."""
+"""What every call has: a deadline, a slot among the requests in flight, retries where they are safe, and typed errors."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .transport import ModelInfo, Request, StatusError, Tensors, Transport
 R = TypeVar("R")
 _PROBE_S = 2.0
 _FIRST_PAUSE_S = 0.1
-# Retries of all calls together: a full budget, one token each, a tenth back for each success. A server in trouble is
-# not met with more requests than it already refuses.
+# All calls share a budget of retries. Each retry takes 1 from it and each success gives a tenth back, so that a server in
+# trouble is not flooded with repeated requests.
 _BUDGET = 10.0
 _REFUND = 0.1
 
-# What Triton may say of a stream that it is just closing at its deadline.
+# What Triton may answer on a stream that it is closing because the deadline has passed.
 _OF_A_LATE_STREAM = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, None)
 
 
 class Exchange:
-    """Sends requests over a transport, at most `max_in_flight` at a time; the others wait within their deadline."""
+    """Sends requests over a transport, at most `max_in_flight` at a time. Further requests wait within their deadline."""
 
     def __init__(self, transport: Transport, *, max_in_flight: int, retries: int) -> None:
         self._transport = transport
@@ -52,7 +52,7 @@ class Exchange:
         await self._transport.close()
 
     async def infer(self, request: Request, parse: Callable[[Tensors], R], *, deadline: float) -> AsyncGenerator[R, None]:
-        """Each answer of `request`, parsed. Closing the generator cancels the request."""
+        """The answers to `request`, each parsed. Closing the generator cancels the request."""
 
         async def send(timeout_s: float) -> AsyncGenerator[R, None]:
             async with aclosing(self._transport.infer(request, timeout_s=timeout_s)) as answers:
@@ -64,7 +64,7 @@ class Exchange:
                 yield answer
 
     async def ask(self, query: Callable[[float], Awaitable[R]], *, model: str, deadline: float) -> R:
-        """The one answer of `query(timeout_s)`."""
+        """The answer of `query(timeout_s)`, which asks the server about itself or about `model`."""
 
         async def send(timeout_s: float) -> AsyncGenerator[R, None]:
             yield await query(timeout_s)
@@ -72,7 +72,7 @@ class Exchange:
         return await one(self._answers(send, model, None, deadline))
 
     async def model(self, name: str, *, deadline: float, fresh: bool = False) -> ModelInfo:
-        """What the server says of a model, asked once; again after `fresh`, or after the server refused an input."""
+        """What the server says of a model. The answer is remembered until a call of the model fails; `fresh` asks again."""
         if fresh or name not in self._models:
             self._models[name] = await self.ask(
                 lambda timeout_s: self._transport.model_info(name, timeout_s=timeout_s), model=name, deadline=deadline
@@ -82,9 +82,10 @@ class Exchange:
     async def _answers(
         self, send: Callable[[float], AsyncGenerator[R, None]], model: str, request_id: str | None, deadline: float
     ) -> AsyncGenerator[R, None]:
-        """The answers of `send(timeout_s)`, sent again only if nothing came and the request was refused or not delivered.
+        """The answers of `send(timeout_s)`.
 
-        Without a request_id it is a query about the server, which waits for no slot.
+        `send` is called again only if no answer came and the request was refused or never reached the server. A call without
+        a request_id is a question about the server, which needs no slot.
         """
         if self._closed:
             raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
@@ -104,14 +105,14 @@ class Exchange:
             except asyncio.CancelledError:
                 if not self._closed:
                     raise
-                error = Cancelled("client must stay open during a call, got closed\nhint: wait for the call first")
+                error = Cancelled("the client was closed during the call\nhint: wait for the call first")
             error.model, error.request_id, error.attempt = model, request_id, attempt
             pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             if isinstance(error, Overloaded):
                 error.retry_after_s = pause_s
             spent = attempt > self._retries or self._budget < 1 or time.monotonic() + pause_s >= deadline
             if answered or spent or not _safe_to_repeat(error):
-                self._models.pop(model, None)  # the deployment may have changed
+                self._models.pop(model, None)  # another deployment may be the reason for the failure
                 raise error
             self._budget -= 1
             await asyncio.sleep(pause_s)
@@ -132,12 +133,12 @@ class Exchange:
             self._slots.release()
 
     async def _typed(self, failure: StatusError, model: str, deadline: float, *, answered: bool) -> Hunyuan3DError:
-        """The error of a failure, by its status and by what the server says of the model; see errors.py."""
+        """The client's error for a failure, chosen by its status and by whether the model is ready; see errors.py."""
         kind = BY_STATUS.get(failure.status, ModelFailed)
         if failure.status is grpc.StatusCode.CANCELLED and self._closed:
             kind = Cancelled
         elif failure.status in _OF_A_LATE_STREAM and time.monotonic() >= deadline:
-            kind = DeadlineExceeded  # the server keeps the deadline too, and may be first to act on it
+            kind = DeadlineExceeded  # the server knows the deadline too and may act on it before the client does
         elif failure.status in (grpc.StatusCode.UNAVAILABLE, None) and not answered:
             try:
                 ready = await (failure.server or self._transport).model_ready(model, timeout_s=_PROBE_S)
@@ -145,14 +146,14 @@ class Exchange:
             except StatusError:
                 kind = ServerUnavailable
         name = failure.status.name if failure.status else "an error without status"
-        hint = "" if "\nhint: " in str(failure) else f"\nhint: {kind.hint}"  # the server's own hint knows more
-        error = kind(f"{model or 'server'} must answer, got {name}: {failure}{hint}", status=failure.status)
+        hint = "" if "\nhint: " in str(failure) else f"\nhint: {kind.hint}"  # a hint of the server's own is more precise
+        error = kind(f"{model or 'the server'} failed with {name}: {failure}{hint}", status=failure.status)
         error.__cause__ = failure
         return error
 
 
 async def one(answers: AsyncGenerator[R, None]) -> R:
-    """The only answer of `answers`, which is read to its end. Raises ModelFailed if there is none or another."""
+    """The only answer of `answers`. Raises ModelFailed if there is no answer, or more than one."""
     async with aclosing(answers):
         found = [answer async for answer in answers]
     if len(found) != 1:
@@ -165,7 +166,8 @@ def _safe_to_repeat(error: Hunyuan3DError) -> bool:
         return True
     if isinstance(error, ServerUnavailable) and error.status is grpc.StatusCode.UNAVAILABLE:
         return True
-    # The model is gone there, which an exiting Triton tells a stream without a status; another server may have it.
+    # The server that failed no longer has the model. (A Triton that shuts down says so to a stream without a status.) Another
+    # server of a RoundRobin may have the model.
     gone = isinstance(error, ModelNotReady | ServerUnavailable) and error.status in (grpc.StatusCode.UNAVAILABLE, None)
     return gone and isinstance(error.__cause__, StatusError) and error.__cause__.server is not None
 
@@ -173,5 +175,5 @@ def _safe_to_repeat(error: Hunyuan3DError) -> bool:
 def _left_s(deadline: float) -> float:
     left_s = deadline - time.monotonic()
     if left_s <= 0:
-        raise DeadlineExceeded(f"the answer must come in timeout_s, got none\nhint: {DeadlineExceeded.hint}")
+        raise DeadlineExceeded(f"no answer came within timeout_s\nhint: {DeadlineExceeded.hint}")
     return left_s

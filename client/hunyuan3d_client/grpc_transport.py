@@ -1,4 +1,4 @@
-"""A server over gRPC: the channel, its calls, and shared memory where the server is on the same host. Messages: wire.py."""
+"""A server over gRPC: the channel, its calls, and shared memory where the server is on the same host. wire.py has the messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .errors import invalid
 from .shared_memory import GONE, Pool, Segment, is_same_host
 from .transport import Health, InputInfo, ModelInfo, Request, StatusError, Tensors, by_contract
 
-# Triton answers a ping that comes sooner than 300 s after the last with GOAWAY, so keep-alive is slower than that.
+# Triton closes a connection (GOAWAY) that pings again within 300 s, so the keep-alive pings are further apart.
 CHANNEL_OPTIONS: Mapping[str, int] = {
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
@@ -32,20 +32,21 @@ CHANNEL_OPTIONS: Mapping[str, int] = {
 }
 _BALANCED = {"grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})}
 SharedMemory = bool | Literal["auto"]
-# What gRPC takes; anything else it refuses without a status.
+# The headers that gRPC takes. It refuses any other without a status, so they are checked here.
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
-_END_S = 1.0  # for a stream to end after its last answer
-_LEAST_S = 1e-3  # for a call whose time is up: the answer is DEADLINE_EXCEEDED
+_END_S = 1.0  # how long to wait for a stream to end after its last answer
+_LEAST_S = 1e-3  # the timeout of a call whose time is up already; gRPC then answers DEADLINE_EXCEEDED
 _SERVICE = "/inference.GRPCInferenceService/"
 
 
 class GrpcTransport:
     """One gRPC channel to Triton, opened by the first call in the event loop of that call.
 
-    `credentials` of grpc.ssl_channel_credentials() turn TLS (or mTLS) on; `headers` go with every call (a bearer
-    token); `options` add to or replace CHANNEL_OPTIONS. Behind `dns:///name:port` calls take turns among the name's
-    addresses. `shared_memory` is where tensors of half a megabyte and more travel: "auto" uses it for a server on this
-    host that agrees, True insists (not with `dns:`, where servers are many), False never does. Raises InvalidInput.
+    `credentials` of grpc.ssl_channel_credentials() turn TLS (or mTLS) on. `headers` go with every call (a bearer token, for
+    example). `options` add to or replace CHANNEL_OPTIONS. With a `dns:///name:port` address, calls take turns among the
+    addresses of the name. `shared_memory` says whether tensors of half a megabyte and more travel in shared memory: "auto"
+    uses it where a server on this host agrees, True insists on it, False never uses it. True is refused for a `dns:`
+    address, which may stand for several servers. Raises InvalidInput.
     """
 
     def __init__(
@@ -92,7 +93,11 @@ class GrpcTransport:
             self._channel = channel
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
-        """Streamed or not; a request in shared memory that the server forgot, as it restarted, is placed and sent again."""
+        """The answers to a request, streamed or not.
+
+        A server that has restarted no longer knows the shared memory of a request. The request is then placed in new memory
+        and sent once more.
+        """
         deadline = time.monotonic() + timeout_s
         for again in (True, False):
             segment = await self._pool.take(request, timeout_s=timeout_s) if self._pool else None
@@ -128,7 +133,8 @@ class GrpcTransport:
                         raise StatusError(None, response.error_message)
                     answer = wire.tensors(response.infer_response, segment)
                     if (refusal := wire.refusal(answer)) is not None:
-                        with suppress(asyncio.TimeoutError):  # its end, which the server sets: what is over is not cancelled
+                        # Wait for the server to close the stream, so that `finally` does not cancel a request that is over.
+                        with suppress(asyncio.TimeoutError):
                             await asyncio.wait_for(call.code(), _END_S)
                         raise refusal
                     yield answer
@@ -141,13 +147,14 @@ class GrpcTransport:
         return bool((await self._ask("ModelReady", pb.ModelReadyRequest(name=name), timeout_s)).ready)
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
-        """As the server declares it, or as the contract does where the server keeps that to holders of its key."""
+        """A model as the server declares it, or as the contract does where the server tells only callers who send its key."""
         metadata = await self._if_open("ModelMetadata", pb.ModelMetadataRequest(name=name), timeout_s)
         configured = await self._if_open("ModelConfig", pb.ModelConfigRequest(name=name), timeout_s)
         if metadata is None or configured is None:
             if await self.model_ready(name, timeout_s=timeout_s):
                 return _restricted(name)
-            # A server that is otherwise well lacks the model; one that ends is left for another.
+            # A server that is ready merely lacks the model. A server that is shutting down is UNAVAILABLE, so that the caller
+            # goes to another server.
             ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
             status = grpc.StatusCode.NOT_FOUND if ready else grpc.StatusCode.UNAVAILABLE
             raise StatusError(status, f"{name} is not ready")
@@ -174,7 +181,7 @@ class GrpcTransport:
         return Health(live, ready, server.version if server else "", tuple(models))
 
     async def _models(self, timeout_s: float) -> list[tuple[str, str, bool]]:
-        """Name, version and whether it is ready, of every model; of the contract's where the index is not for everybody."""
+        """Name, version and readiness of every model. Where the server restricts its index, the contract's models are asked for."""
         index = await self._if_open("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
         if index is None:
             ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in contract.MODELS}
@@ -203,7 +210,7 @@ class GrpcTransport:
             return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=self._metadata)
 
     async def _if_open(self, method: str, message: object, timeout_s: float) -> Any:
-        """As _ask; None for UNAVAILABLE, as Triton answers who lacks the key of a restricted protocol."""
+        """The answer of _ask, or None if it is UNAVAILABLE: so Triton answers a caller without the key of a restricted protocol."""
         try:
             return await self._ask(method, message, timeout_s)
         except StatusError as failure:
@@ -213,7 +220,7 @@ class GrpcTransport:
 
 
 def _restricted(name: str) -> ModelInfo:
-    """By the contract; whether the weights are guidance-distilled is left to the server."""
+    """A model as the contract describes it. The server alone knows whether its weights are guidance-distilled."""
     info = by_contract(contract.MODELS[name]) if name in contract.MODELS else ModelInfo(name)
     guidance = {contract.GUIDANCE.name: InputInfo(contract.GUIDANCE.dtype, (-1, 1), optional=True)}
     more = guidance if name == contract.DIT else {}
@@ -222,7 +229,7 @@ def _restricted(name: str) -> ModelInfo:
 
 @contextmanager
 def _statuses() -> Iterator[None]:
-    """gRPC's exceptions as the one that a transport raises."""
+    """Raise gRPC's exceptions as StatusError, the only error of a transport."""
     try:
         yield
     except grpc.RpcError as error:

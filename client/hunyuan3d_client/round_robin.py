@@ -1,4 +1,4 @@
-"""Several servers as one: calls take turns among those that are up."""
+"""Several servers as one transport: calls take turns among the servers that are up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _PAUSE_S = 0.5
 
 
 class _Asked(NamedTuple):
-    """Of a server that is not up, for one model: the task that asks, and whether there was a first answer."""
+    """For a server that is not up and one model: the task that asks whether the model is ready there.
+
+    `first` is set after the server's first answer, or its first failure to answer.
+    """
 
     task: asyncio.Task[None]
     first: asyncio.Event
@@ -30,9 +33,10 @@ class _Asked(NamedTuple):
 class RoundRobin:
     """Transports to servers with the same models, as one transport.
 
-    A server joins when it says that the model a call wants is ready. One that is UNAVAILABLE, or fails without a status, is left
-    at once and asked, after a pause if others are up, until it is ready again; what failed there is the client's to repeat.
-    Queries (model_info, health) are answered by the next server in turn. Raises InvalidInput for no server.
+    A server joins the turn when it says that the model of a call is ready. A server that answers UNAVAILABLE, or fails without a
+    status, leaves the turn at once. It is asked again and again whether it is ready, after a first pause if other servers are up.
+    The request that failed there is not repeated here; AsyncClient does that. Questions (model_info, health) are answered by
+    the next server in turn. Raises InvalidInput for no server.
     """
 
     def __init__(self, servers: Sequence[Transport]) -> None:
@@ -76,7 +80,7 @@ class RoundRobin:
             raise
 
     async def _next(self, model: str, timeout_s: float) -> Transport:
-        """The next server that is up; while none is, any: its answer says what is wrong better than we could."""
+        """The next server that is up. If none is, any server, because its answer says best what is wrong."""
         if not self._up:
             for server in self._servers:
                 self._leave(server, model)
@@ -95,7 +99,7 @@ class RoundRobin:
 
     def _note(self, failure: StatusError, server: Transport, model: str) -> None:
         failure.server = server
-        # A server that ends may say why without a status; one that is well joins again at once.
+        # A server that shuts down may fail without a status. If the server is well after all, it joins again at once.
         if failure.status in (grpc.StatusCode.UNAVAILABLE, None):
             self._leave(server, model)
 
@@ -106,13 +110,14 @@ class RoundRobin:
         pause_s = 0.0
         if server in self._up:
             self._up.remove(server)
-            # A full or stopping server says that it is ready and refuses all the same: the others have their turn first.
+            # A server with a full queue, or one that is stopping, says that it is ready and still refuses. The pause gives the
+            # other servers their turn first.
             pause_s = _PAUSE_S if self._up else 0.0
         first = asyncio.Event()
         asks[model] = _Asked(asyncio.create_task(self._ask(server, model, first, pause_s)), first)
 
     async def _ask(self, server: Transport, model: str, first: asyncio.Event, pause_s: float) -> None:
-        """After a pause asks `server` until `model` is ready there, and lets it join."""
+        """After a pause, ask `server` until `model` is ready there, then let the server join the turn."""
         await asyncio.sleep(pause_s)
         while not await _is_ready(server, model):
             first.set()
@@ -121,7 +126,7 @@ class RoundRobin:
         self._stop_asking(server)
 
     def _stop_asking(self, server: Transport) -> None:
-        """For whatever model: it joins, or the transport closes."""
+        """End all asking of `server`, whatever the model, because it joins or because the transport closes."""
         for asked in self._asked.pop(server, {}).values():
             asked.first.set()
             if asked.task is not asyncio.current_task():

@@ -1,10 +1,12 @@
 """Big tensors for a server on the same host: in files of /dev/shm that both map, instead of through the socket.
 
-A Segment is registered at the server once, and carries one request at a time. After the answer it is free for the next.
-Where no answer came (cancelled, deadline, connection lost) the server may still read or write it: then it is unlinked,
-never used again, and unregistered a good while later, because servers up to 24.10 crash when a segment in use is
-unregistered. The same goes for what a killed client leaves: its locks (flock) end with it, so any later client sees
-that nobody owns the files, unlinks them at once and unregisters them later.
+A Segment is registered at the server once and carries one request at a time. After the answer, the next request may use it.
+If no answer came (the call was cancelled, its deadline passed, the connection broke), the server may still read or write
+the segment. Such a segment is unlinked and never used again. It is unregistered minutes later, because servers up to 24.10
+crash when a segment in use is unregistered.
+
+The segments of a killed client are treated in the same way. The client's locks (flock) end with its process, so any later
+client sees that nobody owns the files, unlinks them at once and unregisters them later.
 """
 
 from __future__ import annotations
@@ -31,19 +33,20 @@ if sys.platform != "win32":
     import fcntl
 
 THRESHOLD_BYTES = 1 << 19
-_FOLDER = Path("/dev/shm")  # what shm_open() opens on Linux, where Triton runs
+_FOLDER = Path("/dev/shm")  # where shm_open() makes its files on Linux, the system that Triton runs on
 _PREFIX = "hunyuan3d-client-"
 _LEAST_BYTES = 1 << 20
-_MOST_BYTES = 1 << 30  # of one client, with what it left to the server; beyond it, tensors travel
+# Of one client, segments that only the server still maps included. Beyond it, tensors travel through the socket.
+_MOST_BYTES = 1 << 30
 _SWEEP_S = 300.0  # longer than a server works on a request that nobody waits for
 _ASK_S = 5.0
-_REFUSED_S = 60.0  # tensors travel for so long after a refusal, before another try
+_REFUSED_S = 60.0  # after a refusal, tensors travel through the socket for this long before the client asks again
 _ALIGNMENT = 64
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Registry(Protocol):
-    """A server's list of segments. Each method raises StatusError."""
+    """The server's list of shared-memory segments. Each method raises StatusError."""
 
     async def register(self, name: str, size_bytes: int, *, timeout_s: float) -> None: ...
 
@@ -53,7 +56,7 @@ class Registry(Protocol):
 
 
 class Segment:
-    """A mapped file of /dev/shm, locked as long as this process lives. `places` says which bytes hold which tensor.
+    """A mapped file of /dev/shm, locked while this process lives. `places` says which bytes hold which tensor.
 
     Raises OSError where there is no /dev/shm or not enough of it.
     """
@@ -68,7 +71,8 @@ class Segment:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             if not os.fstat(self._file).st_nlink:
                 raise OSError("another client took the new segment for a dead one's")
-            os.posix_fallocate(self._file, 0, size_bytes)  # now: writing to a full /dev/shm would end the process
+            # Take the memory now, because a write into a full /dev/shm would kill the process (SIGBUS).
+            os.posix_fallocate(self._file, 0, size_bytes)
             self._map = mmap.mmap(self._file, size_bytes)
         except BaseException:
             os.close(self._file)
@@ -82,14 +86,14 @@ class Segment:
         return self._map[self.places[name]]
 
     def leave(self) -> None:
-        """Unmap and unlink; the memory lives on as long as the server maps it."""
+        """Unmap and unlink the file. Its memory stays in use as long as the server maps it."""
         self._path.unlink(missing_ok=True)
         self._map.close()
         os.close(self._file)
 
 
 class Pool:
-    """The segments of one client at one server. `insist`: a request that cannot have one fails instead of travelling."""
+    """The segments of one client at one server. With `insist`, a request that cannot get a segment fails."""
 
     def __init__(self, registry: Registry, *, insist: bool) -> None:
         self._registry = registry
@@ -97,14 +101,15 @@ class Pool:
         self._refused_until = -math.inf
         self._idle: list[Segment] = []
         self._in_use: set[Segment] = set()
-        self._left: dict[str, int] = {}  # bytes of those that the server still maps, by name
+        self._left: dict[str, int] = {}  # name -> size of each segment that the server still maps
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
     async def take(self, request: Request, *, timeout_s: float) -> Segment | None:
-        """A segment with a place for each big tensor of `request`; None where there is none, or no memory for it.
+        """A segment with a place for each big tensor of `request`.
 
-        Raises StatusError where the server is gone, or refuses although this pool insists.
+        None if the request has no big tensor, or if memory cannot be had and this pool does not insist. Raises StatusError if
+        this pool insists and the server is gone or refuses.
         """
         places, size_bytes = _places(request)
         if not places:
@@ -123,7 +128,7 @@ class Pool:
         return segment
 
     def give_back(self, segment: Segment, *, landed: bool) -> None:
-        """`landed`: the server has answered, and is done with the segment."""
+        """Take a segment back from a request. `landed`: the server has answered and no longer uses the segment."""
         self._in_use.remove(segment)
         if landed and not self._closed:
             self._idle.append(segment)
@@ -132,7 +137,7 @@ class Pool:
             segment.leave()
 
     async def knows(self, segment: Segment) -> bool:
-        """Whether the server still has `segment` registered. If it has restarted, idle segments that it lacks go too."""
+        """Whether the server has `segment` registered. Idle segments that a restarted server does not know are given up."""
         try:
             known = await self._registry.registered(timeout_s=_ASK_S)
         except StatusError:
@@ -143,18 +148,18 @@ class Pool:
         return segment.name in known
 
     async def close(self) -> None:
-        """Unregister and unlink what is idle; segments in use follow when their requests end."""
+        """Unregister and unlink the idle segments. Segments in use follow when their requests end."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        with suppress(StatusError):  # a dead server keeps nothing
+        with suppress(StatusError):  # a dead server has no segments registered
             for segment in self._idle:
                 await self._registry.unregister(segment.name, timeout_s=_ASK_S)
         while self._idle:
             self._idle.pop().leave()
 
     def _fitting(self, size_bytes: int) -> Segment | None:
-        """The smallest idle segment that is large enough, now in use."""
+        """Take the smallest idle segment that is large enough, if there is one."""
         fitting = min(
             (idle for idle in self._idle if idle.size_bytes >= size_bytes), key=lambda idle: idle.size_bytes, default=None
         )
@@ -164,7 +169,7 @@ class Pool:
         return fitting
 
     async def _make(self, size_bytes: int, timeout_s: float) -> Segment:
-        """A new segment, registered. Raises OSError where the server or this host refuses it."""
+        """Make a segment and register it. Raises OSError if the server or this host refuses."""
         if time.monotonic() < self._refused_until and not self._insist:
             raise OSError("a refusal")
         size_bytes = max(_LEAST_BYTES, 1 << (size_bytes - 1).bit_length())
@@ -180,7 +185,7 @@ class Pool:
             self.give_back(segment, landed=False)
             if not isinstance(error, StatusError):
                 raise
-            # UNAVAILABLE too may be a refusal: Triton says it of a restricted protocol.
+            # Any status counts as a refusal, UNAVAILABLE too: Triton answers so where the protocol is restricted.
             self._refused_until = time.monotonic() + _REFUSED_S
             raise OSError(f"a refusal: {error}") from error
         if self._sweeper is None:
@@ -201,7 +206,7 @@ class Pool:
             segment.leave()
 
     async def _sweep(self) -> None:
-        """Unregisters, again and again, what nobody owns and nobody owned the last time."""
+        """In regular intervals, unregister the segments that nobody owns and that nobody owned one interval ago."""
         before: set[str] = set()
         while True:
             with suppress(StatusError):
@@ -216,7 +221,7 @@ class Pool:
 
 
 def is_same_host(url: str) -> bool:
-    """Whether `url` is a loopback address or a Unix socket; a name other than localhost is not looked up."""
+    """Whether `url` is a loopback address or a Unix socket. Names other than localhost are not looked up."""
     host = url.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or url.startswith("unix:") or ipaddress.ip_address(host).is_loopback
@@ -225,7 +230,10 @@ def is_same_host(url: str) -> bool:
 
 
 def _places(request: Request) -> tuple[dict[str, slice], int]:
-    """Where each big tensor goes, and the bytes of all. A name is an input's or an output's, never both."""
+    """The place of each big tensor in a segment, and the size of the segment.
+
+    Inputs and outputs share the names, because no name is both an input's and an output's.
+    """
     sizes = {name: array.nbytes for name, array in request.inputs.items() if array.dtype != np.object_}
     places: dict[str, slice] = {}
     end = 0
@@ -237,7 +245,10 @@ def _places(request: Request) -> tuple[dict[str, slice], int]:
 
 
 def _is_owned(path: Path, *, or_unlink: bool = False) -> bool:
-    """Whether a living process holds the lock of a segment's file; another user's counts as owned."""
+    """Whether a living process holds the lock of a segment's file. A file of another user counts as owned.
+
+    `or_unlink`: unlink the file if nobody owns it.
+    """
     try:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -246,7 +257,9 @@ def _is_owned(path: Path, *, or_unlink: bool = False) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if or_unlink:  # under the lock: a client that has just made the file waits for it, and sees the link gone
+        if (
+            or_unlink
+        ):  # under the lock, for which a client that has just made the file waits; it then sees that the link is gone
             path.unlink(missing_ok=True)
         return False
     except BlockingIOError:

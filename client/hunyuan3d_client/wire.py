@@ -1,10 +1,11 @@
-"""The messages: KServe v2 over gRPC, as Triton speaks it. Requests to bytes, responses to arrays.
+"""The messages: KServe v2 over gRPC, as Triton speaks it. Requests become bytes, responses become arrays.
 
-Of tritonclient this client takes the protocol's messages. Its own class copies every tensor three times before the socket
-does; here a request's big parts are joined once.
+From tritonclient this client uses only the protocol's message classes. The client class there copies every tensor three times
+before the socket does; here the parts of a request are joined once.
 
-An error of a stream carries no status. Triton's header for one (triton_grpc_error) can bring the server down: 24.10 crashed
-when it refused requests that way. So the sampler is asked to answer with its errors, see contract.ERRORS_AS_OUTPUTS.
+Triton gives the errors of a stream no status. Its header triton_grpc_error would add one, but can bring the server down: 24.10
+crashed when it refused requests that way. So this client asks the sampler to send its errors as an output, see
+contract.ERRORS_AS_OUTPUTS.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .shared_memory import Segment
 from .transport import Request, StatusError, Tensors
 
 _DATATYPES = {np.dtype(dtype): name for name, dtype in contract.NUMPY_DTYPES.items()}
-# The sampler's codes are the names of Triton's TritonError: some differ from gRPC's.
+# The sampler's codes are the names in Triton's TritonError, of which some differ from gRPC's.
 _STATUSES = {status.name: status for status in grpc.StatusCode} | {
     "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
     "UNSUPPORTED": grpc.StatusCode.UNIMPLEMENTED,
@@ -31,9 +32,9 @@ _RAW_INPUT_TAG = bytes([pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 
 
 
 def message(request: Request, segment: Segment | None, timeout_s: float) -> bytes:
-    """A ModelInferRequest, serialized. Tensors that have a place in `segment` are written there and only pointed at."""
+    """A serialized ModelInferRequest. Tensors with a place in `segment` are written there, and the message points to them."""
     head = pb.ModelInferRequest(model_name=request.model, id=request.request_id)
-    # Microseconds; enforced by the model, also where cancelling cannot reach.
+    # In microseconds. The model enforces it, also where the cancelling of a call does not reach the model.
     head.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
     if request.streamed:
         head.parameters[contract.ERRORS_AS_OUTPUTS].bool_param = True
@@ -61,7 +62,7 @@ def _point(parameters: Any, segment: Segment | None, name: str) -> None:
 
 
 def _varint(number: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first, all but the last marked."""
+    """A length as protobuf writes it: seven bits in each byte, the lowest first, and a mark in every byte but the last."""
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)
@@ -70,7 +71,7 @@ def _varint(number: int) -> bytes:
 
 
 def tensors(response: Any, segment: Segment | None) -> Tensors:
-    """The outputs of a ModelInferResponse. Raises StatusError where they don't fit what it says of them."""
+    """The outputs of a ModelInferResponse. Raises StatusError if one does not fit its declared datatype and shape."""
     raw = iter(response.raw_output_contents)
     try:
         return {output.name: _tensor(output, raw, segment) for output in response.outputs}
@@ -92,7 +93,7 @@ def refusal(answer: Tensors) -> StatusError | None:
 
 
 def _tensor(output: Any, raw: Any, segment: Segment | None) -> npt.NDArray[Any]:
-    content = next(raw, b"")  # there and empty for an output in shared memory
+    content = next(raw, b"")  # an output in shared memory has an empty content here
     if segment is not None and not content and output.name in segment.places:
         content = segment.read(output.name)
     if output.datatype == "BYTES":
