@@ -203,6 +203,6 @@ class Client:
     def submit(self, context: Any, **options: Unpack[StreamOptions]) -> Job:
         """Start a trajectory that runs in the background, and return its Job at once. Arguments are those of stream().
 
-        Raises InvalidInput. The errors that sample() raises while it runs come from the Job's result() instead.
+        Raises InvalidInput at once. The errors of the trajectory come from the Job's result().
         """
         return Job(self._loop, self._client.stream(context, **options))
