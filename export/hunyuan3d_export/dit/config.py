@@ -9,8 +9,8 @@ from typing import Any
 
 SCHEDULES = ("flow_match", "consistency")
 
-# Upstream passes its time factor into the slot of max_period, and the weights are trained so:
-# both the multiplier of t and the longest period of the sinusoids are 1000.
+# Upstream's code passes its time factor where max_period belongs. The weights are trained that way, so both numbers are 1000:
+# the factor that multiplies t, and the longest period of the sinusoids.
 TIME_FACTOR = 1000.0
 MAX_PERIOD = 1000.0
 
@@ -19,9 +19,9 @@ _KINDS: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Widths and depths of one Hunyuan3DDiT; field names are those of upstream's config.yaml.
+    """Widths and depths of one Hunyuan3DDiT. The names of the fields are those of upstream's config.yaml.
 
-    Raises ValueError when a field is of the wrong type, not positive, or hidden_size is not a multiple of num_heads.
+    Raises ValueError when a field is of the wrong type or not positive, or when hidden_size is not a multiple of num_heads.
     """
 
     in_channels: int
@@ -36,7 +36,7 @@ class DiTConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), _KINDS[str(field.type)]
-            # A YAML "false" is a true string and a bool is an int: neither may pass for the other.
+            # The string "false" from a YAML file is true in Python, and a bool is an int there: check types exactly.
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 raise ValueError(f"{field.name} must be of type {field.type}, got {value!r}")
             if kind is not bool and not (value > 0 and math.isfinite(value)):
@@ -56,10 +56,10 @@ class DiTConfig:
     def from_upstream(cls, params: Mapping[str, Any]) -> DiTConfig:
         """The config from the `params` of the DiT in an official config.yaml.
 
-        Keys the network does not depend on are checked, then dropped: axes_dim and theta (there is no positional
-        encoding), qkv_bias (always true), time_factor (always 1000).
+        Four keys are checked and then dropped: axes_dim and theta, because the network has no positional encoding;
+        qkv_bias, which is always true; and time_factor, which is always 1000.
 
-        Raises ValueError for a missing or unknown key and for a value this network was never trained with.
+        Raises ValueError for a missing or unknown key, and for a value that no published variant was trained with.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(params) - fields - {"axes_dim", "theta", "qkv_bias", "time_factor"})
@@ -68,7 +68,7 @@ class DiTConfig:
                 f"params must be those of a Hunyuan3DDiT, got unknown keys {', '.join(unknown)}\n"
                 "hint: pass model.params of config.yaml, not the whole file"
             )
-        # Upstream's own default; every other field is written out in the official files.
+        # Upstream takes a missing guidance_embed for False; the official files write out every other field.
         values = {"guidance_embed": False, **{key: params[key] for key in fields if key in params}}
         missing = sorted(fields - set(values))
         if missing:
@@ -92,10 +92,10 @@ class DiTConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One published variant: its network and what it is sampled with by default.
+    """One variant: its network, and the settings it is sampled with by default.
 
-    num_latents is L and context_tokens is T of the variant's own pipeline (both stay free at run time);
-    the VAE takes latents / scale_factor.
+    num_latents (L) and context_tokens (T) are those of upstream's pipeline for the variant; both may differ in any request.
+    The VAE expects latents / scale_factor.
     """
 
     name: str
@@ -108,24 +108,8 @@ class Preset:
     scale_factor: float
 
 
-def _dit(*, depth: int, depth_single_blocks: int, guidance_embed: bool) -> DiTConfig:
-    return DiTConfig(
-        in_channels=64,
-        context_in_dim=1536,
-        hidden_size=1024,
-        mlp_ratio=4.0,
-        num_heads=16,
-        depth=depth,
-        depth_single_blocks=depth_single_blocks,
-        guidance_embed=guidance_embed,
-    )
-
-
-_FULL = _dit(depth=16, depth_single_blocks=32, guidance_embed=False)
-_FULL_DISTILLED = _dit(depth=16, depth_single_blocks=32, guidance_embed=True)
-_MINI = _dit(depth=8, depth_single_blocks=16, guidance_embed=False)
-_MINI_DISTILLED = _dit(depth=8, depth_single_blocks=16, guidance_embed=True)
-# `tiny` keeps the contract's channel counts and head size, so the same files serve it; a CPU evaluates it in milliseconds.
+# For tests and demonstrations: `tiny` has the channel counts and the head size of the published variants, so the same
+# config.pbtxt files serve it, and a CPU evaluates it in milliseconds.
 _TINY = DiTConfig(
     in_channels=64,
     context_in_dim=1536,
@@ -136,7 +120,8 @@ _TINY = DiTConfig(
     depth_single_blocks=2,
     guidance_embed=False,
 )
-# Point clouds named by a few words, small enough to train on a CPU and to ship: see hunyuan3d_export.shapes.
+# Trained by this project on point clouds that a few words name, small enough for a CPU to train and for the package to ship:
+# see hunyuan3d_export.shapes.
 _SHAPES = DiTConfig(
     in_channels=64,
     context_in_dim=1536,
@@ -147,35 +132,144 @@ _SHAPES = DiTConfig(
     depth_single_blocks=5,
     guidance_embed=False,
 )
+_FULL = DiTConfig(
+    in_channels=64,
+    context_in_dim=1536,
+    hidden_size=1024,
+    mlp_ratio=4.0,
+    num_heads=16,
+    depth=16,
+    depth_single_blocks=32,
+    guidance_embed=False,
+)
+_MINI = DiTConfig(
+    in_channels=64,
+    context_in_dim=1536,
+    hidden_size=1024,
+    mlp_ratio=4.0,
+    num_heads=16,
+    depth=8,
+    depth_single_blocks=16,
+    guidance_embed=False,
+)
+# Guidance-distilled weights take the guidance scale as an input of the network.
+_FULL_DISTILLED = dataclasses.replace(_FULL, guidance_embed=True)
+_MINI_DISTILLED = dataclasses.replace(_MINI, guidance_embed=True)
 
 _FULL_SCALE = 0.9990943042622529
 _MINI_SCALE = 1.0188137142395404
 
-# name, network, L, T, schedule, steps, guidance scale, scale factor
-_TABLE: tuple[tuple[str, DiTConfig, int, int, str, int, float, float], ...] = (
-    ("tiny", _TINY, 128, 1370, "flow_match", 50, 5.0, 1.0),
-    ("shapes", _SHAPES, 256, 3, "flow_match", 50, 1.3, 1.0),
-    ("v2-0", _FULL, 3072, 1370, "flow_match", 50, 5.0, _FULL_SCALE),
-    ("v2-0-fast", _FULL_DISTILLED, 3072, 1370, "flow_match", 50, 5.0, _FULL_SCALE),
-    ("v2-0-turbo", _FULL_DISTILLED, 3072, 1370, "consistency", 5, 5.0, _FULL_SCALE),
-    ("v2-mini", _MINI, 512, 1370, "flow_match", 50, 5.0, _MINI_SCALE),
-    ("v2-mini-fast", _MINI_DISTILLED, 512, 1370, "flow_match", 50, 5.0, _MINI_SCALE),
-    ("v2-mini-turbo", _MINI_DISTILLED, 3072, 5330, "consistency", 5, 5.0, _MINI_SCALE),
-    ("v2-mv", _FULL, 3072, 5480, "flow_match", 50, 5.0, _FULL_SCALE),
-    ("v2-mv-fast", _FULL_DISTILLED, 3072, 5480, "flow_match", 50, 5.0, _FULL_SCALE),
-    ("v2-mv-turbo", _FULL_DISTILLED, 3072, 5480, "consistency", 5, 5.0, _FULL_SCALE),
+_VARIANTS = (
+    Preset(
+        name="tiny",
+        config=_TINY,
+        num_latents=128,
+        context_tokens=1370,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=5.0,
+        scale_factor=1.0,
+    ),
+    Preset(
+        name="shapes",
+        config=_SHAPES,
+        num_latents=256,
+        context_tokens=3,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=1.3,
+        scale_factor=1.0,
+    ),
+    Preset(
+        name="v2-0",
+        config=_FULL,
+        num_latents=3072,
+        context_tokens=1370,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=5.0,
+        scale_factor=_FULL_SCALE,
+    ),
+    Preset(
+        name="v2-0-fast",
+        config=_FULL_DISTILLED,
+        num_latents=3072,
+        context_tokens=1370,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=5.0,
+        scale_factor=_FULL_SCALE,
+    ),
+    Preset(
+        name="v2-0-turbo",
+        config=_FULL_DISTILLED,
+        num_latents=3072,
+        context_tokens=1370,
+        schedule="consistency",
+        steps=5,
+        guidance_scale=5.0,
+        scale_factor=_FULL_SCALE,
+    ),
+    Preset(
+        name="v2-mini",
+        config=_MINI,
+        num_latents=512,
+        context_tokens=1370,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=5.0,
+        scale_factor=_MINI_SCALE,
+    ),
+    Preset(
+        name="v2-mini-fast",
+        config=_MINI_DISTILLED,
+        num_latents=512,
+        context_tokens=1370,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=5.0,
+        scale_factor=_MINI_SCALE,
+    ),
+    Preset(
+        name="v2-mini-turbo",
+        config=_MINI_DISTILLED,
+        num_latents=3072,
+        context_tokens=5330,
+        schedule="consistency",
+        steps=5,
+        guidance_scale=5.0,
+        scale_factor=_MINI_SCALE,
+    ),
+    Preset(
+        name="v2-mv",
+        config=_FULL,
+        num_latents=3072,
+        context_tokens=5480,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=5.0,
+        scale_factor=_FULL_SCALE,
+    ),
+    Preset(
+        name="v2-mv-fast",
+        config=_FULL_DISTILLED,
+        num_latents=3072,
+        context_tokens=5480,
+        schedule="flow_match",
+        steps=50,
+        guidance_scale=5.0,
+        scale_factor=_FULL_SCALE,
+    ),
+    Preset(
+        name="v2-mv-turbo",
+        config=_FULL_DISTILLED,
+        num_latents=3072,
+        context_tokens=5480,
+        schedule="consistency",
+        steps=5,
+        guidance_scale=5.0,
+        scale_factor=_FULL_SCALE,
+    ),
 )
 
-PRESETS: Mapping[str, Preset] = {
-    row[0]: Preset(
-        name=row[0],
-        config=row[1],
-        num_latents=row[2],
-        context_tokens=row[3],
-        schedule=row[4],
-        steps=row[5],
-        guidance_scale=row[6],
-        scale_factor=row[7],
-    )
-    for row in _TABLE
-}
+PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _VARIANTS}
