@@ -55,11 +55,15 @@ def _one_token(context_tokens, dtype, device):
 
 
 _TRUE_BIAS = model.null_token_bias
+_TRUE_EMBEDDING = layers.timestep_embedding
 _TRUE_SIGMAS = reference.sigmas
 
 MUTANTS: dict[str, Mutant] = {
     "velocity sign flipped": _velocity_flipped,
-    "max_period 10000": lambda: mock.patch.object(layers, "MAX_PERIOD", 10_000.0),
+    # 10000^(-k/128) is 1000^(-k/128) to the power 4/3
+    "max_period 10000": lambda: mock.patch.object(
+        layers, "timestep_embedding", lambda t, frequencies: _TRUE_EMBEDDING(t, frequencies ** (4 / 3))
+    ),
     "context after latents": lambda: mock.patch.object(layers.Layout, "join", _context_after_latents),
     "shift and scale swapped": _shift_and_scale_swapped,
     "sigmas reversed": lambda: mock.patch.object(reference, "sigmas", lambda *args: _TRUE_SIGMAS(*args)[::-1]),

@@ -1,13 +1,15 @@
-"""The parts of Hunyuan3DDiT. Attribute names are upstream's, because checkpoint keys are made of them.
+"""The parts of Hunyuan3DDiT. Attribute names are upstream's, because the keys of checkpoints are made of them.
 
-Axes: B batch, L latent tokens, T context tokens, N = all tokens, D width, H heads.
+Axes: B batch, L latent tokens, T context tokens, N all tokens, D width, H heads, d head size, M width inside an MLP,
+C latent channels. img is the stream of latent tokens, txt that of context tokens, vec the embedding of t and guidance.
+A comment at the right margin gives the shape of the line's result.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ EMBEDDING_DIM = 256
 
 
 class Heads(NamedTuple):
-    """Queries, keys and values, each [B, H, N, head_dim]."""
+    """Queries, keys and values, each [B, H, N, d]."""
 
     q: Tensor
     k: Tensor
@@ -31,7 +33,7 @@ class Heads(NamedTuple):
 
 
 class Modulate(NamedTuple):
-    """One adaptive LayerNorm's parameters, each [B, 1, D]."""
+    """The parameters of one adaptive LayerNorm, each [B, 1, D]."""
 
     shift: Tensor
     scale: Tensor
@@ -40,9 +42,9 @@ class Modulate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """One stretch of the sequence that attends within itself: context_tokens, then latent_tokens.
+    """A part of the joint sequence whose tokens attend to each other only: context_tokens, then latent_tokens.
 
-    key_bias, [context_tokens + latent_tokens], is added to the attention scores of its keys.
+    key_bias, [context_tokens + latent_tokens], is added to the attention scores of the branch's keys.
     """
 
     context_tokens: int
@@ -52,16 +54,17 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the two streams lie in the joint sequence: each branch's context tokens, then its latent tokens.
+    """The order of the joint sequence: for each branch its context tokens, then its latent tokens.
 
-    Blocks know nothing of branches beyond this: linear layers run over all tokens at once, attention within each branch.
+    Blocks use a layout without knowing how many branches it has: their linear layers run over all tokens at once, and
+    attend() keeps the branches apart.
     """
 
     branches: tuple[Branch, ...]
     attention_backend: str
 
     def join(self, txt: Tensor, img: Tensor) -> Tensor:
-        """The two streams [..., sum of T, C] and [..., sum of L, C] as one sequence [..., N, C]."""
+        """txt [..., sum of T, width] and img [..., sum of L, width] -> one sequence [..., N, width]."""
         txt_parts = _cut(txt, [branch.context_tokens for branch in self.branches])
         img_parts = _cut(img, [branch.latent_tokens for branch in self.branches])
         return torch.cat([part for pair in zip(txt_parts, img_parts, strict=True) for part in pair], dim=-2)
@@ -73,14 +76,16 @@ class Layout:
         return _cat(parts[0::2]), _cat(parts[1::2])
 
     def attend(self, heads: Heads) -> Tensor:
-        """Attention of each branch within itself: [B, H, N, head_dim] each -> [B, N, D]."""
+        """Attention of each branch within itself: [B, H, N, d] each -> [B, N, D]."""
         sizes = [branch.context_tokens + branch.latent_tokens for branch in self.branches]
-        per_branch = zip(self.branches, *(_cut(part, sizes) for part in heads), strict=True)
         outputs = []
-        for branch, q, k, v in per_branch:
-            # ONNX Runtime's Attention does not broadcast a mask over the queries, so it is spelled out: [N, N].
-            bias = None if branch.key_bias is None else branch.key_bias.expand(q.shape[-2], -1)
-            # Not every kernel takes a bias; without one, what the caller chose is what runs, or an error.
+        for branch, q, k, v in zip(self.branches, *(_cut(part, sizes) for part in heads), strict=True):
+            bias = branch.key_bias  #                                                             [N]
+            if bias is not None:
+                # ONNX Runtime's Attention does not broadcast a bias over the queries.
+                bias = bias.expand(q.shape[-2], -1)  #                                            [N, N]
+            # Where the chosen backend takes no bias, a branch with a bias falls back to another backend. A branch without a
+            # bias runs on the chosen backend, or raises that backend's error.
             outputs.append(attention(q, k, v, bias, backend=self.attention_backend, fall_back=bias is not None))
         return _cat(outputs)
 
@@ -93,56 +98,35 @@ def _cat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-2)
 
 
-@functools.cache
-def _frequencies(max_period: float) -> tuple[float, ...]:
-    """The sinusoids' frequencies, [128], as float32 numbers.
+def sinusoid_frequencies() -> Tensor:
+    """The frequencies of the time embedding, 1000^(-k/128) for k = 0..127, [128]: float32, computed on the CPU.
 
-    Constants, so that a graph holds the very ones torch uses: another exp() may round the last bit otherwise, which a raw
-    guidance of 5 multiplies by 5000.
+    Graphs, other devices and half-precision models hold copies of these numbers. They must not compute their own, because
+    another exp() may round the last bit differently, and a raw guidance of 5 multiplies that difference by 5000.
     """
     half = EMBEDDING_DIM // 2
-    exponents = torch.arange(half, dtype=torch.float32, device="cpu") * (-math.log(max_period) / half)
-    return tuple(torch.exp(exponents).tolist())
+    exponents = torch.arange(half, dtype=torch.float32, device="cpu") * (-math.log(MAX_PERIOD) / half)
+    return torch.exp(exponents)
 
 
-def _frequency_tensor(device: torch.device, max_period: float) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(_frequencies(max_period), dtype=torch.float32, device=device)
+def timestep_embedding(t: Tensor, frequencies: Tensor) -> Tensor:
+    """The sinusoids of t, [B] -> [B, 256], cosines first, always float32.
 
-
-_kept_frequency_tensor = functools.cache(_frequency_tensor)
-
-
-def _constant_frequencies(device: torch.device) -> Tensor:
-    """Kept, [128]: made anew they would be a copy to the GPU in every evaluation, which no CUDA graph can hold."""
-    return _kept_frequency_tensor(device, MAX_PERIOD)
-
-
-def make_compilable() -> None:
-    """Call before torch.compile: an evaluation then becomes one graph. Not done at import, where it costs a second."""
-    torch.compiler.assume_constant_result(_constant_frequencies)
-
-
-def timestep_embedding(t: Tensor) -> Tensor:
-    """Sinusoids of t, [B] -> [B, 256], cosines first, always float32.
-
-    Half precision loses most of its accuracy exactly here, so the angles never see it. A float64 t gains nothing either:
-    the weights are trained on angles rounded to float32, and at 1000 t that rounding is visible in the velocity (3e-5).
+    A half-precision model computes the angles in float32 too, because half precision loses most of its accuracy exactly
+    here. A float64 model rounds them to float32, because the weights are trained on angles rounded so, and at 1000 t the
+    rounding is visible in the velocity (3e-5).
     """
-    # The exporter's tensors are fake ones, which must not be kept.
-    exporting = torch.compiler.is_exporting()
-    frequencies = _frequency_tensor(t.device, MAX_PERIOD) if exporting else _constant_frequencies(t.device)
-    scaled = TIME_FACTOR * t.to(torch.promote_types(t.dtype, torch.float32))
-    angles = scaled.to(torch.float32)[:, None] * frequencies  # [B, 128]
-    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    scaled = TIME_FACTOR * t.to(torch.promote_types(t.dtype, torch.float32))  #                   [B]
+    angles = scaled.to(torch.float32)[:, None] * frequencies  #                                   [B, 128]
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)  #                           [B, 256]
 
 
 def layer_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  #                                         [B, N, D]
 
 
 def modulate(x: Tensor, mod: Modulate) -> Tensor:
-    return (1 + mod.scale) * layer_norm(x) + mod.shift
+    return (1 + mod.scale) * layer_norm(x) + mod.shift  #                                         [B, N, D]
 
 
 class RMSNorm(nn.Module):
@@ -151,7 +135,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.scale.shape, self.scale, NORM_EPS)
+        return F.rms_norm(x, self.scale.shape, self.scale, NORM_EPS)  #                           [B, H, N, d]
 
 
 class QKNorm(nn.Module):
@@ -161,22 +145,34 @@ class QKNorm(nn.Module):
         self.key_norm = RMSNorm(head_dim)
 
     def forward(self, qkv: Tensor, num_heads: int) -> Heads:
-        """[B, N, 3*D] -> q, k (normalised per head) and v."""
-        q, k, v = rearrange(qkv, "B N (K H D) -> K B H N D", K=3, H=num_heads)
+        """qkv [B, N, 3*D] -> q and k, normalised in each head, and v."""
+        q, k, v = rearrange(qkv, "B N (K H d) -> K B H N d", K=3, H=num_heads)  #                 [B, H, N, d] each
         return Heads(self.query_norm(q), self.key_norm(k), v)
 
 
 class MLPEmbedder(nn.Module):
+    frequencies: Tensor
+
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        _frequencies(MAX_PERIOD)  # before any tracing, which could not take constants from tensors
         self.in_layer = nn.Linear(EMBEDDING_DIM, hidden_size)
         self.out_layer = nn.Linear(hidden_size, hidden_size)
+        # A buffer, because it becomes a constant of exported graphs and moves to the GPU once, with the weights: a copy from
+        # the host at each evaluation cannot be part of a CUDA graph. Not persistent, because upstream's files have no such key.
+        self.register_buffer("frequencies", sinusoid_frequencies(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MLPEmbedder:
+        """What .to(), .half() and their like do to weights and buffers, except that the frequencies are never rounded."""
+        super()._apply(fn, recurse)
+        self.frequencies = sinusoid_frequencies().to(self.frequencies.device)
+        return self
 
     def forward(self, t: Tensor) -> Tensor:
         """t [B] -> [B, D] in the weights' dtype."""
-        embedding = timestep_embedding(t).to(self.in_layer.weight.dtype)
-        return self.out_layer(F.silu(self.in_layer(embedding)))
+        # load_state_dict(assign=True) may bring weights of another device; it does not move the buffer.
+        frequencies = self.frequencies.to(t.device)  #                                            [128]
+        embedding = timestep_embedding(t, frequencies).to(self.in_layer.weight.dtype)  #          [B, 256]
+        return self.out_layer(F.silu(self.in_layer(embedding)))  #                                [B, D]
 
 
 class Modulation(nn.Module):
@@ -187,12 +183,12 @@ class Modulation(nn.Module):
 
     def forward(self, vec: Tensor) -> tuple[Modulate, ...]:
         """vec [B, D] -> `count` times (shift, scale, gate)."""
-        chunks = self.lin(F.silu(vec))[:, None, :].chunk(3 * self.count, dim=-1)
+        chunks = self.lin(F.silu(vec))[:, None, :].chunk(3 * self.count, dim=-1)  #               [B, 1, D] each
         return tuple(Modulate(*chunks[3 * i : 3 * i + 3]) for i in range(self.count))
 
 
 class JointAttention(nn.Module):
-    """One stream's share of the joint attention: its qkv, its QK norm, its projection."""
+    """What one stream owns of the joint attention: the projections before and after it, and the norm of queries and keys."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -202,7 +198,7 @@ class JointAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def heads(self, x: Tensor) -> Heads:
-        return self.norm(self.qkv(x), self.num_heads)
+        return self.norm(self.qkv(x), self.num_heads)  #                                          [B, H, N, d] each
 
 
 def _mlp(config: DiTConfig) -> nn.Sequential:
@@ -214,7 +210,7 @@ def _mlp(config: DiTConfig) -> nn.Sequential:
 
 
 class DoubleStreamBlock(nn.Module):
-    """Latents and context with weights of their own, attending jointly."""
+    """The two streams with separate weights, in one joint attention."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -227,22 +223,22 @@ class DoubleStreamBlock(nn.Module):
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """img [B, L, D], txt [B, T, D], vec [B, D] -> img, txt of the same shapes."""
-        img_attn_mod, img_mlp_mod = self.img_mod(vec)
-        txt_attn_mod, txt_mlp_mod = self.txt_mod(vec)
-        img_heads = self.img_attn.heads(modulate(img, img_attn_mod))  # [B, H, L, head_dim] each
-        txt_heads = self.txt_attn.heads(modulate(txt, txt_attn_mod))  # [B, H, T, head_dim] each
-        joint = Heads(*(layout.join(t, i) for t, i in zip(txt_heads, img_heads, strict=True)))  # [B, H, N, head_dim]
-        txt_out, img_out = layout.split(layout.attend(joint))  # [B, T, D], [B, L, D]
+        img_attn_mod, img_mlp_mod = self.img_mod(vec)  #                                          [B, 1, D] each
+        txt_attn_mod, txt_mlp_mod = self.txt_mod(vec)  #                                          [B, 1, D] each
+        img_heads = self.img_attn.heads(modulate(img, img_attn_mod))  #                           [B, H, L, d] each
+        txt_heads = self.txt_attn.heads(modulate(txt, txt_attn_mod))  #                           [B, H, T, d] each
+        joint = Heads(*map(layout.join, txt_heads, img_heads))  #                                 [B, H, N, d] each
+        txt_out, img_out = layout.split(layout.attend(joint))  #                                  [B, T, D], [B, L, D]
 
-        img = img + img_attn_mod.gate * self.img_attn.proj(img_out)  # [B, L, D]
-        img = img + img_mlp_mod.gate * self.img_mlp(modulate(img, img_mlp_mod))
-        txt = txt + txt_attn_mod.gate * self.txt_attn.proj(txt_out)  # [B, T, D]
-        txt = txt + txt_mlp_mod.gate * self.txt_mlp(modulate(txt, txt_mlp_mod))
+        img = img + img_attn_mod.gate * self.img_attn.proj(img_out)  #                            [B, L, D]
+        img = img + img_mlp_mod.gate * self.img_mlp(modulate(img, img_mlp_mod))  #                [B, L, D]
+        txt = txt + txt_attn_mod.gate * self.txt_attn.proj(txt_out)  #                            [B, T, D]
+        txt = txt + txt_mlp_mod.gate * self.txt_mlp(modulate(txt, txt_mlp_mod))  #                [B, T, D]
         return img, txt
 
 
 class SingleStreamBlock(nn.Module):
-    """All tokens with one set of weights; attention and MLP side by side."""
+    """All tokens in one sequence with one set of weights; attention and MLP run side by side."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -255,11 +251,11 @@ class SingleStreamBlock(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor, layout: Layout) -> Tensor:
         """x [B, N, D], vec [B, D] -> [B, N, D]."""
-        (mod,) = self.modulation(vec)
-        qkv, mlp = torch.split(self.linear1(modulate(x, mod)), self.widths, dim=-1)  # [B, N, 3*D], [B, N, 4*D]
-        attended = layout.attend(self.norm(qkv, self.num_heads))  # [B, N, D]
-        hidden = torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)  # [B, N, 5*D]
-        return x + mod.gate * self.linear2(hidden)
+        (mod,) = self.modulation(vec)  #                                                          [B, 1, D] each
+        qkv, mlp = torch.split(self.linear1(modulate(x, mod)), self.widths, dim=-1)  #            [B, N, 3*D], [B, N, M]
+        attended = layout.attend(self.norm(qkv, self.num_heads))  #                               [B, N, D]
+        hidden = torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)  #                [B, N, D+M]
+        return x + mod.gate * self.linear2(hidden)  #                                             [B, N, D]
 
 
 class LastLayer(nn.Module):
@@ -270,5 +266,5 @@ class LastLayer(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """x [B, L, D], vec [B, D] -> [B, L, C]."""
-        shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)
-        return self.linear((1 + scale) * layer_norm(x) + shift)
+        shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)  #                 [B, 1, D] each
+        return self.linear((1 + scale) * layer_norm(x) + shift)  #                                [B, L, C]

@@ -1,4 +1,4 @@
-"""Hunyuan3DDiT: the wiring. Parts are in layers.py, the attention itself in attention.py."""
+"""Hunyuan3DDiT: the wiring of the parts in layers.py, where the axes are named too."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from ..attention import resolve_backend
 from .config import DiTConfig
 from .layers import Branch, DoubleStreamBlock, LastLayer, Layout, MLPEmbedder, SingleStreamBlock
 
-# One more copy of the unconditional context token per entry, which takes this share of the weight that is left: as much as
-# rounding the biases before it can misplace (fp16 keeps ln T to 2^-8, bf16 to 2^-5). One rounded ln(T) would be off by up to
-# 0.4 % (fp16) or 3 % (bf16); the rounded biases' exponentials sum to T within 7e-6 (fp16) or 1.3e-5 (bf16) up to T = 5480.
+# In half precision the bias ln(T) is rounded, so that one null token would weigh up to 0.4 % (fp16) or 3 % (bf16) too much or
+# too little. Therefore several copies of the token share the weight T. Each number here stands for one copy, which takes all of
+# the weight that is still to be shared except this fraction; the last copy takes the rest. The fraction is about as large as
+# the error of rounding (fp16 keeps ln T to 2^-8, bf16 to 2^-5), so that later copies can make up for it. The exponentials of the
+# rounded biases sum to T within 7e-6 (fp16) or 1.3e-5 (bf16) up to T = 5480.
 _NULL_REMAINDERS = {torch.float16: (2.0**-8,), torch.bfloat16: (2.0**-5, 2.0**-6)}
 
 
 def null_token_bias(context_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Attention biases b of the copies that stand for `context_tokens` equal tokens: sum(exp(b)) = T, b in dtype, [copies].
+    """The attention biases b of the copies that replace T = `context_tokens` equal tokens, [copies] in dtype: sum(exp(b)) = T.
 
     T equal keys with equal values weigh T exp(score) = exp(score + ln T): one key with the bias ln T replaces them exactly.
     """
-    rest = torch.full((), context_tokens, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    at_least_float32 = torch.promote_types(dtype, torch.float32)
+    rest = torch.full((), context_tokens, dtype=at_least_float32, device=device)  #               []
     biases = []
     for remainder in _NULL_REMAINDERS.get(dtype, ()):
         biases.append(torch.log(rest * (1 - remainder)).to(dtype))
-        rest = rest - torch.exp(biases[-1].to(rest.dtype))
+        rest = rest - torch.exp(biases[-1].to(at_least_float32))  #                               []
     biases.append(torch.log(rest).to(dtype))
-    return torch.stack(biases)
+    return torch.stack(biases)  #                                                                 [copies]
 
 
 class Hunyuan3DDiT(nn.Module):
     """The velocity field of Hunyuan3D-2's shape latents.
 
-    State-dict keys are upstream's. The dtype of the weights is the dtype of the arithmetic; inputs keep their own
-    and the velocity comes back in the dtype of the latents, so a half-precision model still integrates in float32.
+    State-dict keys are upstream's. The arithmetic runs in the dtype of the weights. Inputs may have another dtype, and the
+    velocity has that of the latents, so that a sampler can integrate in float32 around a half-precision model.
     """
 
     def __init__(self, config: DiTConfig, *, attention_backend: str | None = None) -> None:
@@ -68,18 +71,18 @@ class Hunyuan3DDiT(nn.Module):
         if (guidance is not None) != self.config.guidance_embed:
             wanted = "given to a guidance-distilled model" if self.config.guidance_embed else "None for a base model"
             raise ValueError(f"guidance must be {wanted}, got {'None' if guidance is None else 'a tensor'}")
-        vec = self.time_in(t)  #                                             [B, D]
+        vec = self.time_in(t)  #                                                                  [B, D]
         if guidance is not None:
-            vec = vec + self.guidance_in(guidance)
+            vec = vec + self.guidance_in(guidance)  #                                             [B, D]
         layout = Layout((Branch(context.shape[1], latents.shape[1]),), self.attention_backend)
-        return self._velocity(latents, context, vec, layout)
+        return self._velocity(latents, context, vec, layout)  #                                   [B, L, C]
 
     def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
-        """One classifier-free-guided velocity v_u + s (v_c - v_u), exact, in one pass over a sequence.
+        """One velocity with classifier-free guidance, v_u + s (v_c - v_u), exact, in one pass over a longer sequence.
 
-        Shapes as in forward; guidance_scale [B]. The unconditional branch sees an all-zero context, whose T tokens are
-        equal and stay equal through every block (there is no positional encoding): one token with the attention bias ln(T)
-        takes their place. The sequence is [context T | latents L | null token | latents L].
+        Shapes as in forward; guidance_scale [B]. The unconditional branch has an all-zero context. Its T tokens are equal, and
+        they stay equal through every block, because there is no positional encoding. So one null token with the attention bias
+        ln(T) replaces them. The sequence is [context T | latents L | null token | latents L].
 
         Raises ValueError for a guidance-distilled model.
         """
@@ -87,27 +90,26 @@ class Hunyuan3DDiT(nn.Module):
             raise ValueError(
                 "guided must be called on a base model, got guidance-distilled weights\nhint: call forward with guidance=scale"
             )
-        bias = null_token_bias(context.shape[1], self.dtype, context.device)  # [copies]
+        bias = null_token_bias(context.shape[1], self.dtype, context.device)  #                   [copies]
         copies, latent_tokens = bias.shape[0], latents.shape[1]
-        key_bias = torch.cat([bias, bias.new_zeros(latent_tokens)])  #       [copies + L]
-        null = context.new_zeros(context.shape[0], copies, context.shape[2])
-        layout = Layout(
-            (Branch(context.shape[1], latent_tokens), Branch(copies, latent_tokens, key_bias)), self.attention_backend
-        )
-        both = self._velocity(
-            torch.cat([latents, latents], dim=1), torch.cat([context, null], dim=1), self.time_in(t), layout
-        )  #                                                                 [B, 2*L, C]
-        conditional, unconditional = torch.split(both, [latent_tokens, latent_tokens], dim=1)
-        scale = guidance_scale.to(both.dtype)[:, None, None]
-        return unconditional + scale * (conditional - unconditional)
+        key_bias = torch.cat([bias, bias.new_zeros(latent_tokens)])  #                            [copies+L]
+        null = context.new_zeros(context.shape[0], copies, context.shape[2])  #                   [B, copies, context width]
+        branches = (Branch(context.shape[1], latent_tokens), Branch(copies, latent_tokens, key_bias))
+        img = torch.cat([latents, latents], dim=1)  #                                             [B, 2*L, C]
+        txt = torch.cat([context, null], dim=1)  #                                                [B, T+copies, context width]
+        layout = Layout(branches, self.attention_backend)
+        both = self._velocity(img, txt, self.time_in(t), layout)  #                               [B, 2*L, C]
+        conditional, unconditional = torch.split(both, [latent_tokens, latent_tokens], dim=1)  #  [B, L, C] each
+        scale = guidance_scale.to(both.dtype)[:, None, None]  #                                   [B, 1, 1]
+        return unconditional + scale * (conditional - unconditional)  #                           [B, L, C]
 
     def _velocity(self, latents: Tensor, context: Tensor, vec: Tensor, layout: Layout) -> Tensor:
-        img = self.latent_in(latents.to(self.dtype))  #                      [B, L, D]
-        txt = self.cond_in(context.to(self.dtype))  #                        [B, T, D]
+        img = self.latent_in(latents.to(self.dtype))  #                                           [B, L, D]
+        txt = self.cond_in(context.to(self.dtype))  #                                             [B, T, D]
         for block in self.double_blocks:
-            img, txt = block(img, txt, vec, layout)
-        x = layout.join(txt, img)  #                                         [B, N, D]
+            img, txt = block(img, txt, vec, layout)  #                                            [B, L, D], [B, T, D]
+        x = layout.join(txt, img)  #                                                              [B, N, D]
         for block in self.single_blocks:
-            x = block(x, vec, layout)
-        _, img = layout.split(x)
-        return self.final_layer(img, vec).to(latents.dtype)  #               [B, L, C]
+            x = block(x, vec, layout)  #                                                          [B, N, D]
+        _, img = layout.split(x)  #                                                               [B, L, D]
+        return self.final_layer(img, vec).to(latents.dtype)  #                                    [B, L, C]

@@ -14,7 +14,6 @@ import torch
 import torch.utils.dlpack
 
 from hunyuan3d_export.dit import load_checkpoint
-from hunyuan3d_export.dit.layers import make_compilable
 
 LIBRARY = torch
 _DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -105,8 +104,6 @@ class Network:
 
 
 def _compiled(call: Callable[..., torch.Tensor], options: Options) -> Callable[..., torch.Tensor]:
-    if options.compile or options.cuda_graphs:
-        make_compilable()
     if options.cuda_graphs:
         # A recorded graph has fixed addresses and shapes. With `compile` it holds generated kernels, otherwise torch's own.
         return torch.compile(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hunyuan3d_export.dit import DiTConfig, random_model
-from hunyuan3d_export.dit.layers import timestep_embedding
+from hunyuan3d_export.dit.layers import sinusoid_frequencies, timestep_embedding
 
 Draw = Callable[..., tuple[Tensor, Tensor, Tensor]]
 RelativeError = Callable[[Tensor, Tensor], float]
@@ -60,7 +60,7 @@ def test_guidance_stays_float32_into_the_sinusoids(
 
 def test_timestep_embedding_by_its_formula() -> None:
     t = torch.tensor([0.0, 0.25, 1.0, 5.0])
-    found = timestep_embedding(t)
+    found = timestep_embedding(t, sinusoid_frequencies())
     k = torch.arange(128, dtype=torch.float64)
     angles = 1000 * t.double()[:, None] * 1000 ** (-k / 128)
     assert found.shape == (4, 256) and found.dtype == torch.float32
@@ -71,9 +71,10 @@ def test_timestep_embedding_by_its_formula() -> None:
 
 
 def test_timestep_embedding_is_float32_for_every_input_type() -> None:
+    frequencies = sinusoid_frequencies()
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         t = torch.tensor([0.125, 0.75], dtype=dtype)  # exact in all of them
-        assert torch.equal(timestep_embedding(t), timestep_embedding(t.float()))
+        assert torch.equal(timestep_embedding(t, frequencies), timestep_embedding(t.float(), frequencies))
 
 
 def test_guidance_must_fit_the_weights(narrow: DiTConfig, distilled: DiTConfig, draw: Draw) -> None:
