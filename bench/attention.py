@@ -1,10 +1,10 @@
 """Time and peak memory of every attention backend by sequence length, each measured in a process of its own.
 
-    python bench/attention.py             the table
-    python bench/attention.py --document  and writes it, with its picture, into docs/attention.md
+    python bench/attention.py             prints the table
+    python bench/attention.py --document  also writes the table, with a picture of it, into docs/attention.md
 
-One batch item, 16 heads of 64, without gradient; float32 on a CPU, float16 on a GPU. The peak is what a call adds to the
-memory that its inputs already hold; the time is the fastest of a few calls.
+Each call has one batch item and 16 heads of 64, without gradients, in float32 on a CPU and float16 on a GPU. The peak is the
+memory that a call needs beyond its inputs; the time is that of the fastest of a few calls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PICTURE = DOCUMENT.with_suffix(".png")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _MIB = 2**20
 _BUDGET_S, _MOST_CALLS = 5.0, 100
-# What the description of the two attention designs claims, for L = 4096 in float32; ratios are to `standard`.
+# What the description of the two attention designs claims for L = 4096 in float32. Ratios are relative to `standard`.
 CLAIMS = {
     "standard": "scores 1 GiB",
     "chunked": "scores 128 MiB, 1/8",
@@ -65,7 +65,7 @@ def _wait(device: torch.device) -> None:
 
 @torch.no_grad()
 def measure(backend: str, length: int, device: torch.device) -> Row:
-    """In this process: one small call to load kernels, one whose memory is measured, then the timed ones."""
+    """Measures in this process: a small call loads the kernels, a second call gives the memory, the further ones the time."""
     attention(*_inputs(64, device), backend=backend)
     inputs = _inputs(length, device)
     _wait(device)
@@ -96,7 +96,7 @@ def _apart(backend: str, length: int, device: torch.device) -> Row:
 
 
 def measure_all(device: torch.device) -> list[Row]:
-    """Every backend that this machine has, at every length that fits."""
+    """Measures every backend that runs on this machine, at every length that fits into its memory."""
     q, k, v = _inputs(64, device)
     call = Call(None, None, False, 0.0, CHUNK_SIZE)
     with torch.no_grad():
@@ -130,20 +130,20 @@ def table(rows: list[Row]) -> list[tuple[str, ...]]:
 
 
 def draw(rows: list[Row], machine: str) -> None:
-    """The picture: time and peak memory over L, both axes logarithmic."""
+    """Draws time and peak memory over L, with logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for name, marker in zip(BACKENDS, "oxD^v", strict=True):  # sdpa and flash may coincide
+    for name, marker in zip(BACKENDS, "oxD^v", strict=True):  # different markers, because sdpa and flash may coincide
         own = [row for row in rows if row.backend == name]
         if not own:
             continue
         left.plot([row.length for row in own], [row.time_s for row in own], marker=marker, label=name)
         known = [row for row in own if row.peak_mib is not None]
-        floor = 0.1  # MiB; a logarithm has no zero
+        floor = 0.1  # MiB, because a logarithmic axis has no zero
         right.plot([row.length for row in known], [max(row.peak_mib or 0, floor) for row in known], marker=marker, label=name)
     for axes, label in ((left, "time of one call, s"), (right, "peak memory beyond the inputs, MiB")):
         axes.set(xscale="log", yscale="log", xlabel="L (queries = keys)", ylabel=label)
@@ -156,7 +156,7 @@ def draw(rows: list[Row], machine: str) -> None:
 
 
 def write_document(rows: list[Row], machine: str) -> None:
-    """Replaces what stands between the two marks in docs/attention.md, and the picture beside it."""
+    """Replaces the text between the two marks in docs/attention.md, and the picture beside it."""
     draw(rows, machine)
     lines = [f"Measured on {machine}; python bench/attention.py --document writes this table and the picture.", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]

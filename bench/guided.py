@@ -1,6 +1,7 @@
-"""What the guided graph saves: time against two batches, pairwise in one run on ONNX Runtime CPU, and counted FLOP.
+"""What the guided graph saves compared with a batch of two: time, with ONNX Runtime on the CPU, and counted operations.
 
-Networks have v2 widths and few blocks, so that an evaluation takes seconds on two cores; the ratio is the same per block.
+The network has the widths of v2 but few blocks, so that an evaluation takes seconds on two cores. Every block saves the same
+share, so the ratio holds for the whole network.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from hunyuan3d_export.dit.network import example_inputs
 from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
 
 _PAIRS = 5
-# name, L, T, largest acceptable ratio: mini's own sizes; v2-0's at a half, where attention weighs less than at full size
+# Name, L, T, largest acceptable ratio. The first row has mini's own sizes. The second has half of v2-0's, where attention has a
+# smaller share of the work than at full size.
 _SIZES = (("mini, L:T = 512:1370", 512, 1370, 0.66), ("v2-0, L:T = 3072:1370 at a half", 1536, 685, 0.88))
-# preset, L, T
+# Preset, L, T.
 _COUNTED = (("v2-mini", 512, 1370), ("v2-0", 3072, 1370), ("v2-mv", 3072, 5480))
 
 
 def _ratio(denoiser: OnnxDenoiser, latent_tokens: int, context_tokens: int) -> float:
-    """Median of guided / two-batch, each pair timed back to back after one warm-up."""
+    """The median of guided / two-batch times; the two of a pair are timed back to back, and the first pair is discarded."""
     inputs = example_inputs((1, latent_tokens, context_tokens))
     both = {
         "latents": inputs["latents"].repeat(2, 1, 1),

@@ -1,4 +1,4 @@
-"""Attention in two forms: attention(), a function over given heads, and EfficientAttention, a module with its own projections."""
+"""Attention in two forms: attention(), a function over projected heads, and EfficientAttention, a whole module."""
 
 from .function import BACKENDS, CHUNK_SIZE, Backend, Call, attention, resolve_backend
 from .memory import PeakMemory, estimate_bytes

@@ -1,4 +1,4 @@
-"""The light attention function: one call, a backend by name, each of which states what it can take.
+"""attention(), a function over queries, keys and values, and the table of backends that can compute it.
 
 Axes: B batch, H heads, Lq queries, Lk keys, D head size.
 """
@@ -28,10 +28,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What happens between the scores and the values.
+    """The options of one call: what changes the scores and the weights, and how much of them exists at a time.
 
-    bias is added to the scores and broadcasts to [B, H, Lq, Lk]; mask has these four axes already. chunk_size is the number
-    of queries whose scores exist at a time (chunked only).
+    bias is added to the scores and broadcasts to [B, H, Lq, Lk]. mask must have these four axes. chunk_size is the number of
+    queries whose scores exist at a time; only the backend `chunked` reads it.
     """
 
     bias: Tensor | None
@@ -53,7 +53,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """run computes [B, H, Lq, D]; refusal says why it cannot take a call, or None when it can."""
+    """run computes the output [B, H, Lq, D]. refusal returns why run cannot take a call, or None when run can."""
 
     run: Callable[[Tensor, Tensor, Tensor, Call], Tensor]
     refusal: Callable[[Tensor, Tensor, Tensor, Call], str | None]
@@ -72,15 +72,15 @@ def attention(
     chunk_size: int = CHUNK_SIZE,
     fall_back: bool = False,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v with the heads merged.
+    """Attention softmax(q k^T / sqrt(D) + bias) v, with the heads merged.
 
     q [B, H, Lq, D], k and v [B, H, Lk, D], all of one dtype -> [B, Lq, H*D].
 
-    bias: finite, of q's dtype, broadcastable to [B, H, Lq, Lk]; added to the scores (a geometric bias, say).
-    mask: bool (True: this key is seen) or additive (-inf: it is not) of shape [Lq, Lk], [B, Lq, Lk] or [B, H, Lq, Lk], where
-        the last two forms may have 1 for an axis; or bool padding [B, Lk]. A query that sees no key gets zeros.
-    causal: query i sees keys 0..i. dropout: probability of dropping an attention weight, always applied when not 0.
-    fall_back: let `sdpa`, which takes every call, do what `backend` refuses; logged once per reason.
+    bias: finite, of q's dtype, broadcastable to [B, H, Lq, Lk]. It is added to the scores.
+    mask: bool (True: the query sees this key) or additive (-inf: it does not), of shape [Lq, Lk], [B, Lq, Lk] or
+        [B, H, Lq, Lk]; any axis of the last two may be 1. Or bool padding [B, Lk]. A query that sees no key gets zeros.
+    causal: query i sees keys 0..i. dropout: the probability of dropping an attention weight, applied whenever it is not 0.
+    fall_back: where `backend` refuses the call, run `sdpa`, which takes every call. Each reason is logged once.
 
     Raises ValueError for an unknown backend, a mask that does not fit or a call that the backend refuses, and ImportError
     for `sage` without its package.
@@ -98,7 +98,7 @@ def attention(
 
 
 def known_backend(name: str, *also: str) -> str:
-    """The name itself. Raises ValueError when it is neither a backend's nor one of `also`."""
+    """Returns the name. Raises ValueError when the name is neither a backend's nor one of `also`."""
     if name not in (*also, *BACKENDS):
         raise ValueError(f"attention backend must be one of {', '.join((*also, *BACKENDS))}, got {name!r}")
     return name
@@ -111,7 +111,7 @@ def require_backend(name: str) -> None:
 
 
 def resolve_backend(name: str | None) -> str:
-    """The backend of a model under construction: the one asked for, else `sage` where USE_SAGEATTN=1, else `sdpa`.
+    """The backend of a model under construction: `name` where given, else `sage` where USE_SAGEATTN=1, else `sdpa`.
 
     Raises ValueError for an unknown backend or value of USE_SAGEATTN, and ImportError for `sage` without its package.
     """
@@ -122,7 +122,7 @@ def resolve_backend(name: str | None) -> str:
 
 
 def sage_wanted() -> bool:
-    """Whether the environment says USE_SAGEATTN=1. Raises ValueError for anything but 0, 1 and nothing."""
+    """Whether the environment variable USE_SAGEATTN is 1. Raises ValueError when it is neither 0, 1 nor empty."""
     value = os.environ.get(SAGE_SWITCH, "")
     if value not in ("", "0", "1"):
         raise ValueError(f"{SAGE_SWITCH} must be 0 or 1, got {value!r}")
@@ -135,9 +135,9 @@ def log_once(logger: logging.Logger, message: str) -> None:
 
 
 def four_axes(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """A mask of any form that attention() takes, with the axes [B, H, Lq, Lk], each full or 1.
+    """The mask, given in any form that attention() takes, with the axes [B, H, Lq, Lk], each of full size or 1.
 
-    Raises ValueError when it does not fit, or reads both as padding and as pairs.
+    Raises ValueError when the mask does not fit, or when it could be both padding [B, Lk] and pairs [Lq, Lk].
     """
     batch, heads, queries, keys = *q.shape[:3], k.shape[2]
     if mask.dtype != torch.bool and not mask.is_floating_point():
@@ -164,9 +164,12 @@ def four_axes(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _added(q: Tensor, k: Tensor, call: Call, start: int = 0) -> tuple[Tensor | None, Tensor | None]:
-    """For q, which holds the queries from `start` on: what to add to their scores, and which of them see no key [..., Lq, 1]."""
+    """Bias, mask and causality as one term to add to the scores, and the queries that see no key, [..., Lq, 1].
+
+    q holds the queries of the call from number `start` on. Either result is None where nothing of its kind applies.
+    """
     bias, mask = call.bias, call.mask
-    if bias is not None and bias.dim() not in (2, 4):  # the forms that torch's kernels take
+    if bias is not None and bias.dim() not in (2, 4):  # torch's kernels take no other number of axes
         bias = bias.reshape((1,) * (4 - bias.dim()) + bias.shape)
     if mask is None and not call.causal:
         return bias, None
@@ -179,7 +182,7 @@ def _added(q: Tensor, k: Tensor, call: Call, start: int = 0) -> tuple[Tensor | N
         total = torch.where(torch.arange(k.shape[-2], device=q.device) <= rows[:, None], total, hidden)
     if mask is None:
         return total, None
-    # A softmax over nothing is 0/0: such rows get harmless scores here, and zeros in the output.
+    # For a query that sees no key, the softmax would be 0/0: its scores are replaced here, and its output is zeroed later.
     blind = (total == -math.inf).all(dim=-1, keepdim=True)
     return total.masked_fill(blind, 0.0), blind
 
@@ -193,7 +196,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=call.dropout, is_causal=True)
     added, blind = _added(q, k, call)
     if added is not None and added.requires_grad and not torch.is_grad_enabled():
-        added = added.detach()  # the flash kernel refuses a learned bias even where no gradient is wanted
+        added = added.detach()  # the flash kernel refuses a bias that requires a gradient, even under no_grad
     return _cleared(F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=call.dropout), blind)
 
 
@@ -204,8 +207,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
 
 def _standard(q: Tensor, k: Tensor, v: Tensor, call: Call, start: int = 0) -> Tensor:
     added, blind = _added(q, k, call, start)
-    # q is scaled before the product: in half precision the scores of long sequences would overflow after it.
-    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  #  [B, H, Lq, Lk]
+    # q is scaled before the product, because in float16 the unscaled products could overflow.
+    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # [B, H, Lq, Lk]
     if added is not None:
         scores = scores + added
     weights = torch.softmax(scores, dim=-1)
@@ -215,12 +218,13 @@ def _standard(q: Tensor, k: Tensor, v: Tensor, call: Call, start: int = 0) -> Te
 
 
 def _rows(term: Tensor | None, start: int, stop: int) -> Tensor | None:
-    """A bias or mask for some of the queries only."""
+    """The part of a bias or mask that belongs to the queries from `start` to `stop`."""
     return term if term is None or term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]
 
 
 def _chunked(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    # For a backward pass every chunk is computed again: kept for it, the chunks would add up to the whole score matrix.
+    # Where gradients are needed, the backward pass computes each chunk again. If the forward pass kept the chunks' scores
+    # instead, they would add up to the whole score matrix.
     tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v, *call.terms))
     outputs = []
     for start in range(0, q.shape[-2], call.chunk_size):
@@ -250,7 +254,7 @@ def _takes_all(_q: Tensor, _k: Tensor, _v: Tensor, _call: Call) -> str | None:
 
 
 def flash_refusal(q: Tensor, _k: Tensor, v: Tensor, call: Call) -> str | None:
-    """Why torch's flash kernel of q's device cannot take the call, or None."""
+    """Why torch's flash kernel on q's device cannot take the call, or None when it can."""
     if q.shape[-1] != v.shape[-1]:
         return f"values of the queries' head size {q.shape[-1]}, got {v.shape[-1]}"
     if q.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""What attention needs of memory: estimated before a call, measured around it."""
+"""The memory of an attention call: an estimate from its shapes, and a measurement while it runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # to clear_refs: the peak of resident memory starts again from the present
+_RESET_PEAK = "5"  # written to clear_refs, this sets the peak of resident memory back to its present size
 
 
 def estimate_bytes(backend: str, q: Tensor, k: Tensor, *, chunk_size: int) -> int:
     """Bytes that one forward pass needs beyond its inputs.
 
-    q [B, H, Lq, D], k [B, H, Lk, D]. The output exists twice (before and after its heads are merged); `standard` holds
-    scores and weights for all queries, `chunked` for chunk_size of them, fused kernels for none.
+    q [B, H, Lq, D], k [B, H, Lk, D]. The output exists twice, before and after its heads are merged. `standard` holds the
+    scores and the weights of all queries, `chunked` those of chunk_size queries, and fused kernels hold none.
     """
     batch, heads, queries, head_dim = q.shape
     rows = {"standard": queries, "chunked": min(chunk_size, queries)}.get(backend, 0)
@@ -25,10 +25,11 @@ def estimate_bytes(backend: str, q: Tensor, k: Tensor, *, chunk_size: int) -> in
 
 
 class PeakMemory:
-    """A context that measures how far memory rose above its level at entry: `bytes`, None where it cannot be told.
+    """A context that measures how far memory rises above its level at entry.
 
-    On CUDA these are the allocator's bytes on that device. On the CPU it is the resident memory of the whole process, from
-    Linux's own high-water mark, so other threads count too, and memory that was already the process's does not.
+    Afterwards `bytes` is that rise, or None where it cannot be measured. On CUDA it is the rise of what torch's allocator holds
+    on the device. On the CPU it is the rise of the whole process's resident memory, by Linux's high-water mark: the memory of
+    other threads counts too, and memory that the process already held and uses again does not.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +45,7 @@ class PeakMemory:
             try:
                 _CLEAR_REFS.write_text(_RESET_PEAK)
                 self._before = _resident("VmRSS")
-            except OSError:  # not Linux, or a sandbox that forbids it
+            except OSError:  # the system is not Linux, or a sandbox forbids the write
                 self._before = None
         return self
 

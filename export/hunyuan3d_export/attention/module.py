@@ -1,4 +1,4 @@
-"""The full attention module: projections, dropout, a backend chosen per call, fallbacks, a memory monitor."""
+"""EfficientAttention, a module with projections and dropout that chooses a backend for each call and falls back to others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from .function import (
 from .memory import PeakMemory, estimate_bytes
 
 AUTO = "auto"
-# Where a call goes when the one before fails: less speed each time, less memory down to chunked, fewest demands at the end.
+# When a backend fails, the next in this order tries the call. Each is slower than the one before and needs less memory, down to
+# `chunked`. `standard` comes last, because it makes the fewest demands on the call.
 FALLBACKS = ("sage", "flash", "sdpa", "chunked", "standard")
 SMALLEST_CHUNK = 32
 _MIB = 2**20
@@ -32,10 +33,10 @@ _logger = logging.getLogger(__name__)
 
 
 class EfficientAttention(nn.Module):
-    """Multi-head attention of a sequence to itself or to another.
+    """Multi-head attention of a sequence to itself or to another sequence.
 
-    to_q, to_k and to_v have no bias; to_out is a Linear and a Dropout. `dropout` is the probability both for attention
-    weights and for outputs, in training only.
+    The projections to_q, to_k and to_v have no bias; to_out is a Linear and a Dropout. `dropout` is the probability of
+    dropping an attention weight, and also that of dropping an output; it applies in training only.
     """
 
     def __init__(
@@ -53,19 +54,20 @@ class EfficientAttention(nn.Module):
     ) -> None:
         """d_context is the width of key and value (None: d_model).
 
-        backend `auto` chooses per call (see choose); with USE_SAGEATTN=1, read here, it prefers `sage`. fall_back lets the
-        next backend of FALLBACKS try when one refuses a call, is missing or runs out of memory in the forward pass; each
-        reason is logged once. monitor_memory logs each call's estimated and measured memory at level INFO.
+        backend: `auto` chooses for each call (see choose()), and prefers `sage` where USE_SAGEATTN=1, which is read here, once.
+        fall_back: when a backend refuses a call, is missing or runs out of memory in the forward pass, the next of FALLBACKS
+        tries the call. Each reason is logged once.
+        monitor_memory: log each call's estimated and measured memory at level INFO.
 
-        Raises ValueError for a size below 1, a dropout outside [0, 1) or an unknown backend, and ImportError for `sage`
-        without its package when it may not fall back.
+        Raises ValueError for a size below 1, a dropout outside [0, 1) or an unknown backend, and ImportError for the backend
+        `sage` without its package, unless fall_back is set.
         """
         super().__init__()
         d_context = d_model if d_context is None else d_context
         for name, size in (("d_model", d_model), ("num_heads", num_heads), ("d_head", d_head), ("d_context", d_context)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        Call(None, None, False, dropout, chunk_size)  # its checks are ours
+        Call(None, None, False, dropout, chunk_size)  # checks dropout and chunk_size now rather than at the first call
         known_backend(backend, AUTO)
         if not fall_back:
             require_backend(backend)
@@ -90,10 +92,10 @@ class EfficientAttention(nn.Module):
     ) -> Tensor:
         """query [B, Lq, d_model], key and value [B, Lk, d_context] -> [B, Lq, d_model].
 
-        key None: query itself; value None: key. mask, bias and causal as in attention().
+        Without a key, the query is the key; without a value, the key is the value. mask, bias and causal as in attention().
 
-        Raises ValueError for a value without its key, a mask that does not fit, and what the backend refuses when it may
-        not fall back.
+        Raises ValueError for a value without a key, a mask or bias that does not fit, and, unless fall_back is set, for a
+        call that the backend refuses.
         """
         if key is None and value is not None:
             raise ValueError("key must be given with value, got None")
@@ -110,10 +112,11 @@ class EfficientAttention(nn.Module):
         return self.to_out(rearrange(self._attend(q, k, v, call), "B H L D -> B L (H D)"))
 
     def choose(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> str:
-        """The backend for a call: a fused kernel where one takes it, else chunks of a long sequence or a short one whole.
+        """The backend that `auto` stands for in this call.
 
-        flash on CUDA in half precision without mask or bias; sdpa on CUDA otherwise (its memory-efficient kernel), except in
-        float64, and on the CPU (its flash kernel takes masks), except with dropout or a learned bias.
+        On CUDA: `flash` in half precision without mask and bias, else `sdpa`, whose memory-efficient kernel takes every dtype
+        but float64. On the CPU: `sdpa`, whose flash kernel takes masks, but neither dropout nor a bias that learns. Calls
+        that none of these kernels takes go to `chunked` above chunk_size queries, and to `standard` below.
         """
         if self.prefer_sage and BACKENDS["sage"].refusal(q, k, v, call) is None:
             return "sage"
@@ -137,7 +140,7 @@ class EfficientAttention(nn.Module):
             if reason is None:
                 try:
                     return self._run(name, chunk_size, q, k, v, call)
-                except (RuntimeError, MemoryError) as error:  # no kernel, or no memory: the next one needs less of either
+                except (RuntimeError, MemoryError) as error:  # no kernel or no memory: the next backend may need less
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             else:
                 reason = f"it must get {reason}"
