@@ -89,7 +89,12 @@ def test_the_folders_are_those_of_the_design(root: Path) -> None:
     export = root / "export" / "hunyuan3d_export"
     assert {path.parent.name for path in export.glob("*/__init__.py")} == FOLDERS
     assert {path.name for path in (export / "dit").glob("*.py")} >= {"config.py", "model.py", "checkpoint.py", "network.py"}
-    assert {path.name for path in (export / "conditioner").glob("*.py")} >= {"config.py", "model.py", "checkpoint.py", "network.py"}
+    assert {path.name for path in (export / "conditioner").glob("*.py")} >= {
+        "config.py",
+        "model.py",
+        "checkpoint.py",
+        "network.py",
+    }
 
 
 def test_no_model_borrows_anothers_folder(root: Path) -> None:

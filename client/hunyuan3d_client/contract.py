@@ -69,6 +69,8 @@ AXES: Mapping[str, AxisRange] = {
     "T": AxisRange(1, 1370, 5480),
     "V": AxisRange(1, 1, len(VIEWS)),
 }
+# The axes whose range binds every runtime and not only plans: there are four view vectors, while L and T are free.
+BOUNDED_AXES = frozenset({"V"})
 # The axes' names in words, as the command line takes them.
 AXIS_NAMES: Mapping[str, str] = {"B": "batch", "L": "latents", "T": "context", "V": "views"}
 

@@ -23,6 +23,8 @@ from .manifest import Manifest, ManifestError
 from .pbtxt import write_configs
 from .runners import Runner
 
+# The model whose folder holds the Python code that serves any graph; the folders of the others link to it.
+CODE_OF_GRAPHS = contract.DIT
 _HERE = Path(__file__).parent
 S = TypeVar("S")
 
@@ -142,10 +144,15 @@ def network_of(model: str) -> Network[Any]:
     raise ManifestError(f"model must be one of {known}, got {model}\nhint: use the version of hunyuan3d-export that made it")
 
 
+def command_of(model: str) -> str:
+    """The command that makes a model's ONNX artifact; the first network's for a model that no network has."""
+    rows = [*NETWORKS.values()]
+    return next((network for network in rows if model in network.models), rows[0]).command
+
+
 def remake(model: str) -> str:
-    """The hint for an ONNX artifact that cannot be used: the command that makes it again."""
-    command = next((network.command for network in NETWORKS.values() if model in network.models), "hunyuan3d-export onnx")
-    return f"export again with: {command}"
+    """The hint for an ONNX artifact that cannot be used."""
+    return f"export again with: {command_of(model)}"
 
 
 if __name__ == "__main__":

@@ -141,12 +141,10 @@ def _limits(spec: contract.ModelSpec) -> str:
     """What the Python backend refuses before the network sees it: values, and sizes of axes by their place, batch axis counted."""
     limits = [f"{tensor.name} in {tensor.values[0]}..{tensor.values[1]}" for tensor in spec.inputs if tensor.values]
     for tensor in spec.inputs:
-        sizes = [
-            (place, contract.AXES[dim])
-            for place, dim in enumerate(tensor.dims)
-            if place and isinstance(dim, str) and dim in spec.axes
-        ]
-        limits += [f"{tensor.name}[{place}] in {size.min}..{size.max}" for place, size in sizes]
+        for place, dim in enumerate(tensor.dims):
+            if dim in contract.BOUNDED_AXES:
+                size, counted = contract.AXES[str(dim)], contract.AXIS_NAMES[str(dim)]
+                limits.append(f"{tensor.name}[{place}] in {size.min}..{size.max} {counted}")
     return "; ".join(limits)
 
 

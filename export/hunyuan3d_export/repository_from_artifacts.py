@@ -16,7 +16,7 @@ from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, atomic_path, sha256
 from .graphs import Source
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, reusable, versions_of
-from .networks import NETWORKS, Network, network_of, remake
+from .networks import CODE_OF_GRAPHS, NETWORKS, Network, command_of, network_of, remake
 from .parity import receipt_problem
 from .precisions import PRECISIONS, check_precision
 
@@ -56,7 +56,7 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_pa
 
     Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the artifacts.
     """
-    manifests = read_artifacts(artifacts, hint=remake)
+    manifests = read_artifacts(artifacts, hint=lambda model: f"make them again with: {command_of(model)} --out {artifacts}")
     for folder, manifest in manifests.items():
         check_plan(manifest, folder)
         _check_parity(folder, manifest, required=require_parity)
@@ -231,7 +231,7 @@ def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mappi
 
 
 def _check_unchanged(wanted: Mapping[str, str], new: list[_Deployed]) -> None:
-    different = [name for name, text in wanted.items() if (SOURCE / name).read_text() != text]
+    different = [name for name, text in wanted.items() if not (SOURCE / name).is_file() or (SOURCE / name).read_text() != text]
     if different:
         labels = " and ".join(each.network.label(each.serving) for each in new)
         raise DeployError(
@@ -243,8 +243,9 @@ def _check_unchanged(wanted: Mapping[str, str], new: list[_Deployed]) -> None:
 def _write_models(repository: Path, wanted: Mapping[str, str]) -> None:
     for model in sorted({Path(name).parts[0] for name in wanted}):
         (repository / model / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants a version even of an ensemble
-        for path in (SOURCE / model).glob(f"{VERSION}/*.py"):
-            with atomic_path(repository / path.relative_to(SOURCE)) as temporary:
+        code = SOURCE / model if (SOURCE / model).is_dir() else SOURCE / CODE_OF_GRAPHS
+        for path in code.glob(f"{VERSION}/*.py"):
+            with atomic_path(repository / model / VERSION / path.name) as temporary:
                 shutil.copyfile(path, temporary)  # a link to code that several models share becomes that code
     for name, text in wanted.items():
         with atomic_path(repository / name) as temporary:

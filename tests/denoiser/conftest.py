@@ -18,7 +18,6 @@ from hunyuan3d_client import contract
 from hunyuan3d_export.dit import save_checkpoint
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.dit.network import example_inputs
-from hunyuan3d_export.files import ONNX_FILE
 
 Evaluate = Callable[..., list[Any]]
 OUTPUTS = [tensor.name for tensor in contract.denoiser(guided=True).outputs]
@@ -58,7 +57,7 @@ def evaluate(
     if request.param == "torch":
         network: Any = in_torch()
     else:
-        path = artifacts() / contract.DIT_GUIDED / MODEL_FILE
+        path = artifacts() / contract.DIT_GUIDED / ONNX_FILE
         network = onnx_graph.Network(path, onnx_graph.Options(threads=2), OUTPUTS)
     library = {"torch": torch, "onnxruntime": np}[request.param]
     inputs = graph_inputs(network.fixed_sizes, library)

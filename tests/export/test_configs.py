@@ -95,32 +95,35 @@ def test_runtimes() -> None:
 
 
 def test_every_parameter_is_read_and_every_parameter_read_is_there() -> None:
-    import onnxruntime_denoiser
-    import torch_denoiser
-    from parameters import parse
+    import batching
+    import onnx_graph
+    import torch_network
+    from parameters import parse, split
     from settings import Settings
 
     configs = parsed("v2-0")
     sampler = configs[f"{contract.SAMPLER}/config.pbtxt"]
     assert sampler.model_transaction_policy.decoupled
-    assert Settings.parse({key: value.string_value for key, value in sampler.parameters.items()}).steps == 50
+    assert parse(Settings, {key: value.string_value for key, value in sampler.parameters.items()}).steps == 50
     assert not configs[f"{contract.SAMPLER_UNARY}/config.pbtxt"].parameters
-    runtimes = {"cpu": onnxruntime_denoiser.Options, "torch": torch_denoiser.Options}
+    runtimes = {"cpu": onnx_graph.Options, "torch": torch_network.Options}
     for model, (name, options) in itertools.product((contract.DIT, contract.DIT_GUIDED), runtimes.items()):
         texts = {key: value.string_value for key, value in configs[f"{model}/configs/{name}.pbtxt"].parameters.items()}
-        assert (texts.pop("runtime"), texts.pop("model_file")[-10:]) in (("onnxruntime", "model.onnx"), ("torch", "afetensors"))
-        texts.pop("FORCE_CPU_ONLY_INPUT_TENSORS", None)  # Triton's own
-        assert parse(options, texts)
+        served, rest = split(batching.Options, texts)
+        assert (served.runtime, served.model_file[-10:]) in (("onnxruntime", "model.onnx"), ("torch", "afetensors"))
+        assert batching.parse_limits(served.limits, [tensor.name for tensor in contract.MODELS[model].inputs])
+        assert parse(options, rest)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_samplers_defaults_are_the_presets(name: str) -> None:
+    from parameters import parse
     from settings import Settings
 
     preset = PRESETS[name]
     files = [f"{contract.SAMPLER}/{file}" for file in ("config.pbtxt", "configs/cpu.pbtxt", "configs/torch.pbtxt")]
     texts = [{key: value.string_value for key, value in parsed(name)[file].parameters.items()} for file in files]
-    settings, on_cpu, with_torch = (Settings.parse(parameters) for parameters in texts)
+    settings, on_cpu, with_torch = (parse(Settings, parameters) for parameters in texts)
     assert on_cpu == dataclasses.replace(settings, arrays="numpy", restart_denoiser=True) != settings
     assert with_torch == dataclasses.replace(settings, restart_denoiser=True)
     assert ["FORCE_CPU_ONLY_INPUT_TENSORS" in parameters for parameters in texts] == [True, False, True]

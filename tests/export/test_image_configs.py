@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import batching
 import onnx_graph
 import parameters
 import pytest
@@ -62,7 +63,8 @@ def test_the_encoder_batches_and_warms_up_at_its_size() -> None:
         assert list(config.model_warmup[0].inputs["pixels"].dims) == [1, 3, 1022, 1022]
     cpu = configs[f"{contract.CONDITIONER}/configs/cpu.pbtxt"].parameters
     texts = {key: value.string_value for key, value in cpu.items()}
-    assert texts.pop("model_file") == "model.onnx" and parameters.parse(onnx_graph.Options, texts).threads == 0
+    served, rest = parameters.split(batching.Options, texts)
+    assert served.model_file == "model.onnx" and parameters.parse(onnx_graph.Options, rest).threads == 0
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)

@@ -109,7 +109,9 @@ def test_a_manifest_of_another_network_is_an_error_of_the_manifest(toy: object, 
     (folder,) = export_onnx(toy.ToySource(), tmp_path / "onnx")
     manifest = Manifest.read(folder, hint="")
     dataclasses.replace(manifest, serving={"image_size": 518}).write(folder)
-    with pytest.raises(ManifestError, match="the manifest of toy must say what a toy is served with.*\nhint: make it again with"):
+    with pytest.raises(
+        ManifestError, match="the manifest of toy must say what a toy is served with.*\nhint: make it again with"
+    ):
         deploy(tmp_path / "onnx", tmp_path / "repository")
     renamed = folder.with_name("unknown")
     shutil.move(folder, renamed)

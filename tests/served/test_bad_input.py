@@ -48,7 +48,7 @@ def stream(url: str, tensors: Tensors) -> InferenceServerException:
         client.async_stream_infer(contract.SAMPLER, inputs_of(tensors), parameters={contract.ERRORS_AS_OUTPUTS: True})
         result, error = answers.get(timeout=WAIT_S)
     if error is None:
-        code, text = result.as_numpy("path")  # an error must come first
+        code, text = result.as_numpy("error")  # an error must come first
         return InferenceServerException(text.decode(), {b"INVALID_ARG": INVALID}[code])
     return error
 

@@ -4,8 +4,6 @@ The words and the point codec belong to the client, hunyuan3d_client.shapes, and
 alone; `reference`, `served` and `gate` need torch.
 """
 
-from pathlib import Path
-
 from hunyuan3d_client.shapes import (
     CONTEXT_WIDTH,
     LATENT_CHANNELS,
@@ -17,6 +15,7 @@ from hunyuan3d_client.shapes import (
     out_of_subspace_energy,
 )
 
+from ..dit.weights import SHIPPED
 from .prompts import HELD_OUT, PROMPTS, TRAINED_PROMPTS, solid
 
 CHECKPOINT = SHIPPED["shapes"]
