@@ -115,6 +115,15 @@ class ModelSpec:
         dims = [dim for tensor in self.inputs for dim in tensor.dims if isinstance(dim, str)]
         return {dim: AXES[dim] for dim in dict.fromkeys(dims) if dim in AXES}
 
+    def sized(self, sizes: Mapping[str, int]) -> ModelSpec:
+        """The spec with these axes' sizes in their place."""
+
+        def fixed(tensor: TensorSpec) -> TensorSpec:
+            dims = tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.dims)
+            return dataclasses.replace(tensor, dims=dims)
+
+        return dataclasses.replace(self, inputs=tuple(map(fixed, self.inputs)), outputs=tuple(map(fixed, self.outputs)))
+
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,23 +9,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hunyuan3d_client.files import atomic_path
+
+__all__ = ["CHECKPOINT_FILE", "ONNX_FILE", "PLAN_FILE", "atomic_folder", "atomic_path", "separate", "sha256"]
+
 # The names that the backends expect in a version folder; the export uses them from the start.
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _CHUNK_BYTES = 1 << 22
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to it on success, removed on any error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from hunyuan3d_client import contract
 from hunyuan3d_export.dit import save_checkpoint
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.dit.network import example_inputs
+from hunyuan3d_export.files import ONNX_FILE
 
 Evaluate = Callable[..., list[Any]]
 OUTPUTS = [tensor.name for tensor in contract.denoiser(guided=True).outputs]

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hunyuan3d_client import Client, Step, contract
+from hunyuan3d_client.shapes.pictures import save_grid
 
 from .. import parity
 from ..checks import relative_l2
@@ -33,7 +34,6 @@ from ..onnx_from_torch import OnnxOptions, export_onnx
 from ..repository_from_artifacts import deploy
 from ..server.embedded import EmbeddedServer
 from ..shapes import decode_points, embed_prompt
-from ..shapes.pictures import save_grid
 from .artifacts import print_checks
 from .options import CheckpointOption, PresetOption, console
 from .photograph import ensemble_latents, photograph

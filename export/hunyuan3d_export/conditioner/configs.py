@@ -5,7 +5,6 @@ from __future__ import annotations
 from hunyuan3d_client import contract
 
 from ..pbtxt import code_model, config_text, ensemble, native_onnxruntime, python_onnxruntime, tensorrt
-from .network import sized
 from .weights import ConditionerServing
 
 # Everything between a picture and the sampler; none of it is of use without the encoder.
@@ -14,7 +13,7 @@ _IN_FRONT = (contract.PREPROCESS, contract.IMAGE_CONTEXT, contract.ENSEMBLE, con
 
 def config_files(serving: ConditionerServing) -> dict[str, str]:
     """Path inside the repository -> text, for the encoder and all that is in front of the sampler."""
-    models = {name: sized(spec, {"P": serving.image_size}) for name, spec in contract.MODELS.items()}
+    models = {name: spec.sized({"P": serving.image_size}) for name, spec in contract.MODELS.items()}
     conditioner = models[contract.CONDITIONER]
     files = {
         f"{contract.PREPROCESS}/config.pbtxt": code_model(models[contract.PREPROCESS]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,20 +30,9 @@ def serving_from_json(serving: Mapping[str, Any]) -> ConditionerServing:
 def graphs(serving: ConditionerServing) -> dict[str, Graph]:
     """The one graph: the side of the picture is fixed in it, and for one view the number of views too."""
     fixed = {"P": serving.image_size} | ({"V": 1} if serving.views == 1 else {})
-    spec = sized(contract.MODELS[contract.CONDITIONER], fixed)
+    spec = contract.MODELS[contract.CONDITIONER].sized(fixed)
     example = {"B": 2, "V": 3}
     return {"encoder": Graph(spec=spec, axes=spec.axes, example=example)}
-
-
-def sized(spec: contract.ModelSpec, sizes: Mapping[str, int]) -> contract.ModelSpec:
-    """The spec with these axes' sizes in their place."""
-
-    def fixed(tensor: contract.TensorSpec) -> contract.TensorSpec:
-        return dataclasses.replace(
-            tensor, dims=tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.dims)
-        )
-
-    return dataclasses.replace(spec, inputs=tuple(map(fixed, spec.inputs)), outputs=tuple(map(fixed, spec.outputs)))
 
 
 def weights_of(manifest: Manifest, given: Source | None) -> ConditionerSource:

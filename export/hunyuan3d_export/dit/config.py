@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hunyuan3d_client import contract
+
 SCHEDULES = ("flow_match", "consistency")
 
 # Upstream's code passes its time factor where max_period belongs. The weights are trained that way, so both numbers are 1000:
@@ -106,6 +108,13 @@ class Preset:
     steps: int
     guidance_scale: float
     scale_factor: float
+
+    @property
+    def specs(self) -> dict[str, contract.ModelSpec]:
+        """The tensors of each graph: plain, and guided for a base model, because distilled weights have no guided graph."""
+        plain = contract.denoiser(guidance_embed=self.config.guidance_embed)
+        guided = {} if self.config.guidance_embed else {"guided": contract.denoiser(guided=True)}
+        return {"plain": plain, **guided}
 
 
 # For tests and demonstrations: `tiny` has the channel counts and the head size of the published variants, so the same

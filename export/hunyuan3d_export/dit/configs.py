@@ -12,7 +12,6 @@ from hunyuan3d_client import contract
 from ..attention import BACKENDS
 from ..pbtxt import MAX_BATCH, code_model, config_text, native_onnxruntime, python_onnxruntime, python_torch, tensorrt
 from .config import Preset
-from .network import graphs
 
 _MAX_TRAJECTORIES = 64
 # A full batch at the usual sizes; longer sequences get fewer rows a call, which keeps a step's latency.
@@ -53,7 +52,7 @@ def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
 def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
     """Path inside the repository -> text, for the denoisers of `preset` and the sampler in front of them."""
     files = {}
-    for spec in (graph.spec for graph in graphs(preset).values()):
+    for spec in preset.specs.values():
         files[f"{spec.name}/config.pbtxt"] = tensorrt(spec)
         files[f"{spec.name}/configs/cpu.pbtxt"] = python_onnxruntime(spec)
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)

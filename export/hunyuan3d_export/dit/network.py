@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hunyuan3d_client import contract
 
 from ..checks import Check, Profile, compare, within
-from ..graphs import Graph, Source
+from ..graphs import Graph, Source, whole
 from ..manifest import Manifest, ManifestError
 from ..runners import Runner
 from .config import DiTConfig, Preset
@@ -70,13 +70,12 @@ class _Guided(nn.Module):
 
 
 def graphs(preset: Preset) -> dict[str, Graph]:
-    """plain, and guided for a base model: guidance-distilled weights have no guided graph."""
-    plain = contract.denoiser(guidance_embed=preset.config.guidance_embed)
-    found = {"plain": Graph(spec=plain, axes=plain.axes, example=EXAMPLE_SIZES)}
-    if not preset.config.guidance_embed:
-        spec = contract.denoiser(guided=True)
-        found["guided"] = Graph(spec=spec, axes=spec.axes, example=EXAMPLE_SIZES, module=_Guided)
-    return found
+    """plain, and guided for a base model."""
+    modules = {"plain": whole, "guided": _Guided}
+    return {
+        name: Graph(spec=spec, axes=spec.axes, example=EXAMPLE_SIZES, module=modules[name])
+        for name, spec in preset.specs.items()
+    }
 
 
 # --- proof
