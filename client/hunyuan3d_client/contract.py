@@ -25,20 +25,20 @@ CONDITIONER = "hunyuan3d_conditioner"
 IMAGE_CONTEXT = "hunyuan3d_context"
 ENSEMBLE = "hunyuan3d"
 ENSEMBLE_UNARY = "hunyuan3d_unary"
-# A request parameter of hunyuan3d_sampler. With it, an error comes as the output `error`: Triton gives an error proper no code
-# in a stream or in a call between models.
+# A request parameter of hunyuan3d_sampler. With it, an error is sent as the output `error`, because Triton's own errors lose
+# their code in a stream and in a call between models.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 VIEWS = ("front", "left", "back", "right")  # their order in a request
 
-# How the velocities of a sample are evaluated: one branch; both branches in one graph; both as two batch rows; or a
-# guidance-distilled network's single evaluation.
+# How the velocities of a sample are evaluated: one branch without guidance; both branches in one graph; both branches as two
+# batch rows; one evaluation of a guidance-distilled network.
 SamplingPath = Literal["plain", "guided", "two-batch", "distilled"]
 PATHS: tuple[SamplingPath, ...] = get_args(SamplingPath)
 
-# Most steps by schedule; the sampler's own table is held against it by a test, as the server has no client package.
+# Schedule -> the most steps. The server lacks this package, so the sampler has its own table; a test compares the two.
 SCHEDULES: Mapping[str, int] = {"flow_match": 1000, "consistency": 100}
 
-# Triton's name of a dtype -> numpy's. FP16 and FP32 only for big tensors: tritonclient encodes BF16 in a Python loop.
+# Triton's name of a dtype -> NumPy's type. BF16 is not used, because tritonclient encodes it in a slow Python loop.
 NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
     "FP16": np.float16,
     "FP32": np.float32,
@@ -50,7 +50,7 @@ NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
 
 @dataclasses.dataclass(frozen=True)
 class AxisRange:
-    """Smallest, usual and largest size of a free axis: an optimization profile's (min, opt, max)."""
+    """Smallest, usual and largest size of a free axis: (min, opt, max) of an optimization profile."""
 
     min: int
     opt: int
@@ -61,15 +61,15 @@ class AxisRange:
             raise ValueError(f"axis range must be 1 <= min <= opt <= max, got {self.min}..{self.opt}..{self.max}")
 
 
-# T reaches four views of 1370 tokens and one 1022-pixel image of 5330; L is at most one and a third times v2-0's. An axis that is
-# missing here is fixed by each exported graph (P) or never reaches a graph (S).
+# The largest T holds four views of 1370 tokens, or one 1022-pixel image of 5330. The largest L is one and a third times v2-0's.
+# Two axes are missing: each exported graph fixes P, and S never reaches a graph.
 AXES: Mapping[str, AxisRange] = {
     "B": AxisRange(1, 2, 8),
     "L": AxisRange(1, 3072, 4096),
     "T": AxisRange(1, 1370, 5480),
     "V": AxisRange(1, 1, len(VIEWS)),
 }
-# The axes whose range binds every runtime and not only plans: there are four view vectors, while L and T are free.
+# The axes whose range all runtimes enforce, not only plans: there are just four view vectors. L and T have no such limit.
 BOUNDED_AXES = frozenset({"V"})
 # The axes' names in words, as the command line takes them.
 AXIS_NAMES: Mapping[str, str] = {"B": "batch", "L": "latents", "T": "context", "V": "views"}
@@ -77,7 +77,7 @@ AXIS_NAMES: Mapping[str, str] = {"B": "batch", "L": "latents", "T": "context", "
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a model. dims: axis names (free) or sizes (fixed). values: the smallest and the largest that make sense."""
+    """One tensor of a model. dims: names of free axes or sizes of fixed axes. values: smallest and largest valid value."""
 
     name: str
     dtype: str
@@ -97,10 +97,10 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """One Triton model: its inputs and outputs in the order of the torch call, and the other models that it works with.
+    """One Triton model: its inputs and outputs in the order of the torch call, and the other models that it calls.
 
-    needs: the model is served only where one of each group's models is served too. steps: the models that an ensemble calls,
-    in their order; an ensemble needs all of them.
+    needs: groups of models. The model is served only where at least one model of each group is served too.
+    steps: the models that an ensemble calls, in the order of the calls. An ensemble needs all of them.
     """
 
     name: str
@@ -111,12 +111,12 @@ class ModelSpec:
 
     @property
     def axes(self) -> Mapping[str, AxisRange]:
-        """The free axes of the inputs that have a range, in their order."""
+        """The ranges of the inputs' free axes, in the order of the inputs. Axes without a range are left out."""
         dims = [dim for tensor in self.inputs for dim in tensor.dims if isinstance(dim, str)]
         return {dim: AXES[dim] for dim in dict.fromkeys(dims) if dim in AXES}
 
     def sized(self, sizes: Mapping[str, int]) -> ModelSpec:
-        """The spec with these axes' sizes in their place."""
+        """The spec with the axes in `sizes` replaced by their sizes."""
 
         def fixed(tensor: TensorSpec) -> TensorSpec:
             dims = tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.dims)
@@ -141,7 +141,7 @@ VELOCITY = TensorSpec("velocity", "FP32", ("B", "L", LATENT_CHANNELS), "points f
 def denoiser(*, guided: bool = False, guidance_embed: bool = False) -> ModelSpec:
     """The spec of hunyuan3d_dit (with `guidance` for guidance-distilled weights) or of hunyuan3d_dit_guided.
 
-    Raises ValueError for a guided graph of guidance-distilled weights: there is none.
+    Raises ValueError when both are set, because guidance-distilled weights have no guided graph.
     """
     if guided and guidance_embed:
         raise ValueError("guided must be False for guidance-distilled weights, got True")
@@ -189,22 +189,22 @@ SAMPLER_OUTPUTS = (
         optional=True,
     ),
 )
-ERROR = TensorSpec("error", "BYTES", (2,), "in place of all others: code and text of what ended the request", optional=True)
+ERROR = TensorSpec("error", "BYTES", (2,), "code and text of an error; in place of all other outputs", optional=True)
 
 
 def _for_one_response(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Of the sampler's inputs, those that make sense where only the final response is given."""
+    """The inputs of a sampler that sends only the final response."""
     return tuple(spec for spec in inputs if spec.name != "preview_every")
 
 
 def _for_ensembles(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Of a sampler's inputs, its options. No initial latents: in an ensemble an input and an output cannot share a name."""
+    """The sampler's options. Initial latents are left out, because an ensemble's input and output cannot share a name."""
     return tuple(spec for spec in inputs if spec.name not in ("context", "negative_context", "latents"))
 
 
 _UNARY_INPUTS = _for_one_response(SAMPLER_INPUTS)
 _PICTURE_STEPS = (PREPROCESS, CONDITIONER)
-# Every model that a repository may hold. A repository without an image encoder has none of those that need one.
+# Every model that a repository may hold. A repository without an image encoder lacks the models that need the encoder.
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (

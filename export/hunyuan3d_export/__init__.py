@@ -1,1 +1,1 @@
-"""Hunyuan3D-2's shape denoiser on its way from weights to a Triton model repository: one file per arrow."""
+"""Turns Hunyuan3D-2's weights into ONNX graphs, TensorRT plans and a Triton model repository: one file for each conversion."""

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; says what to install when the extra is missing."""
+    """Runs the command line. Without the extra `export`, the process ends with a hint on how to install it."""
     try:
         from .commands.app import run
     except ImportError as error:

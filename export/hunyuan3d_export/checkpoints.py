@@ -1,4 +1,4 @@
-"""Reading checkpoint files of any network: a .safetensors file, or a pickled dict of tensors or of parts."""
+"""Reads checkpoint files of any network: a .safetensors file, or a pickled dict of tensors or of dicts of tensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-NAMED_KEYS = 10  # an error names at most so many keys
+NAMED_KEYS = 10  # an error lists at most this many keys
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# select(keys, get, path) picks the tensors of one network: get(key) reads a tensor, so that the others stay on disk.
+# select(keys, get, path) returns the tensors of one network. It reads them with get(key), so that all others stay on disk.
 Select = Callable[[list[str], Callable[[str], Tensor], Path], dict[str, Tensor]]
 
 
@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, network: str) -> None:
-    """Raises CheckpointError, naming what is wrong, when keys and shapes are not exactly the expected ones."""
+    """Raises CheckpointError, which lists the wrong keys, when the keys and shapes of `state` differ from the expected ones."""
     problems = [f"missing {key}" for key in expected if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in expected]
     problems += [
@@ -45,9 +45,10 @@ def check_dtypes(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_state(path: Path, select: Select) -> dict[str, Tensor]:
-    """What `select(keys, get, path)` picks from a .safetensors or pickled file. Raises CheckpointError for a damaged one."""
-    # The content decides, because files are often named wrongly. A safetensors file starts with the length of its JSON header,
-    # whose low byte may look like a pickle's \x80; a torch file is a zip archive or, from old versions, a bare pickle.
+    """The tensors that `select` picks from a .safetensors or pickled file. Raises CheckpointError for a damaged file."""
+    # The content decides, because files are often named wrongly. torch writes a zip archive or, in old versions, a bare pickle.
+    # A safetensors file starts with 8 bytes for the length of its JSON header, and these may look like the start of a pickle;
+    # therefore the ninth byte, the header's brace, is checked first.
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] != b"{" and start[:2] in (b"PK", b"\x80\x02"):
@@ -70,7 +71,7 @@ def _read_safetensors(path: Path, select: Select) -> dict[str, Tensor]:
 def _read_pickle(path: Path, select: Select) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
-            # torch.load maps only a path into memory, and it would hand a path of this suffix to safetensors.
+            # torch.load maps a file into memory only by its path, and it gives paths that end in .safetensors to safetensors.
             mapped = path.suffix != ".safetensors" and zipfile.is_zipfile(path)
             loaded = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:

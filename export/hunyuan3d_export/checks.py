@@ -1,4 +1,4 @@
-"""One comparison of a proof: what was compared, how far apart the results were, and how far they may be."""
+"""The comparison of two results: how far apart they are, and how far apart they may be."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-# The (min, ..., max) size of each axis, as a plan's manifest holds them.
+# Axis -> its sizes (min, ..., max), as they stand in a plan's manifest.
 Profile = Mapping[str, Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One comparison: its name, the sizes of `axes` it ran at (0 for an axis that the model lacks), the relative L2 and the
-    largest absolute error found, and the tolerance of the former."""
+    """One comparison. sizes: the sizes of `axes` that it ran at, 0 for an axis that the model lacks. relative_l2 and max_abs:
+    the errors that it found. tolerance: the largest relative_l2 that passes."""
 
     name: str
     sizes: tuple[int, ...]
@@ -42,7 +42,7 @@ def compare(
 
 
 def within(profile: Profile | None, sizes: tuple[int, ...], axes: str = "BLT") -> tuple[int, ...]:
-    """The sizes of `axes`, each moved to the nearest that `profile` has; an axis that the profile lacks stays as it is."""
+    """The sizes of `axes`, each moved into the range that `profile` gives; the size of an axis without a range stays."""
     profile = profile or {}
     return tuple(
         min(max(size, profile[axis][0]), profile[axis][-1]) if axis in profile else size

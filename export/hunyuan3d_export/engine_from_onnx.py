@@ -1,4 +1,4 @@
-"""ONNX -> TensorRT plan, through the builder's Python API. Always strongly typed: precision is the graph's own."""
+"""ONNX -> TensorRT plan, through the builder's Python API. Plans are always strongly typed: they keep the graph's precision."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class BuildCancelled(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """profile: (min, opt, max) of some axes, in place of the graph's own. optimization_level: the builder's 0..5.
-    workspace_bytes: None for all memory.
+    """profile: (min, opt, max) of some axes, which replace the graph's own ranges. optimization_level: the builder's level,
+    0 to 5. workspace_bytes: the limit of the builder's workspace; None lets it use all memory.
 
-    version_compatible: the plan runs on later versions of the library too; hardware_compatible: on other GPUs of the
-    Ampere generation and later (target tensorrt).
-    weight_stripped: the plan holds no weights; refit puts in those of any checkpoint of the same network.
-    timing_cache: a folder; its file is keyed by library version and GPU.
+    version_compatible: later versions of the library can run the plan too.
+    hardware_compatible: other GPUs of the Ampere generation and later can run the plan too (target tensorrt).
+    weight_stripped: the plan holds no weights; refit adds the weights of any checkpoint of the same network.
+    timing_cache: the folder of the timing caches, which has a file for each target, library version and GPU.
     """
 
     profile: Axes | None = None
@@ -68,9 +68,10 @@ class EngineOptions:
 
 
 def parse_profile(texts: list[str]) -> dict[str, contract.AxisRange]:
-    """The axes' ranges that `texts` give, each like latents=1..3072..4096.
+    """The ranges of axes that `texts` name. Each text looks like latents=1..3072..4096.
 
-    Raises ValueError for an unknown axis, a range that is not min..opt..max, or one beyond what graphs are traced for.
+    Raises ValueError for an unknown axis, a range that is not min..opt..max, or a range beyond the sizes that graphs are traced
+    for.
     """
     axes = {name: axis for axis, name in contract.AXIS_NAMES.items()}
     profile = {}
@@ -90,12 +91,12 @@ def parse_profile(texts: list[str]) -> dict[str, contract.AxisRange]:
 
 
 def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions | None = None) -> list[Path]:
-    """One plan for every ONNX artifact below `onnx`, in `out`/<Triton model name>/. Returns the folders.
+    """Builds a plan for every ONNX artifact below `onnx` into `out`/<Triton model name>/. Returns the folders.
 
-    A plan whose manifest still matches is kept. A new one appears whole or not at all.
+    A plan whose manifest still matches is kept. A new plan appears whole or not at all.
 
-    Raises ManifestError for damaged artifacts, ValueError for the graphs' own folder as `out`, BuildError when TensorRT refuses,
-    BuildCancelled after Ctrl-C.
+    Raises ManifestError for damaged artifacts, ValueError when `out` is the folder of the graphs, BuildError when TensorRT
+    refuses a graph, BuildCancelled after Ctrl-C.
     """
     options = options or EngineOptions()
     _check_for_target(options, target)
@@ -116,7 +117,7 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
 
 
 def _check_for_target(options: EngineOptions, target: Target) -> None:
-    """TensorRT for RTX has no timing and takes compute capabilities instead of a compatibility level."""
+    """Raises ValueError for options that TensorRT for RTX lacks; its GPUs are named by --compute-capability."""
     if target.name == "tensorrt-rtx":
         if options.timing_cache is not None:
             raise ValueError("timing cache must be left out for tensorrt-rtx, which times nothing while building, got one")
@@ -128,7 +129,7 @@ def _check_for_target(options: EngineOptions, target: Target) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One plan to be built: from which graph, for which sizes of its axes, by which library."""
+    """All that the build of one plan needs: the graph, the ranges of its axes, the library and the options."""
 
     onnx: Path
     manifest: Manifest
@@ -139,9 +140,9 @@ class _Job:
 
 
 def _spec_and_axes(manifest: Manifest, options: EngineOptions) -> tuple[contract.ModelSpec, Axes]:
-    """The graph's tensors, and the ranges of its axes with those of the options in their place.
+    """The graph's tensors, and the range of each axis: the options' range where they name one, the traced range elsewhere.
 
-    Raises ValueError for a range beyond what the graph was traced for.
+    Raises ValueError for a range beyond the traced one.
     """
     spec, traced = read_spec(manifest.model, manifest.made_from["spec"])
     wanted = options.profile or {}
@@ -187,12 +188,12 @@ def _write_manifest(folder: Path, onnx: Manifest, made_from: dict[str, Any], tar
 
 
 def _build_one(job: _Job, destination: Path) -> dict[str, Any]:
-    """Writes the plan; returns what the builder was given, since a plan itself cannot be read without a GPU."""
+    """Writes the plan. Returns its tensors for the manifest, because a plan cannot be read without a GPU."""
     trt, manifest = job.target.library, job.manifest
     start = time.monotonic()
     log = log_of(trt)
     builder = trt.Builder(log.logger)
-    # TensorRT 10 needs the flag; on 11 every network is strongly typed.
+    # TensorRT 10 needs the flag. In TensorRT 11 every network is strongly typed.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(job.onnx)):
@@ -234,7 +235,7 @@ def _config(
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.weight_stripped:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        config.set_flag(trt.BuilderFlag.REFIT)  # alone, STRIP_PLAN means REFIT_IDENTICAL: the very weights it was built with
+        config.set_flag(trt.BuilderFlag.REFIT)  # without REFIT, the plan accepts only its original weights
     job.target.configure(config)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):

@@ -13,7 +13,7 @@ from hunyuan3d_client.files import atomic_path
 
 __all__ = ["CHECKPOINT_FILE", "ONNX_FILE", "PLAN_FILE", "atomic_folder", "atomic_path", "separate", "sha256"]
 
-# The names that the backends expect in a version folder; the export uses them from the start.
+# Triton's backends expect these names in a version folder, so the artifact folders use them too.
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 22
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; it takes `path`'s place on success and is removed on any error."""
+    """Yields a temporary folder beside `path`. On success the folder replaces `path`; on any error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -44,7 +44,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def separate(destination: Path, *sources: Path) -> Path:
-    """`destination`. Raises ValueError when it is one of `sources`, which it would replace."""
+    """Returns `destination`. Raises ValueError when it is one of `sources`, because writing would replace that source."""
     if destination.resolve() in [source.resolve() for source in sources]:
         raise ValueError(
             f"out must be another folder than what is read, got {destination.parent} for both\nhint: another --out"

@@ -1,4 +1,4 @@
-"""What the export traces: where weights come from, a graph's tensors and free axes, and how the graph is written."""
+"""The parts of an export: the source of the weights, a graph's tensors and free axes, and the options of writing a graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Axes = Mapping[str, contract.AxisRange]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnnxOptions:
-    """How a graph is written: precision fp32, fp16 or bf16 of weights and activations; attention op or decomposed."""
+    """How a graph is written. precision: fp32, fp16 or bf16, of weights and activations. attention: op or decomposed."""
 
     precision: str = "fp32"
     attention: str = "op"
@@ -41,13 +41,13 @@ class Source(Protocol):
 
     @property
     def checkpoint(self) -> Path | None:
-        """The file or folder that was given; None for weights that need none."""
+        """The file or folder that the user named; None for weights that are not read from a named file."""
 
     def identity(self) -> dict[str, Any]:
-        """What the weights are, as JSON. Raises FileNotFoundError when they are not there."""
+        """JSON that identifies the weights. Raises FileNotFoundError when their file is missing."""
 
     def serving(self) -> Any:
-        """The dataclass of all that deployment needs to know of these weights. Raises ValueError, CheckpointError."""
+        """The dataclass of facts that deployment needs about these weights. Raises ValueError, CheckpointError."""
 
     def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> nn.Module:
         """The network in this dtype, in eval mode on the CPU. Raises CheckpointError, ValueError."""
@@ -62,9 +62,9 @@ def whole(network: nn.Module) -> nn.Module:
 class Graph:
     """One graph of a network.
 
-    spec: the tensors; an axis that this export fixes stands there as its size. axes: the range of each free axis. example: the
-    sizes that the exporter traces with; none may be 0 or 1, because the exporter takes those for constants. module: turns the
-    loaded network into the module whose forward is traced.
+    spec: the tensors, where an axis that this export fixes is replaced by its size. axes: the range of each free axis. example:
+    the sizes that the exporter traces with; none may be 0 or 1, because the exporter treats these as constants. module: turns
+    the loaded network into the module whose forward is traced.
     """
 
     spec: contract.ModelSpec
@@ -73,7 +73,7 @@ class Graph:
     module: Callable[[Any], nn.Module] = whole
 
     def described(self) -> dict[str, Any]:
-        """The graph's tensors and axes as JSON, for the manifest: a graph is stale once they differ."""
+        """The graph's tensors and axes as JSON for the manifest. A graph whose manifest holds other values is stale."""
         return {
             "inputs": [[tensor.name, tensor.dtype, list(tensor.dims)] for tensor in self.spec.inputs],
             "outputs": [[tensor.name, tensor.dtype, list(tensor.dims)] for tensor in self.spec.outputs],
@@ -82,7 +82,7 @@ class Graph:
 
 
 def read_spec(model: str, described: Mapping[str, Any]) -> tuple[contract.ModelSpec, Axes]:
-    """What Graph.described() wrote: the tensors of `model` and the range of each free axis."""
+    """The tensors of `model` and the range of each free axis, read from the JSON of Graph.described()."""
 
     def tensors(kind: str) -> tuple[contract.TensorSpec, ...]:
         return tuple(contract.TensorSpec(name, dtype, tuple(dims), "") for name, dtype, dims in described[kind])

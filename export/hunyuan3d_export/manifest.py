@@ -1,4 +1,4 @@
-"""The JSON beside every artifact: what it was made from, by what, and the digests that prove it whole."""
+"""The JSON file beside every artifact: its sources, the versions of the tools that made it, and the digests of its files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Manifest:
     """`made_from` decides whether an artifact can be reused: equal values would give an equal artifact.
 
     model is the Triton model that the artifact belongs to. made_from holds the weights' identity, the graph's tensors and axes,
-    the options and a digest of the code. serving holds what deployment needs to know: the network's own dataclass as JSON (read
-    it by Network.serving). files maps names to sha256. tensors says what a plan's builder was given: dtype, shape and profile
-    of every input, dtype and shape of every output.
+    the options and a digest of the code. serving holds the facts that deployment needs: the network's own dataclass as JSON,
+    which Network.serving reads. files maps names to sha256. tensors describes a plan: dtype, shape and profile of every input,
+    dtype and shape of every output.
     """
 
     model: str
@@ -44,9 +44,9 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path, *, hint: str) -> Manifest:
-        """The manifest in `folder`, not yet held against the files.
+        """The manifest in `folder`. Its digests are not compared with the files yet; see check_files.
 
-        Raises ManifestError, ending in `hint`, when there is none or it is not one of ours.
+        Raises ManifestError, which ends in `hint`, when the file is missing or is not a manifest of this format.
         """
         path = folder / NAME
         try:
@@ -54,7 +54,7 @@ class Manifest:
             manifest._check_fields()
         except FileNotFoundError as error:
             raise ManifestError(f"{folder} must hold a {NAME}, found none\nhint: {hint}") from error
-        except (ValueError, TypeError) as error:  # not JSON, not text, or not our fields
+        except (ValueError, TypeError) as error:  # neither JSON nor text, or other fields than ours
             raise ManifestError(f"{path} must be a manifest of format {FORMAT}, got: {error}\nhint: {hint}") from error
         return manifest
 
@@ -64,7 +64,7 @@ class Manifest:
         for field in ("made_from", "serving", "versions", "files", "tensors"):
             if not isinstance(getattr(self, field), dict):
                 raise ValueError(f"{field} {getattr(self, field)!r}")
-        # Names become paths in a model repository: one that leads elsewhere must not.
+        # Names become paths in a model repository, so none of them may lead out of its folder.
         for name in (self.model, *self.files):
             if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
                 raise ValueError(f"the name {name!r}")
@@ -72,7 +72,7 @@ class Manifest:
             raise ValueError("no files")
 
     def check_files(self, folder: Path, *, hint: str) -> None:
-        """Raises ManifestError when a file is missing or is not, byte for byte, the one described."""
+        """Raises ManifestError when a file is missing or its digest differs from the manifest's."""
         for name, digest in self.files.items():
             path = folder / name
             if not path.is_file():
@@ -82,13 +82,13 @@ class Manifest:
 
 
 def read_artifacts(root: Path, *, hint: str | Callable[[str], str]) -> dict[Path, Manifest]:
-    """Every artifact folder below `root` with its manifest, each held against its files; folders are named by their models.
+    """Every artifact folder below `root` with its manifest. Each folder must be named by its model, and its files must match.
 
-    Raises ManifestError, ending in `hint` (of the model that it is about, or "" for none), when there is no artifact or one of
-    them does not match.
+    Raises ManifestError when there is no artifact or when one does not match its manifest. The error ends in `hint`; a callable
+    hint is given the name of the model, or "" when there is no artifact.
     """
     hint_for = hint if callable(hint) else lambda _model: hint
-    # A hidden folder is what a killed export left behind.
+    # An export that was killed leaves a hidden folder behind.
     folders = sorted(path.parent for path in root.glob(f"*/{NAME}") if not path.parent.name.startswith("."))
     if not folders:
         raise ManifestError(f"{root} must hold artifact folders with a {NAME}, found none\nhint: {hint_for('')}")
@@ -103,7 +103,7 @@ def read_artifacts(root: Path, *, hint: str | Callable[[str], str]) -> dict[Path
 
 
 def reusable(folder: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds a whole artifact made from exactly this."""
+    """Whether `folder` holds an undamaged artifact whose manifest has exactly this `made_from`."""
     try:
         manifest = Manifest.read(folder, hint="")
         if manifest.made_from != made_from:
@@ -115,12 +115,12 @@ def reusable(folder: Path, made_from: Mapping[str, Any]) -> bool:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file in `folder` but the manifest."""
+    """sha256 of every file in `folder` except the manifest."""
     return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != NAME}
 
 
 def versions_of(*distributions: str) -> dict[str, str]:
-    """The installed versions of these distributions; those that are not installed are left out."""
+    """The installed versions of these distributions; a distribution that is not installed is left out."""
     found = {}
     for name in distributions:
         try:
@@ -131,7 +131,7 @@ def versions_of(*distributions: str) -> dict[str, str]:
 
 
 def code_digest(paths: Iterable[Path]) -> str:
-    """One sha256 over source files, so that an artifact of older code is seen as stale."""
+    """One sha256 over source files, so that an artifact made by older code counts as stale."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.name.encode())

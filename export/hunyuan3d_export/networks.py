@@ -1,7 +1,8 @@
-"""The table of networks. A row says all that the export, the proofs and the deployment need to know of a network, so that none
-of them names one. To add a network: a folder beside dit/ and conditioner/, a row here, and its rows in the client's contract.
+"""The table of networks. The export, the parity checks and the deployment read all facts about a network from its row here,
+so their code mentions no network by name. To add a network, write a folder beside dit/ and conditioner/, a row in this table,
+and rows in the client's contract.
 
-`python -m hunyuan3d_export.networks` renders the configs in model_repository/ again after a change of the contract or of a row.
+`python -m hunyuan3d_export.networks` renders the configs in model_repository/. Run it after a change of the contract or a row.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from .manifest import Manifest, ManifestError
 from .pbtxt import write_configs
 from .runners import Runner
 
-# The model whose folder holds the Python code that serves any graph; the folders of the others link to it.
+# This model's folder holds the Python code that serves the graphs of all networks; the folders of the other models link to it.
 CODE_OF_GRAPHS = contract.DIT
 _HERE = Path(__file__).parent
 S = TypeVar("S")
 
 
 class Checks(Protocol):
-    """The comparison of one artifact's model as two runners compute it, within a plan's profile (empty: without bounds).
+    """Compares the results of two runners for one artifact's model, at sizes within `profile` (an empty profile has no bounds).
 
-    against: what the checks' names say of expected_by.
+    against: the end of each check's name; it says which runtime expected_by uses.
     """
 
     def __call__(
@@ -46,15 +47,19 @@ def _no_facts(_serving: Any) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network(Generic[S]):
-    """One network. S is the dataclass of what deployment needs to know of its weights: Manifest.serving, typed.
+    """One network. S is its dataclass of the facts that deployment needs about weights; Manifest.serving holds an S as JSON.
 
-    title: what messages call it. models: the Triton models that its graphs become; the first holds the checkpoint for the torch
-    runtime. command: what makes its ONNX artifacts again. beside: the networks that must be deployed with it or before it.
-    code and packages: the source files and distributions that its graphs come from. attention_forms: the form of attention in a graph -> the backend that
-    traces to it. read_serving: Manifest.serving -> S. label: what messages call these weights. graphs: name -> graph.
-    weights_of: the source of an artifact's weights, given what the user named. checks: its proof. configs: path in the
-    repository -> text. facts: the same for files that each deployment writes anew. plan_sizes: the sizes of each axis that a plan
-    must take. base: the weights whose configs are in git. save: writes the checkpoint of the torch runtime, where there is one.
+    name: its key in NETWORKS. title: its name in messages. label: the name of given weights in messages.
+    models: the Triton models that serve its graphs; the folder of the first holds the checkpoint for the torch runtime.
+    command: the command that makes its ONNX artifacts. beside: the networks that must be deployed with it or before it.
+    code, packages: the source files and distributions that determine its graphs; a change makes artifacts stale.
+    attention_forms: form of attention in a graph -> the backend whose trace has this form.
+    read_serving: Manifest.serving -> S. graphs: name -> graph, for given weights.
+    weights_of: the source of an artifact's weights, found from its manifest and the source that the user named.
+    checks: the comparisons that `verify` runs. configs: path in the repository -> text of a config file.
+    facts: path in the repository -> text of a file that each deployment writes anew.
+    plan_sizes: the sizes of each axis that a plan must accept. base: the weights whose configs are in git.
+    save: writes the checkpoint of the torch runtime; None for a network without a torch runtime.
     """
 
     name: str
@@ -77,7 +82,7 @@ class Network(Generic[S]):
     save: Callable[..., None] | None = None
 
     def serving(self, manifest: Manifest) -> S:
-        """What deployment needs to know of an artifact. Raises ManifestError when the manifest does not hold it."""
+        """The facts that deployment needs about an artifact. Raises ManifestError when its manifest does not hold them."""
         try:
             return self.read_serving(manifest.serving)
         except (TypeError, KeyError, ValueError) as error:
@@ -136,7 +141,7 @@ NETWORKS: dict[str, Network[Any]] = {
 
 
 def network_of(model: str) -> Network[Any]:
-    """The network whose graph a Triton model is. Raises ManifestError when there is none."""
+    """The network whose graph `model` serves. Raises ManifestError when no network has this model."""
     for network in NETWORKS.values():
         if model in network.models:
             return network
@@ -145,7 +150,7 @@ def network_of(model: str) -> Network[Any]:
 
 
 def command_of(model: str) -> str:
-    """The command that makes a model's ONNX artifact; the first network's for a model that no network has."""
+    """The command that makes the ONNX artifact of `model`; for an unknown model, the command of the first network."""
     rows = [*NETWORKS.values()]
     return next((network for network in rows if model in network.models), rows[0]).command
 

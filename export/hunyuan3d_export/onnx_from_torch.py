@@ -24,15 +24,15 @@ from .precisions import PRECISIONS, WIRE_DTYPES
 
 __all__ = ["Graph", "OnnxOptions", "export_onnx"]
 
-OPSET = 23  # the first with Attention and RMSNormalization
+OPSET = 23  # the first opset with Attention and RMSNormalization
 
 logger = logging.getLogger(__name__)
 
 
 def export_onnx(source: Source, out: Path, *, graph: str = "all", options: OnnxOptions | None = None) -> list[Path]:
-    """Writes the artifact folders `out`/<Triton model name>/ for one graph, or (`all`) for every graph the weights have.
+    """Writes the artifact folder `out`/<Triton model name>/ of one graph, or of every graph that the weights have (`all`).
 
-    A folder whose manifest still matches is kept as it is. A new one appears whole or not at all. Returns the folders.
+    A folder whose manifest still matches is kept. A new folder appears whole or not at all. Returns the folders.
 
     Raises ValueError for a graph that these weights do not have, CheckpointError for an unreadable checkpoint.
     """
@@ -75,7 +75,7 @@ def _made_from(
 
 
 def _write_graph(graph: Graph, network: nn.Module, folder: Path, *, made_from: dict[str, Any], serving: dict[str, Any]) -> None:
-    """One artifact folder, which appears whole or not at all."""
+    """Writes one artifact folder, which appears whole or not at all."""
     spec = graph.spec
     with atomic_folder(folder) as temporary:
         with _stage(f"{spec.name}: trace and convert"):
@@ -110,7 +110,7 @@ def _trace(graph: Graph, module: nn.Module) -> torch.onnx.ONNXProgram:
             output_names=[tensor.name for tensor in graph.spec.outputs],
             verbose=False,
         )
-    assert program is not None  # dynamo=True always returns one
+    assert program is not None  # with dynamo=True the exporter always returns a program
     return program
 
 
@@ -124,7 +124,7 @@ def _stage(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silences what the exporter says on every run and nobody can act on (torchvision's absence, axes of equal size)."""
+    """Silences the exporter's usual warnings, which users cannot act on: missing torchvision, axes of equal size."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Proof that an artifact computes what its weights mean: ONNX Runtime or a plan against torch, written down as a receipt."""
+"""Compares what ONNX Runtime or a plan computes with torch, and writes a receipt of the comparison beside each artifact."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .runners import OnnxRunner, PlanRunner, Runner, TorchRunner
 
 RECEIPT = "parity.json"
 _BUILD = "build them again with: hunyuan3d-export engine"
-_NO_CPU_KERNELS = ("bf16",)  # ONNX Runtime cannot run them on a CPU
+_NO_CPU_KERNELS = ("bf16",)  # precisions that ONNX Runtime cannot run on a CPU
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 def verify(artifacts: Path, weights: Source | None = None) -> dict[str, list[Check]]:
     """Compares every ONNX artifact below `artifacts` with torch and writes a receipt beside each manifest.
 
-    weights: where the artifacts' weights are; needed only for those of a checkpoint. Returns the checks by model; bf16
-    graphs, which ONNX Runtime cannot run on a CPU, get none.
+    weights: the source of the artifacts' weights; needed only for artifacts made from a checkpoint. Returns the checks of each
+    model. A bf16 graph gets no checks, because ONNX Runtime cannot run it on a CPU.
 
     Raises ManifestError when an artifact is damaged or was made from other weights.
     """
@@ -43,7 +43,7 @@ def verify(artifacts: Path, weights: Source | None = None) -> dict[str, list[Che
     for folder, manifest in read_artifacts(artifacts, hint=remake).items():
         network = network_of(manifest.model)
         if manifest.made_from["precision"] in _NO_CPU_KERNELS:
-            logger.info("%s: ONNX Runtime has no kernels of this precision on a CPU; nothing to compare", manifest.model)
+            logger.info("%s: not compared, because ONNX Runtime has no CPU kernels of this precision", manifest.model)
             checks = []
         else:
             expected = _reference(network, manifest, weights)
@@ -51,16 +51,16 @@ def verify(artifacts: Path, weights: Source | None = None) -> dict[str, list[Che
             del expected
         write_receipt(folder, manifest, checks)
         results[manifest.model] = checks
-        gc.collect()  # a full-size network is gigabytes: its memory is freed before the next one loads
+        gc.collect()  # a full-size network takes gigabytes, so its memory must be free before the next network loads
     return results
 
 
 def verify_engines(plans: Path, weights: Source | None = None, onnx: Path | None = None) -> dict[str, list[Check]]:
     """Compares every plan below `plans` with float32 torch on the GPU, and with the ONNX artifacts below `onnx` on the CPU.
 
-    Writes a receipt beside each plan's manifest. weights: as in verify. Returns the checks by model.
+    Writes a receipt beside each plan's manifest. weights: as in verify. Returns the checks of each model.
 
-    Raises ManifestError for damaged artifacts or other weights, PlanLoadError for a plan that does not load here.
+    Raises ManifestError for damaged artifacts or other weights, PlanLoadError for a plan that this machine cannot load.
     """
     results = {}
     sources = read_artifacts(onnx, hint=remake) if onnx else {}
@@ -92,7 +92,7 @@ def _reference(network: Network[Any], manifest: Manifest, weights: Source | None
 
 
 def why_skipped(plans: Path) -> str | None:
-    """Why the plans below `plans` cannot run on this machine at all, in one line; None when they can be tried.
+    """The reason, in one line, why this machine can run no plan below `plans`; None when it may be able to run them.
 
     Raises ManifestError for damaged artifacts.
     """
@@ -120,7 +120,7 @@ def _check_loadable(folder: Path, manifest: Manifest, sources: list[Mapping[str,
 
 
 def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None:
-    """Writes the checks beside the manifest, bound to it by its digest."""
+    """Writes the checks beside the manifest. The manifest's digest in the receipt makes it valid for this artifact alone."""
     receipt = {
         "model": manifest.model,
         "manifest_sha256": sha256(folder / MANIFEST),
@@ -132,7 +132,7 @@ def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None
 
 
 def receipt_problem(folder: Path) -> str | None:
-    """Why the receipt in an artifact's folder proves nothing; None when it proves the artifact that lies there."""
+    """What is wrong with the parity receipt in an artifact's folder; None when the artifact has passed its comparison."""
     path = folder / RECEIPT
     if not path.is_file():
         return "has no parity receipt"

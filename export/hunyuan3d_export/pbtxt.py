@@ -1,4 +1,4 @@
-"""config.pbtxt files, rendered from the contract: one function for each runtime that can serve a model."""
+"""Renders config.pbtxt files from the contract: one function for each runtime that can serve a model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MAX_BATCH = contract.AXES["B"].max
 _QUEUE_DELAY_US = 500
 _QUEUE_TIMEOUT_US = 60_000_000
 _MAX_QUEUE = 64
-# The free axes' sizes in the one evaluation at the start. On a CPU it only pages the weights in, so small sizes do; on a GPU it
-# runs at the profile's usual sizes, where the first real call will be.
+# The size of each free axis in the warm-up evaluation on a CPU. Small sizes are enough there, because the evaluation only has
+# to page the weights in. On a GPU the warm-up runs at the profile's usual sizes, like the first real call after it.
 _CPU_WARMUP = 64
 
 
@@ -37,29 +37,29 @@ def read_config(folder: Path, config_name: str) -> pb.ModelConfig:
 
 
 def artifact_file(config: pb.ModelConfig) -> str | None:
-    """The file in a version folder that this config serves; None for a model that is code alone."""
+    """The file in a version folder that this config serves; None for a model that consists of code alone."""
     if "model_file" in config.parameters:
         return str(config.parameters["model_file"].string_value)
     return config.default_model_filename or None
 
 
 def config_text(config: pb.ModelConfig) -> str:
-    """The text of a config file, with the line that says where it comes from."""
+    """The text of a config file, under a line that says what rendered it."""
     return _HEADER + text_format.MessageToString(config)
 
 
 def triton_type(dtype: str) -> int:
-    """Triton's number of a dtype's name."""
+    """The number that Triton gives the dtype of this name."""
     return int(pb.DataType.Value("TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"))
 
 
 def dims_of(spec: contract.TensorSpec) -> list[int]:
-    """Triton's dims: -1 for a free axis."""
+    """The dims of a tensor as Triton writes them, with -1 for a free axis."""
     return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
 
 
 def _batched_input(spec: contract.TensorSpec) -> pb.ModelInput:
-    """An input whose batch axis Triton adds by itself; a [B] tensor is [B, 1] to it, reshaped away."""
+    """An input without its batch axis, which Triton adds. A [B] tensor is declared as [B, 1] and reshaped to [B]."""
     dims = dims_of(spec)[1:]
     if dims:
         return pb.ModelInput(name=spec.name, data_type=triton_type(spec.dtype), dims=dims)
@@ -67,7 +67,7 @@ def _batched_input(spec: contract.TensorSpec) -> pb.ModelInput:
 
 
 def _batched(spec: contract.ModelSpec, *, device: str, usual: bool) -> pb.ModelConfig:
-    """What models that Triton batches have in common, whatever runs them. usual: warm up at the axes' usual sizes."""
+    """The part of a config that all runtimes share where Triton batches requests. usual: warm up at the axes' usual sizes."""
     policy = pb.ModelQueuePolicy(
         timeout_action=pb.ModelQueuePolicy.REJECT,
         default_timeout_microseconds=_QUEUE_TIMEOUT_US,
@@ -127,18 +127,18 @@ def python_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
 
 
 def python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str], *, holder: str) -> pb.ModelConfig:
-    """The network itself in the Python backend. holder: the model whose folder has the checkpoint, which others read too."""
+    """The torch network in the Python backend. holder: the model whose folder holds the checkpoint that all models read."""
     config = _batched(spec, device="KIND_AUTO", usual=False)
     config.backend = "python"
     folder = "" if spec.name == holder else f"../../{holder}/1/"
     own = {"runtime": "torch", "model_file": folder + CHECKPOINT_FILE, "limits": _limits(spec)}
-    # The last parameter is Triton's: a tensor that is on a GPU comes as it is.
+    # The last parameter is Triton's own: with it, a tensor on a GPU is passed without a copy to the CPU.
     set_parameters(config, {**own, **parameters, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
     return config
 
 
 def _limits(spec: contract.ModelSpec) -> str:
-    """What the Python backend refuses before the network sees it: values, and sizes of axes by their place, batch axis counted."""
+    """Ranges of values and axis sizes; the Python backend refuses other inputs. An axis is named by its index, with B as 0."""
     limits = [f"{tensor.name} in {tensor.values[0]}..{tensor.values[1]}" for tensor in spec.inputs if tensor.values]
     for tensor in spec.inputs:
         for place, dim in enumerate(tensor.dims):
@@ -156,7 +156,7 @@ def set_parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
 def code_model(
     spec: contract.ModelSpec, *, decoupled: bool = False, parameters: Mapping[str, str] | None = None
 ) -> pb.ModelConfig:
-    """A Python model that handles the batch axis itself (max_batch_size 0), so that every dim is spelled out."""
+    """A Python model that handles the batch axis itself. Its max_batch_size is 0, so its dims contain the batch axis."""
     config = pb.ModelConfig(
         name=spec.name,
         backend="python",
@@ -173,14 +173,14 @@ def code_model(
     )
     if decoupled:
         config.model_transaction_policy.decoupled = True
-    # `needs` is for whoever starts the server: see server/loadable.py.
+    # Triton ignores `needs`. server/loadable.py reads it to choose the models that the server loads.
     needs = {"needs": " ".join("|".join(group) for group in spec.needs)} if spec.needs else {}
     set_parameters(config, {**(parameters or {}), **needs})
     return config
 
 
 def ensemble(spec: contract.ModelSpec, models: Mapping[str, contract.ModelSpec]) -> pb.ModelConfig:
-    """The steps of `spec` out of `models`, joined by equal names: a tensor has one name from the request to the response."""
+    """An ensemble of the steps that `spec` names. It connects the tensors of its models that have equal names."""
     config = code_model(spec)
     config.ClearField("backend")
     config.ClearField("instance_group")
@@ -197,7 +197,7 @@ def ensemble(spec: contract.ModelSpec, models: Mapping[str, contract.ModelSpec])
 
 
 def write_configs(repository: Path, files: Mapping[str, str]) -> None:
-    """Writes rendered configs, path inside the repository -> text."""
+    """Writes rendered configs. files: path inside the repository -> text."""
     for name, text in files.items():
         with atomic_path(repository / name) as temporary:
             temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""Artifacts, or a checkpoint itself -> a Triton model repository: configs that fit, and only files that are proven whole."""
+"""Artifacts, or a checkpoint -> a Triton model repository with configs that fit and files whose digests were checked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .parity import receipt_problem
 from .precisions import PRECISIONS, check_precision
 
 _CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
-# The tree that is copied: the one in git, or in an installation without a checkout the one inside the package.
+# The repository that is copied: the one in git or, in an installation without a checkout, the one inside the package.
 SOURCE = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "model_repository"
 DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository")
 VERSION = "1"
-# With the files that go beside them, and those that a killed copy left.
+# "{}*" also matches the files of external weights, and ".{}*.partial" the files that a killed copy left.
 _ARTIFACT_FILES = tuple(
     form.format(name) for name in (ONNX_FILE, PLAN_FILE, CHECKPOINT_FILE, MANIFEST) for form in ("{}*", ".{}*.partial")
 )
@@ -40,7 +40,7 @@ class DeployError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Deployed:
-    """The artifacts of one network that are in a repository, or come into it."""
+    """The artifacts of one network that are being deployed."""
 
     network: Network[Any]
     serving: Any
@@ -48,11 +48,11 @@ class _Deployed:
 
 
 def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_parity: bool = False) -> list[str]:
-    """Places every artifact folder below `artifacts` into `repository`; the names of the models that can now be served.
+    """Copies every artifact below `artifacts` into `repository`. Returns the names of the models that can now be served.
 
-    The repository in git takes any weights whose configs equal the ones in git; another folder becomes a copy of it with
-    configs of its own. Files are copied. The artifacts of a network replace all that were deployed of it; those of other
-    networks stay. require_parity: refuse an artifact without a parity receipt that passed, instead of warning.
+    The repository in git accepts only weights whose configs equal the configs in git; another folder becomes a copy of that
+    repository with configs of its own. New artifacts replace all earlier artifacts of the same network; the artifacts of other
+    networks stay. require_parity: refuse an artifact without a parity receipt that passed, instead of logging a warning.
 
     Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the artifacts.
     """
@@ -77,10 +77,10 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_pa
 def deploy_checkpoint(
     weights: Source, repository: Path = DEFAULT_REPOSITORY, *, precision: str = "fp32", torch: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Places the weights themselves, stored as fp32, fp16 or bf16, for the runtime `torch`; the models it serves them by.
+    """Writes a checkpoint of the weights into `repository`, for the runtime `torch`. Returns the names of the models it serves.
 
-    torch: the runtime's parameters. A checkpoint that is already there is kept; other artifacts of the network are removed. The
-    file has upstream's format.
+    precision: fp32, fp16 or bf16, in which the file stores the weights. torch: the parameters of the runtime. The file has
+    upstream's format. An equal checkpoint that is already there is kept; other artifacts of the network are removed.
 
     Raises CheckpointError for unreadable weights, ValueError for another precision, DeployError as `deploy` does.
     """
@@ -114,9 +114,10 @@ def deploy_checkpoint(
 
 
 def check_plan(manifest: Manifest, folder: Path) -> None:
-    """Holds a plan against what is on this machine; an ONNX artifact passes, and so does a plan where nothing can be asked.
+    """Compares a plan with this machine's GPU and TensorRT. An ONNX artifact passes. Where the machine has no GPU or no
+    TensorRT, that part of the comparison is left out.
 
-    Raises DeployError, with the command that makes the right plan, for a plan that Triton here could not load.
+    Raises DeployError, with the command that makes the right plan, for a plan that Triton on this machine could not load.
     """
     target = manifest.made_from.get("target")
     if target is None:
@@ -140,11 +141,11 @@ def check_plan(manifest: Manifest, folder: Path) -> None:
 
 
 def _check_parity(folder: Path, manifest: Manifest, *, required: bool) -> None:
-    """Raises DeployError for an artifact without a parity receipt that passed, where that is required; else warns."""
+    """Logs a warning for an artifact without a parity receipt that passed, or raises DeployError when `required` is set."""
     problem = receipt_problem(folder)
     if problem is None:
         return
-    # A plan runs on a GPU alone, so that its command is another.
+    # `verify` has an option of its own for plans, because they run only on a GPU.
     option = "--engine" if "target" in manifest.made_from else "--artifacts"
     hint = f"hint: hunyuan3d-export verify {option} {folder.parent}"
     if required:
@@ -157,7 +158,7 @@ def _any_of(network: Network[Any], manifests: Mapping[Path, Manifest]) -> bool:
 
 
 def _gathered(network: Network[Any], manifests: Mapping[Path, Manifest]) -> _Deployed:
-    """The network's artifacts, which must be of the same weights. Raises DeployError when they are not."""
+    """The artifacts of `network` among `manifests`. Raises DeployError when they were made from different weights."""
     own = {folder: manifest for folder, manifest in manifests.items() if network_of(manifest.model) is network}
     sources = {json.dumps(manifest.made_from["weights"], sort_keys=True): manifest for manifest in own.values()}
     if len(sources) > 1:
@@ -169,9 +170,8 @@ def _gathered(network: Network[Any], manifests: Mapping[Path, Manifest]) -> _Dep
 
 
 def _check_profiles(new: _Deployed) -> None:
-    """The configs send batches and warm-ups of their own sizes: a plan must take those, and the weights' usual sizes.
-
-    Raises DeployError.
+    """Raises DeployError for a plan whose profile is too narrow: a plan must accept the batches and the warm-up that the
+    configs ask for, and the default sizes of the weights.
     """
     for folder, manifest in new.manifests.items():
         profile = manifest.made_from.get("profile")
@@ -187,7 +187,7 @@ def _check_profiles(new: _Deployed) -> None:
 
 
 def _check_beside(new: list[_Deployed], repository: Path) -> None:
-    """Raises DeployError when a network comes without one that it works with."""
+    """Raises DeployError when a network that a new network needs is neither deployed nor among the new networks."""
     coming = {each.network.name for each in new}
     for each in new:
         for other in (NETWORKS[name] for name in each.network.beside):
@@ -203,9 +203,9 @@ def _is_deployed(network: Network[Any], repository: Path) -> bool:
 
 
 def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mapping[str, str]]) -> None:
-    """The models' code and configs, and the networks' facts; configs: network -> path -> text, of the new networks.
+    """Writes the code and configs of the models and the facts of the networks. configs: new network -> path -> text.
 
-    The repository in git must already have these configs. Raises DeployError when it has others.
+    Raises DeployError for the repository in git when its configs differ from these.
     """
     names = {each.network.name for each in new}
     kept = [network for network in NETWORKS.values() if network.name not in names and _is_deployed(network, repository)]
@@ -213,7 +213,7 @@ def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mappi
     if repository.resolve() == SOURCE.resolve():
         _check_unchanged(wanted, new)
     else:
-        for network in kept:  # their code is copied again, so that one repository has the code of one version
+        for network in kept:  # copy their code again too, so that all code in a repository is of one version
             manifest = next(
                 Manifest.read(repository / model / VERSION, hint=_DEPLOY_AGAIN)
                 for model in network.models
@@ -223,7 +223,7 @@ def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mappi
         _write_models(repository, wanted)
     for each in new:
         rendered = {Path(path).parts[0] for path in wanted}
-        for model in set(each.network.models) - rendered:  # of earlier weights, which had more graphs
+        for model in set(each.network.models) - rendered:  # left over from earlier weights, which had more graphs
             shutil.rmtree(repository / model, ignore_errors=True)
         for path, text in each.network.facts(each.serving).items():
             with atomic_path(repository / path) as temporary:
@@ -242,19 +242,20 @@ def _check_unchanged(wanted: Mapping[str, str], new: list[_Deployed]) -> None:
 
 def _write_models(repository: Path, wanted: Mapping[str, str]) -> None:
     for model in sorted({Path(name).parts[0] for name in wanted}):
-        (repository / model / VERSION).mkdir(parents=True, exist_ok=True)  # Triton wants a version even of an ensemble
+        (repository / model / VERSION).mkdir(parents=True, exist_ok=True)  # even an ensemble needs a version folder
         code = SOURCE / model if (SOURCE / model).is_dir() else SOURCE / CODE_OF_GRAPHS
         for path in code.glob(f"{VERSION}/*.py"):
             with atomic_path(repository / model / VERSION / path.name) as temporary:
-                shutil.copyfile(path, temporary)  # a link to code that several models share becomes that code
+                shutil.copyfile(path, temporary)  # follows a link to the code that several models share
     for name, text in wanted.items():
         with atomic_path(repository / name) as temporary:
             temporary.write_text(text)
 
 
 def _remove_artifact(version: Path) -> None:
-    """Everything an artifact can consist of, also what an interrupted deploy left without a manifest."""
-    (version / MANIFEST).unlink(missing_ok=True)  # first: files without a manifest are not a deployed artifact
+    """Removes all files that an artifact can consist of, also those that an interrupted deploy left without a manifest."""
+    # The manifest goes first, because files without a manifest do not count as deployed.
+    (version / MANIFEST).unlink(missing_ok=True)
     for pattern in _ARTIFACT_FILES:
         for path in version.glob(pattern):
             path.unlink()
@@ -263,7 +264,8 @@ def _remove_artifact(version: Path) -> None:
 def _place(folder: Path, manifest: Manifest, version: Path) -> None:
     for name in manifest.files:
         with atomic_path(version / name) as temporary:
-            # A copy, not a hard link: the artifact may be rewritten in place, and onnx refuses weights with two names.
+            # A copy, not a hard link: the artifact may be rewritten in place, and onnx refuses to read hard-linked weights.
             shutil.copyfile(folder / name, temporary)
-    with atomic_path(version / MANIFEST) as temporary:  # last: with it the artifact counts as deployed
+    # The manifest comes last, because with it the artifact counts as deployed.
+    with atomic_path(version / MANIFEST) as temporary:
         shutil.copyfile(folder / MANIFEST, temporary)

@@ -1,6 +1,6 @@
-"""One way to run a model, whatever evaluates it: run(model, tensors) -> tensors, by ONNX Runtime, a plan, or torch.
+"""Runs models by ONNX Runtime, a TensorRT plan or torch, all called the same way: run(model, tensors) -> tensors.
 
-Tensors have their names in the contract. The outputs are on the device of the inputs, wherever the model itself runs.
+Tensors have the contract's names. The outputs are on the device of the inputs, even when the model runs on another device.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Tensors = Mapping[str, Tensor]
 
 
 class Runner(Protocol):
-    """Something that evaluates Triton models by their names."""
+    """Evaluates Triton models, which it knows by their names."""
 
     def run(self, model: str, tensors: Tensors) -> dict[str, Tensor]:
         """All outputs of one evaluation of `model`, by name."""
 
 
 class OnnxRunner:
-    """The graphs below an artifacts folder on ONNX Runtime's CPU kernels. A graph is loaded when it first runs."""
+    """Runs the graphs below an artifacts folder on ONNX Runtime's CPU kernels. A graph is loaded when it first runs."""
 
     def __init__(self, artifacts: Path) -> None:
         self._artifacts = artifacts
@@ -46,7 +46,7 @@ class OnnxRunner:
 
 
 class PlanRunner:
-    """The plans below a folder on the first GPU. A plan is loaded when it first runs, with the memory of its largest shapes."""
+    """Runs the plans of a folder on the first GPU. A plan is loaded at its first run and gets memory for its largest shapes."""
 
     def __init__(self, plans: Path, target: Target) -> None:
         self._plans = plans
@@ -60,7 +60,7 @@ class PlanRunner:
 
 
 class TorchRunner:
-    """A loaded network, called by the graphs it has."""
+    """Runs a loaded torch network: for each of its graphs, the module that the graph was traced from."""
 
     def __init__(self, network: nn.Module, graphs: Mapping[str, Graph], *, device: str = "cpu") -> None:
         network = network.to(device)

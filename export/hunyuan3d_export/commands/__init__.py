@@ -1,1 +1,1 @@
-"""The command `hunyuan3d-export`, a file for each group of subcommands, and the demo."""
+"""The command `hunyuan3d-export`, with a file for each group of subcommands, and the demo."""

@@ -1,4 +1,4 @@
-"""`hunyuan3d-export`: weights -> ONNX -> model repository -> running server, one subcommand for each arrow."""
+"""`hunyuan3d-export`: weights -> ONNX -> model repository -> running server, with a subcommand for each step."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ for command in (onnx, conditioner, engine, refit, verify, deploy, serve, info, q
 
 
 def run() -> int:
-    """Runs the command line; the exit code. Errors of input print one message and a hint, no traceback."""
+    """Runs the command line and returns its exit code. An error prints its message and hint, without a traceback."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
     try:
-        app()  # ends in SystemExit, whose code is 2 for a wrong option and 130 after Ctrl-C
+        app()  # typer raises SystemExit: code 2 for a wrong option, 130 after Ctrl-C
     except (ServerStartError, Hunyuan3DError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return EXIT_FAILED

@@ -1,4 +1,4 @@
-"""Weights -> ONNX graphs -> TensorRT plans, and what proves and describes them: onnx, conditioner, engine, refit, verify, info."""
+"""The subcommands that make, compare and describe artifacts: onnx, conditioner, engine, refit, verify, info."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def onnx(
     graph: Annotated[str, typer.Option(help="plain, guided or all.")] = "all",
     attention: AttentionOption = "op",
 ) -> None:
-    """Weights -> ONNX graphs with dynamic B, L, T. What is already there and still matches is kept."""
+    """Weights -> ONNX graphs with dynamic B, L, T. Artifacts that still match are kept."""
     weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
     for folder in export_onnx(weights, out, graph=graph, options=OnnxOptions(precision=precision, attention=attention)):
         console.print(str(folder), soft_wrap=True)
 
 
 def conditioner(
-    out: Annotated[Path, typer.Option(help="Folder for the artifact, beside the denoisers' or on its own.")],
+    out: Annotated[Path, typer.Option(help="Folder for the artifact; it may hold the denoisers' artifacts too.")],
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             help="A shape pipeline's checkpoint or a DINOv2-giant folder of transformers; without it, random weights."
         ),
     ] = None,
-    variant: Annotated[str, typer.Option(help="Of random weights: tiny or giant.")] = "tiny",
+    variant: Annotated[str, typer.Option(help="Size of the network with random weights: tiny or giant.")] = "tiny",
     seed: SeedOption = 0,
-    image_size: Annotated[int, typer.Option(help="518, or 1022 as v2-mini-turbo takes.")] = 518,
-    views: Annotated[int, typer.Option(help="1, or 4 for the multi-view weights.")] = 1,
+    image_size: Annotated[int, typer.Option(help="Pixels: 518, or 1022 for v2-mini-turbo.")] = 518,
+    views: Annotated[int, typer.Option(help="Most views of a request: 1, or 4 for the multi-view weights.")] = 1,
     precision: PrecisionOption = "fp32",
     attention: AttentionOption = "op",
 ) -> None:
-    """Image encoder weights -> its ONNX graph, for `deploy` and `engine`. What still matches is kept."""
+    """Weights of the image encoder -> its ONNX graph, for `deploy` and `engine`. An artifact that still matches is kept."""
     source = ConditionerSource(path=checkpoint, variant=variant, seed=seed, image_size=image_size, views=views)
     for folder in export_onnx(source, out, options=OnnxOptions(precision=precision, attention=attention)):
         console.print(str(folder), soft_wrap=True)
@@ -72,7 +72,7 @@ def engine(
         list[str] | None,
         typer.Option(help="NAME=MIN..OPT..MAX, where NAME is an axis: batch, latents, context or views; repeatable."),
     ] = None,
-    optimization_level: Annotated[int, typer.Option(help="The builder's, 0 to 5.")] = 3,
+    optimization_level: Annotated[int, typer.Option(help="Optimization level of the builder, 0 to 5.")] = 3,
     workspace_gib: Annotated[float | None, typer.Option(help="Limit of the builder's workspace; default all memory.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="Folder of timing caches (target tensorrt).")] = None,
     version_compatible: Annotated[bool, typer.Option(help="Let later library versions run the plan.")] = False,
@@ -85,7 +85,7 @@ def engine(
     precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
 ) -> None:
     """ONNX -> TensorRT plans, strongly typed, one optimization profile over the free axes. Unchanged plans are kept."""
-    found = find_target(target, tuple(compute_capability or ()))  # first: without it nothing is written
+    found = find_target(target, tuple(compute_capability or ()))  # before the export, so that a missing target writes nothing
     options = EngineOptions(
         profile=parse_profile(profile) if profile else None,
         optimization_level=optimization_level,
@@ -111,7 +111,7 @@ def refit(
     checkpoint: CheckpointOption = None,
     precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
 ) -> None:
-    """Weight-stripped plans + ONNX -> plans with these weights, without a build. On the GPU they are for."""
+    """Weight-stripped plans + ONNX -> plans with these weights, without a build. Needs the GPU that the plans are for."""
     if preset or checkpoint:
         export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
     for folder in refit_plans(plan, onnx_folder, out):
@@ -120,14 +120,14 @@ def refit(
 
 def verify(
     artifacts: Annotated[
-        Path | None, typer.Option(help="Folder that `onnx` wrote; beside --engine, what its plans are compared with too.")
+        Path | None, typer.Option(help="Folder that `onnx` wrote; with --engine, plans are compared with these graphs too.")
     ] = None,
     engine: Annotated[Path | None, typer.Option(help="Folder that `engine` or `refit` wrote; needs its GPU.")] = None,
     preset: PresetOption = None,
     checkpoint: CheckpointOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Parity of each artifact with torch, as a table and a receipt beside its manifest."""
+    """Compares each artifact with torch. Prints a table and writes a receipt beside each manifest."""
     if artifacts is None and engine is None:
         raise ValueError("verify must get a folder, got none\nhint: --artifacts DIR, --engine DIR or both")
     weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed) if preset or checkpoint else None
@@ -143,7 +143,7 @@ def verify(
 
 
 def print_checks(results: dict[str, list[Check]]) -> bool:
-    """The table of a verification; whether everything in it passed."""
+    """Prints the table of a verification. Returns whether all checks passed."""
     table = Table("model", "check", "sizes", "relative L2", "tolerance", "max abs", "")
     for model, checks in results.items():
         for check in checks:
@@ -159,13 +159,13 @@ def print_checks(results: dict[str, list[Check]]) -> bool:
 
 def info(
     artifact: Annotated[
-        Path | None, typer.Argument(help="A deployed or built model file or its folder: what its manifest says.")
+        Path | None, typer.Argument(help="A model file that was built or deployed, or its folder; prints its manifest.")
     ] = None,
     preset: PresetOption = None,
-    latents: Annotated[int | None, typer.Option(help="L; default the preset's.", min=1)] = None,
-    context: Annotated[int | None, typer.Option(help="T; default the preset's.", min=1)] = None,
+    latents: Annotated[int | None, typer.Option(help="L, the number of latent tokens; default the preset's.", min=1)] = None,
+    context: Annotated[int | None, typer.Option(help="T, the number of context tokens; default the preset's.", min=1)] = None,
 ) -> None:
-    """What an artifact was made from; or a preset's parameters and compute: plain, guidance as two batches, guided."""
+    """Prints the sources of an artifact, or a preset's parameters and compute per evaluation: plain, two-batch, guided."""
     if artifact is not None:
         _artifact_info(artifact)
     elif preset in PRESETS:

@@ -1,6 +1,7 @@
-"""`make demo`: from nothing to a checked result. Export, verify, deploy, serve, sample through the client, compare with torch.
+"""`make demo`: exports, verifies, deploys, serves, samples through the client and compares the result with torch.
 
-The `shapes` preset shows what is sampled; then a photograph goes through the image encoder and the ensemble, on random weights.
+The `shapes` preset draws a picture of its samples. Then a photograph goes through the image encoder and the ensemble, which
+have random weights.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from .photograph import ensemble_latents, photograph
 
 BUILD = Path("build") / "demo"
 PICTURE = BUILD / "shapes.png"
-# A CPU takes minutes for one evaluation of a full-size preset: above this many parameters the demo takes few, small steps.
+# A CPU takes minutes for one evaluation of a full-size preset. Above this size the demo takes few steps of few latents.
 _SMALL_PARAMETERS = 50_000_000
 _FEW_STEPS, _FEW_LATENTS = 3, 64
-_PHOTOGRAPH_STEPS = 10  # of random weights: the receipts above them are over all steps
+_PHOTOGRAPH_STEPS = 10  # few are enough with random weights: verify has already compared a whole sampling
 _SEED = 1
 _PROMPT = "two flat tori"
 _GALLERY = ("sphere", "cube", "torus", "cone", "helix", "flat cylinder", "tall octahedron", "two tetrahedra")
@@ -52,9 +53,9 @@ _TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the demo samples: context [1, T, 1536], noise [1, L, 64], steps and guidance scale."""
+    """One sample of the demo: context [1, T, 1536], noise [1, L, 64], schedule, steps and guidance scale."""
 
-    context: NDArray[np.float16] | None  # None: the photograph's, from the server
+    context: NDArray[np.float16] | None  # None: the server encodes the photograph
     noise: NDArray[np.float32]
     schedule: str
     steps: int
@@ -71,7 +72,7 @@ def run(
     checkpoint: CheckpointOption = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16; ONNX Runtime has no bf16 on a CPU.")] = "fp32",
 ) -> None:
-    """Everything between a checkpoint and a served, checked result, with the time each part takes."""
+    """Goes all the way from a checkpoint to served results that are checked, and prints the time of each part."""
     logging.basicConfig(format="  %(message)s", stream=sys.stderr)
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
     logging.getLogger("hunyuan3d_export.server.embedded").setLevel(logging.WARNING)
@@ -87,7 +88,7 @@ def run(
 
 
 def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
-    """The whole way for these weights; whether every check passed."""
+    """Runs all parts of the demo for these weights. Returns whether every check passed."""
     clock, artifacts, repository = _Clock(), BUILD / name, BUILD / f"{name}-repository"
     defaults = weights.sampling(weights.config())
     prompted = defaults.name == "shapes"
@@ -110,7 +111,7 @@ def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
     verdict = "ok" if error <= tolerance else "[red]FAILED[/red]"
     console.print(f"served against torch: relative L2 {error:.1e} (tolerance {tolerance:.0e}) {verdict}")
     if prompted:
-        console.print(f"what was sampled: {PICTURE}")
+        console.print(f"picture of the samples: {PICTURE}")
     return error <= tolerance and all(check.passed for model in checks.values() for check in model)
 
 
@@ -149,7 +150,7 @@ def _photograph_plan(defaults: Preset) -> Plan:
 
 
 def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDArray[np.float32], str, NDArray[np.float16]]:
-    """The sampled latents, the path they were sampled by, and the condition."""
+    """The sampled latents, the sampling path that the server took, and the context."""
     server = EmbeddedServer(repository)
     with clock("start tritonserver"):
         endpoints = server.start()
@@ -170,7 +171,7 @@ def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDAr
     finally:
         with clock("stop tritonserver"):
             server.stop()
-    assert step.latents is not None  # the final step always carries them
+    assert step.latents is not None  # the final step always has latents
     return step.latents, step.path, context
 
 
@@ -191,7 +192,7 @@ def _sample(client: Client, plan: Plan, context: NDArray[np.float16]) -> Step:
 
 
 def _through_the_ensemble(client: Client, url: str, plan: Plan) -> None:
-    """One request from picture to latents, which must equal what the client composes."""
+    """Samples with one request from photograph to latents; the latents must equal those of separate calls by the client."""
     num_latents = plan.noise.shape[1]
     found = ensemble_latents(url, photograph(), {"steps": plan.steps, "num_latents": num_latents, "seed": _SEED})
     expected = client.generate(photograph(), steps=plan.steps, num_latents=num_latents, seed=_SEED)
@@ -202,7 +203,7 @@ def _through_the_ensemble(client: Client, url: str, plan: Plan) -> None:
 
 
 def _draw_gallery(client: Client, first: NDArray[np.float32] | None) -> None:
-    """All prompts in flight together: the sampler steps those of one length as one batch."""
+    """Samples all prompts at the same time, so that the sampler batches samples of equal length, and draws them."""
     jobs = {prompt: client.submit(embed_prompt(prompt), seed=_SEED, timeout_s=600) for prompt in _GALLERY}
     clouds = {_PROMPT: first, **{prompt: job.result(timeout_s=600) for prompt, job in jobs.items()}}
     save_grid({prompt: decode_points(latents[0]) for prompt, latents in clouds.items() if latents is not None}, PICTURE)
@@ -213,7 +214,7 @@ def _in_torch(weights: Weights, plan: Plan) -> torch.Tensor:
     model = weights.load(torch.float32)
     return sample(
         model,
-        torch.tensor(plan.context),  # a copy: what came from the server is read-only
+        torch.tensor(plan.context),  # copies, because arrays from the server are read-only
         torch.from_numpy(plan.noise),
         sigmas(plan.schedule, plan.steps),
         guidance_scale=plan.guidance_scale,
@@ -227,7 +228,7 @@ def _progress() -> Progress:
 
 
 class _Clock:
-    """Times the demo's parts for the table at its end."""
+    """Measures the time of the demo's parts, and prints the table at the end."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, float]] = []

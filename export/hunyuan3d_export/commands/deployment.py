@@ -1,4 +1,4 @@
-"""Artifacts -> a model repository -> a running server: deploy and serve."""
+"""The subcommands deploy and serve: artifacts -> a model repository -> a running server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def deploy(
         ),
     ] = False,
 ) -> None:
-    """Artifacts whose manifests match -> a Triton model repository. Or the weights themselves, for `serve --config torch`."""
+    """Artifacts whose manifests match -> a Triton model repository; or weights as a checkpoint, for `serve --config torch`."""
     named = bool(preset or checkpoint)
     if (artifacts is None) != named or ((torch or require_parity) and named == require_parity):
         got = "both" if named or torch else "neither"
@@ -65,19 +65,19 @@ def serve(
     http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
 ) -> None:
-    """The embedded tritonserver, until SIGINT or SIGTERM. When ready, one line of JSON with its addresses on stdout."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell starts background jobs with it ignored
+    """Runs the embedded tritonserver until SIGINT or SIGTERM. Once it is ready, a line of JSON on stdout has its addresses."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
         signal.signal(each, _interrupt)
     options = ServerOptions(config=config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
     server = EmbeddedServer(repository, options)
     code = 0
     with server as endpoints:
-        try:  # from the first byte on: whoever reads the line may signal at once
+        try:  # `try` must begin before the line is written, because a reader of the line may send a signal at once
             sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
             sys.stdout.flush()
             code = server.wait()
         except KeyboardInterrupt:
-            for each in (signal.SIGINT, signal.SIGTERM):  # stopping has a time limit; interrupted, it would leave a server
+            for each in (signal.SIGINT, signal.SIGTERM):  # an interrupted stop would leave the server running
                 signal.signal(each, signal.SIG_IGN)
             logging.getLogger(__name__).info("stopping tritonserver ...")
     raise typer.Exit(code)

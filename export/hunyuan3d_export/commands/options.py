@@ -1,4 +1,4 @@
-"""What several commands share: options, exit codes, and the consoles they write to."""
+"""The options, exit codes and consoles that several commands share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..dit import PRESETS
 
-EXIT_FAILED = 1  # a check did not pass, the server did not start
+EXIT_FAILED = 1  # a check did not pass, or the server did not start
 EXIT_MISUSE = 2  # the input or an option is wrong
 EXIT_INTERRUPTED = 130
 
@@ -21,6 +21,6 @@ PresetOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESE
 CheckpointOption = Annotated[
     Path | None, typer.Option(help="A .safetensors or .ckpt file; without it, random weights of the preset.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of the random weights.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of random weights.")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or bf16 weights and activations.")]
 AttentionOption = Annotated[str, typer.Option(help="op (the Attention operator) or decomposed (MatMul and Softmax).")]

@@ -1,4 +1,4 @@
-"""A real photograph for the demo, and the ensemble asked in one request, as any KServe client would."""
+"""A real photograph for the demo, and a request to the ensemble as any KServe client would send it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hunyuan3d_client import contract
 
 
 def photograph() -> bytes:
-    """scikit-image's coffee cup, a PNG file. Raises ImportError without scikit-image (extra `test`)."""
+    """The PNG file of scikit-image's coffee cup. Raises ImportError without scikit-image (extra `test`)."""
     import skimage
 
     return (Path(skimage.__file__).parent / "data" / "coffee.png").read_bytes()
 
 
 def ensemble_latents(url: str, image: bytes, options: Mapping[str, int]) -> NDArray[np.float32]:
-    """[1, L, 64] from the ensemble hunyuan3d_unary; options are the sampler's."""
-    tensors = {"image": np.array([image, None], np.object_)[:1]}  # alone, NumPy would take the bytes for a string
+    """Latents [1, L, 64] from the ensemble hunyuan3d_unary. options: values of the sampler's inputs."""
+    tensors = {"image": np.array([image, None], np.object_)[:1]}  # without None, NumPy takes the bytes for a string
     types = {spec.name: spec.numpy_dtype for spec in contract.SAMPLER_INPUTS}
     tensors |= {name: np.array([value], types[name]) for name, value in options.items()}
     inputs = []

@@ -1,4 +1,4 @@
-"""The gate of the `shapes` preset: quality."""
+"""The subcommand quality, which measures samples of the `shapes` preset."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .options import EXIT_FAILED, CheckpointOption, console, errors
 
 
 def quality(
-    through: Annotated[str, typer.Option(help="torch, onnx or served: what evaluates the velocities.")] = "torch",
+    through: Annotated[str, typer.Option(help="Runtime that evaluates the velocities: torch, onnx or served.")] = "torch",
     guidance: Annotated[str, typer.Option(help="guided or two-batch.")] = "guided",
     checkpoint: CheckpointOption = None,
     artifacts: Annotated[Path | None, typer.Option(help="For onnx: the folder that `onnx --preset shapes` wrote.")] = None,
     url: Annotated[str, typer.Option(help="For served: a server of the `shapes` preset.")] = "localhost:8001",
     seeds: Annotated[int, typer.Option(help="Samples of each prompt.", min=2)] = 16,
     num_latents: Annotated[int | None, typer.Option(help="Points of each cloud; default the preset's.", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Default the preset's.", min=1)] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write everything there as JSON.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; default the preset's.", min=1)] = None,
+    report: Annotated[Path | None, typer.Option(help="File for all measurements as JSON.")] = None,
 ) -> None:
     """Samples every prompt of the `shapes` preset and measures the points against the true surfaces. Fails when a bound is missed."""
     options = gate.GateOptions(

@@ -1,4 +1,4 @@
-"""The image encoder in front of the sampler: DINOv2's last hidden state, one view or several. Needs the extra `conditioner`."""
+"""The image encoder in front of the sampler: DINOv2's last hidden state of one or more views. Needs the extra `conditioner`."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["IMAGE_SIZES", "VARIANTS", "Conditioner", "ConditionerConfig", "load_conditioner", "random_conditioner"]
 
 if not TYPE_CHECKING:
-    # On first use, because the table of networks names this one on machines without the extra.
+    # Import on first use: the table of networks imports this package on machines without the extra too.
     def __getattr__(name: str) -> object:
         if name in __all__:
             module = "model" if name == "Conditioner" else "checkpoint"

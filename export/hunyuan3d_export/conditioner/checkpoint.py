@@ -1,4 +1,4 @@
-"""Weights of a DINOv2: out of a shape pipeline's checkpoint, or a transformers folder; in either of transformers' layouts."""
+"""Reads a DINOv2's weights from a shape pipeline's checkpoint or a transformers folder, in either layout of transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .model import Conditioner, resized_positions, view_vectors
 _PROBE = "embeddings.cls_token"
 _PART = "conditioner.main_image_encoder.model."
 _POSITIONS = "embeddings.position_embeddings"
-# Names before transformers 5 -> since. weights_in is two matrices in one: the gate's, then the other's.
+# Names before transformers 5 -> names since then. weights_in joins two matrices: first gate_proj, then up_proj.
 _RENAMED = (
     (r"\.attention\.attention\.query\.", ".attention.q_proj."),
     (r"\.attention\.attention\.key\.", ".attention.k_proj."),
@@ -31,11 +31,11 @@ _RENAMED = (
 def load_conditioner(
     path: Path, *, image_size: int, views: int, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
 ) -> Conditioner:
-    """The encoder in a checkpoint of a shape pipeline, or in a folder or file that transformers wrote; in eval mode, on the CPU.
+    """The encoder in a shape pipeline's checkpoint, or in a folder or file of transformers, in eval mode on the CPU.
 
-    Its sizes are read from the weights; position embeddings are interpolated to `image_size`.
+    The encoder's sizes are read from its weights. Position embeddings are interpolated to `image_size`.
 
-    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DINOv2 or keys do not fit.
+    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DINOv2, or its keys do not fit.
     """
     file = path / FOLDER_FILE if path.is_dir() else path
     if not file.is_file():
@@ -55,7 +55,7 @@ def random_conditioner(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
 ) -> Conditioner:
-    """An encoder of VARIANTS with every parameter drawn from `seed`, norms, biases and layer scales too.
+    """An encoder out of VARIANTS. Every parameter is drawn from `seed`, including norms, biases and layer scales.
 
     Raises ValueError for an unknown variant.
     """
@@ -72,7 +72,7 @@ def random_conditioner(
 
 
 def current_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys as transformers 5 has them, whichever of the two layouts they come in."""
+    """The tensors under the keys of transformers 5. `state` may have the keys of transformers 5 or of earlier versions."""
     renamed = {}
     for key, value in state.items():
         if ".mlp.weights_in." in key:
@@ -89,11 +89,11 @@ def _build(config: ConditionerConfig, state: dict[str, Tensor], attention: str, 
     with torch.device("meta"):
         model = Conditioner(config, attention=attention)
     expected = model.dinov2.state_dict()
-    # Only pre-training masks patches; some files leave the token out.
+    # Some files lack the mask token, because only pre-training uses it.
     state.setdefault("embeddings.mask_token", torch.zeros(expected["embeddings.mask_token"].shape, dtype=state[_PROBE].dtype))
     check_state(state, expected, path, "DINOv2")
     model.dinov2.load_state_dict(state, strict=True, assign=True)
-    model.view_vectors = view_vectors(config.views, config.hidden_size)  # the one made above is on the meta device
+    model.view_vectors = view_vectors(config.views, config.hidden_size)  # those made by Conditioner are on the meta device
     return model.requires_grad_(False).eval()
 
 
@@ -114,7 +114,7 @@ def _derive_config(state: Mapping[str, Tensor], path: Path, *, image_size: int, 
     for key in (name, _POSITIONS):
         if key not in state:
             raise CheckpointError(f"{path} must hold all keys of a DINOv2, missing {key}")
-    # A gated block keeps two thirds of the hidden size, rounded up to a multiple of 8.
+    # The hidden size of a gated block is two thirds of the usual one, rounded up to a multiple of 8.
     hidden = state[name].shape[-1] * 3 / 2 if gated else state[name].shape[-1]
     if hidden_size != contract.CONTEXT_WIDTH:
         raise CheckpointError(f"{path} must hold a DINOv2 of width {contract.CONTEXT_WIDTH} (giant), got {hidden_size}")
@@ -123,7 +123,7 @@ def _derive_config(state: Mapping[str, Tensor], path: Path, *, image_size: int, 
 
 
 def _select(keys: list[str], get: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:
-    """The encoder's tensors with bare keys: the pipeline's main image encoder, or the file's only DINOv2."""
+    """The encoder's tensors, with the prefix of their keys removed: the main image encoder, or the file's only DINOv2."""
     found = sorted({key.removesuffix(_PROBE) for key in keys if key.endswith(_PROBE)})
     prefix = _PART if _PART in found else found[0] if len(found) == 1 else None
     if prefix is None:

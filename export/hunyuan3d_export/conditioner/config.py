@@ -1,4 +1,4 @@
-"""The encoder's shape, and what it is exported for: a picture's size and the number of views."""
+"""The sizes of the encoder's network, and the picture size and number of views that it is exported for."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 
 PATCH = 14
-IMAGE_SIZES = (518, 1022)  # the published variants': 1370 and 5330 tokens of one view
+IMAGE_SIZES = (518, 1022)  # of the published variants; a view has 1370 or 5330 tokens
 VIEWS = (1, 4)  # of the single-view and the multi-view variants
-FOLDER_FILE = "model.safetensors"  # of the weights in a folder that transformers wrote
+FOLDER_FILE = "model.safetensors"  # the weights file in a folder that transformers wrote
 HEAD_DIM = 64  # in every published DINOv2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionerConfig:
-    """hidden_size, depth, mlp_ratio and gated (SwiGLU instead of GELU) are the network's, read from its weights.
+    """hidden_size, depth, mlp_ratio and gated (SwiGLU instead of GELU) describe the network and are read from its weights.
 
-    image_size is the square picture's side in pixels; views is the most of one request, and with more than one every
-    view's tokens carry its view vector.
+    image_size: the side of the square picture in pixels. views: the most views of one request. Above 1, the encoder adds each
+    view's view vector to its tokens.
     """
 
     hidden_size: int
@@ -37,9 +37,9 @@ class ConditionerConfig:
 
     @property
     def tokens(self) -> int:
-        """Of one view: the CLS token, then the patches in rows."""
+        """Number of tokens of one view: the CLS token, then the patches row by row."""
         return 1 + (self.image_size // PATCH) ** 2
 
 
-# Name -> (depth, mlp_ratio) at the contract's width, gated: DINOv2-giant, and the smallest for tests.
+# Name -> (depth, mlp_ratio). Both are gated and have the contract's width: DINOv2-giant, and a small network for tests.
 VARIANTS: Mapping[str, tuple[int, int]] = {"giant": (40, 4), "tiny": (1, 1)}

@@ -1,4 +1,4 @@
-"""The config.pbtxt files of the image encoder and of all that is in front of the sampler with it."""
+"""The config.pbtxt files of the image encoder, of preprocessing and of the ensembles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from hunyuan3d_client import contract
 from ..pbtxt import code_model, config_text, ensemble, native_onnxruntime, python_onnxruntime, tensorrt
 from .weights import ConditionerServing
 
-# Everything between a picture and the sampler; none of it is of use without the encoder.
+# The models that process pictures. A repository without the encoder has none of them.
 _IN_FRONT = (contract.PREPROCESS, contract.IMAGE_CONTEXT, contract.ENSEMBLE, contract.ENSEMBLE_UNARY)
 
 
 def config_files(serving: ConditionerServing) -> dict[str, str]:
-    """Path inside the repository -> text, for the encoder and all that is in front of the sampler."""
+    """Path inside the repository -> text, for the encoder, preprocessing and the ensembles."""
     models = {name: spec.sized({"P": serving.image_size}) for name, spec in contract.MODELS.items()}
     conditioner = models[contract.CONDITIONER]
     files = {

@@ -28,7 +28,7 @@ class Conditioner(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """float32 [B, V, 3, P, P] -> float16 [B, T, D], the views in the order front, left, back, right."""
         batch, views = pixels.shape[:2]
-        # Not Dinov2Model.forward: its mask and recording of outputs are nothing to an exported graph.
+        # Dinov2Model.forward is not called, because an exported graph needs neither its mask nor its record of hidden states.
         hidden = self.dinov2.embeddings(pixels.flatten(0, 1))  # B V, N, D
         for layer in self.dinov2.encoder.layer:
             hidden = layer(hidden)
@@ -47,7 +47,7 @@ def view_vectors(views: int, width: int) -> Tensor:
 
 
 def resized_positions(positions: Tensor, image_size: int) -> Tensor:
-    """Position embeddings [1, 1 + G G, D] for another picture size: bicubic between the grid's, the CLS token's kept."""
+    """Position embeddings [1, 1 + G G, D] for another picture size: the grid is interpolated (bicubic), the CLS token stays."""
     found, wanted = round((positions.shape[1] - 1) ** 0.5), image_size // PATCH
     if found == wanted:
         return positions

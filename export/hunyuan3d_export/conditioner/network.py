@@ -1,4 +1,4 @@
-"""What the export and deployment need to know of the image encoder: its graph, its proof, and what is deployed with it."""
+"""The image encoder's row in the table of networks: its graph, the checks against torch, and its deployment."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ..manifest import Manifest, ManifestError
 from ..runners import Runner
 from .weights import ConditionerServing, ConditionerSource
 
-# The form of attention in the graph -> transformers' implementation that traces to it.
+# Form of attention in the graph -> transformers' implementation whose trace has this form.
 ATTENTION_FORMS = {"op": "sdpa", "decomposed": "eager"}
-# Of the context, which is float16: two float32 results on either side of a rounding boundary differ by one bit in 1024.
+# Relative L2 error of the context. The context is float16, so two float32 results on either side of a rounding boundary differ
+# by one part in 1024.
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2}
 _SEED = 2025
 
@@ -36,9 +37,9 @@ def graphs(serving: ConditionerServing) -> dict[str, Graph]:
 
 
 def weights_of(manifest: Manifest, given: Source | None) -> ConditionerSource:
-    """The weights an artifact was made from: those of the given checkpoint, which must be the same, or random ones.
+    """The weights that an artifact was made from: random weights, or those of the given checkpoint.
 
-    Raises ManifestError when they are others, or those of a checkpoint that was not given.
+    Raises ManifestError when the given checkpoint is another one, or when none was given and the artifact needs one.
     """
     identity = manifest.made_from["weights"]
     random = {name: identity[name] for name in ("variant", "seed") if name in identity}
@@ -52,7 +53,7 @@ def weights_of(manifest: Manifest, given: Source | None) -> ConditionerSource:
 
 
 def checks(manifest: Manifest, found_by: Runner, expected_by: Runner, *, profile: Profile, against: str) -> Iterator[Check]:
-    """A request of one view, and of two where the graph takes several; few pictures each, because a CPU needs seconds for one."""
+    """Two pictures of one view and, where the graph takes more, one of two views. They are few: each takes a CPU seconds."""
     serving, tolerance = serving_from_json(manifest.serving), TOLERANCES[manifest.made_from["precision"]]
     size = serving.image_size
     for wanted in ((2, 1), *([(1, 2)] if serving.views > 1 else [])):

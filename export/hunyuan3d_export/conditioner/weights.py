@@ -1,4 +1,4 @@
-"""Where an image encoder's weights come from, and what it is exported for."""
+"""The source of an image encoder's weights, and the picture size and views that it is exported for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionerServing:
-    """What deployment needs to know: the side of the square picture in pixels, and the most views of one request."""
+    """The facts that deployment needs: the side of the square picture in pixels, and the most views of one request."""
 
     image_size: int = IMAGE_SIZES[0]
     views: int = VIEWS[0]
@@ -25,8 +25,10 @@ class ConditionerServing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionerSource:
-    """`path`, a checkpoint or a transformers folder; or (None) random weights of `variant` from `seed`. For pictures of
-    image_size pixels; views 4 adds the view vectors of the multi-view variants."""
+    """A source of weights. path: a checkpoint or a transformers folder; None: random weights of `variant` from `seed`.
+
+    image_size: the side of the pictures in pixels. views: 4 adds the view vectors of the multi-view variants.
+    """
 
     network: ClassVar[str] = "conditioner"
 
@@ -41,7 +43,7 @@ class ConditionerSource:
         return self.path
 
     def identity(self) -> dict[str, Any]:
-        """What the weights are, as JSON. Raises FileNotFoundError when there are none."""
+        """JSON that identifies the weights. Raises FileNotFoundError when their file is missing."""
         if self.path is None:
             return {"variant": self.variant, "seed": self.seed}
         file = self.path / FOLDER_FILE if self.path.is_dir() else self.path
@@ -50,14 +52,14 @@ class ConditionerSource:
         return {"checkpoint_sha256": sha256(file)}
 
     def serving(self) -> ConditionerServing:
-        """What deployment needs to know."""
+        """The facts that deployment needs."""
         return ConditionerServing(self.image_size, self.views)
 
     def load(self, dtype: torch.dtype = torch.float32, *, attention_backend: str = "sdpa") -> Conditioner:
         """The encoder in this dtype, in eval mode on the CPU; attention_backend is transformers' `sdpa` or `eager`.
 
-        Raises CheckpointError for unreadable weights, ValueError for sizes that the published variants do not have or where
-        the package transformers is missing.
+        Raises CheckpointError for unreadable weights, ValueError for sizes that no published variant has and when the package
+        transformers is missing.
         """
         try:
             from .checkpoint import load_conditioner, random_conditioner

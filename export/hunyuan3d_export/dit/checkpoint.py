@@ -1,4 +1,4 @@
-"""Checkpoint files in upstream's format: reading (config derived from keys and shapes) and writing."""
+"""Reads and writes checkpoint files in upstream's format. The config is derived from their keys and shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .model import Hunyuan3DDiT
 
 __all__ = ["CheckpointError", "derive_config", "load_checkpoint", "random_model", "save_checkpoint"]
 
-PREFIX = "model."  # the DiT's part of a file; its neighbours are `vae.` and `conditioner.`
+PREFIX = "model."  # of the DiT's keys; a file may also have keys under `vae.` and `conditioner.`
 _PROBE = "latent_in.weight"
 
 
@@ -26,9 +26,9 @@ def load_checkpoint(
     """The DiT in a .safetensors or .ckpt file, in eval mode, on the CPU.
 
     The kind of file is read from its content, the config from keys and shapes. Weights stay memory-mapped where the
-    format and `dtype` (None keeps the file's) allow it.
+    format and `dtype` (None keeps the file's dtype) allow it.
 
-    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DiT or keys do not fit.
+    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DiT, or its keys do not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,9 +49,9 @@ def load_checkpoint(
 def save_checkpoint(model: Hunyuan3DDiT, path: str | Path, *, dtype: torch.dtype | None = torch.float16) -> None:
     """Writes upstream's format: keys under `model.`, safetensors or (by the suffix .ckpt) a pickled dict of parts.
 
-    dtype is the stored one (None keeps the model's). The file appears whole or not at all.
+    dtype: of the stored weights (None keeps the model's dtype). The file appears whole or not at all.
 
-    Raises ValueError for another suffix.
+    Raises ValueError for a path with another suffix.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".ckpt"):
@@ -61,7 +61,7 @@ def save_checkpoint(model: Hunyuan3DDiT, path: str | Path, *, dtype: torch.dtype
         if path.suffix == ".ckpt":
             torch.save({PREFIX.rstrip("."): state}, temporary)
         else:
-            from safetensors.torch import save_file  # here: a network with random weights needs no such file
+            from safetensors.torch import save_file  # imported here, because random weights work without safetensors
 
             save_file({PREFIX + key: value for key, value in state.items()}, temporary)
 
@@ -69,9 +69,9 @@ def save_checkpoint(model: Hunyuan3DDiT, path: str | Path, *, dtype: torch.dtype
 def random_model(
     config: DiTConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, attention_backend: str | None = None
 ) -> Hunyuan3DDiT:
-    """A model with every parameter drawn from `seed`, norm scales and biases too, in eval mode.
+    """A model in eval mode. Every parameter is drawn from `seed`, including norm scales and biases.
 
-    Random zero-free weights make parity checks mean something: a zero gate would hide every error behind it.
+    No parameter is zero, because a gate of zero would hide every error in its branch from parity checks.
     """
     with torch.device("meta"):
         model = Hunyuan3DDiT(config, attention_backend=attention_backend)
@@ -92,7 +92,7 @@ def _draw(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> DiTConfig:
     """The config that a state dict with these keys and shapes belongs to.
 
-    Raises CheckpointError when the keys it is read from are missing.
+    Raises CheckpointError when a key that the config is read from is missing or has an impossible shape.
     """
     try:
         hidden_size, in_channels = shapes[_PROBE]
@@ -114,20 +114,20 @@ def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> DiTConfi
 
 
 def _ratio(mlp_hidden_size: int, hidden_size: int) -> float:
-    """The quotient, such that int(hidden_size * ratio) gives mlp_hidden_size back: (1 / 49) * 49 is less than 1."""
+    """mlp_hidden_size / hidden_size, rounded so that int(hidden_size * ratio) gives it back: (1 / 49) * 49 is less than 1."""
     ratio = mlp_hidden_size / hidden_size
     return ratio if int(hidden_size * ratio) == mlp_hidden_size else math.nextafter(ratio, math.inf)
 
 
 def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     depth = 1 + max((int(key.split(".")[1]) for key in shapes if key.startswith(prefix)), default=-1)
-    if depth > len(shapes):  # a stray key must not make us build a million blocks
+    if depth > len(shapes):  # one stray key must not cause a model of a million blocks
         raise ValueError(f"{prefix}N must be numbered without gaps, got {prefix}{depth - 1} among {len(shapes)} keys")
     return depth
 
 
 def _select(keys: list[str], get: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:
-    """The DiT's tensors with bare keys: those behind `model.`, or all of them when the file has no parts."""
+    """The DiT's tensors: those under `model.`, with this prefix removed, or all tensors of a file without prefixes."""
     for prefix in (PREFIX, ""):
         if prefix + _PROBE in keys:
             return {key[len(prefix) :]: get(key) for key in keys if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What one velocity evaluation costs, counted from shapes: parameters, FLOP of each form, attention's share."""
+"""The cost of one velocity evaluation, counted from shapes: parameters, FLOP (plain and guided), attention's share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .model import Hunyuan3DDiT
 
 @dataclasses.dataclass(frozen=True)
 class Flop:
-    """Floating-point operations of matrix products, a multiply-add counted as 2."""
+    """Floating-point operations of matrix products. A multiply-add counts as 2."""
 
     linear: int
     attention: int
@@ -28,20 +28,20 @@ class Flop:
 
 
 def parameters(config: DiTConfig) -> int:
-    """Number of weights, biases and norm scales."""
+    """The number of weights, biases and norm scales."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in Hunyuan3DDiT(config).parameters())
 
 
 def plain(config: DiTConfig, *, latent_tokens: int, context_tokens: int) -> Flop:
-    """One evaluation of one sample; classifier-free guidance as two batches costs twice this."""
+    """FLOP of one evaluation of one sample. Classifier-free guidance as two batch rows costs twice as much."""
     return _flop(config, latent_tokens, context_tokens, [latent_tokens + context_tokens])
 
 
 def guided(config: DiTConfig, *, latent_tokens: int, context_tokens: int, null_tokens: int = 1) -> Flop:
-    """One guided evaluation: both branches' tokens through every linear layer, attention within each branch.
+    """FLOP of one guided evaluation: linear layers process the tokens of both branches, attention stays within each branch.
 
-    null_tokens stand for the unconditional context: 1 in fp32, 2 in fp16, 3 in bf16.
+    null_tokens: the number of tokens that replace the unconditional context: 1 in fp32, 2 in fp16, 3 in bf16.
     """
     branches = [latent_tokens + context_tokens, latent_tokens + null_tokens]
     return _flop(config, 2 * latent_tokens, context_tokens + null_tokens, branches)
@@ -50,7 +50,7 @@ def guided(config: DiTConfig, *, latent_tokens: int, context_tokens: int, null_t
 def _flop(config: DiTConfig, latent_tokens: int, context_tokens: int, attention_lengths: list[int]) -> Flop:
     width, mlp = config.hidden_size, config.mlp_hidden_size
     blocks = config.depth + config.depth_single_blocks
-    # qkv, projection and both MLP layers; a single block packs the same products into two linear layers.
+    # qkv, projection and both MLP layers. A single block computes the same products in two linear layers.
     per_token = blocks * (4 * width * width + 2 * width * mlp)
     embed_latents = 2 * config.in_channels * width  # latent_in and the final layer
     per_sample = width * width * (2 * 6 * config.depth + 3 * config.depth_single_blocks + 2)  # modulations

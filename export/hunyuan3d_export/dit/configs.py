@@ -1,4 +1,4 @@
-"""The config.pbtxt files of the denoisers, in every runtime, and of the sampler in front of them."""
+"""The config.pbtxt files of the denoisers, for every runtime, and of the samplers that call them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..pbtxt import MAX_BATCH, code_model, config_text, native_onnxruntime, pyth
 from .config import Preset
 
 _MAX_TRAJECTORIES = 64
-# A full batch at the usual sizes; longer sequences get fewer rows a call, which keeps a step's latency.
+# The tokens of a full batch at the usual sizes. Longer sequences get fewer rows in a call, which bounds the latency of a step.
 _MAX_TOKENS = MAX_BATCH * (contract.AXES["L"].opt + contract.AXES["T"].opt)
-# Name -> default and what else it may be; the served model's torch runtime says what each means.
+# Name -> (default, pattern of allowed values). The torch runtime in model_repository/ explains each parameter.
 _TORCH_PARAMETERS = {
     "device": ("auto", r"auto|cpu|cuda|cuda:\d+"),
     "dtype": ("auto", "auto|fp32|fp16|bf16"),
@@ -25,7 +25,8 @@ _TORCH_PARAMETERS = {
     "cuda_graphs": ("false", "true|false"),
     "threads": ("0", r"\d+"),
 }
-# The sampler's parameters that depend on the denoiser's runtime. A plan has no process of its own that could die.
+# Config file -> the sampler's parameters that depend on the denoiser's runtime. A plan runs inside the server, so there is no
+# denoiser process that could die and need a restart.
 _SAMPLER_RUNTIMES = {
     "config.pbtxt": {"arrays": "auto", "restart_denoiser": "false"},
     "configs/cpu.pbtxt": {"arrays": "numpy", "restart_denoiser": "true"},
@@ -34,9 +35,9 @@ _SAMPLER_RUNTIMES = {
 
 
 def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
-    """The torch runtime's parameters: the defaults with those of `texts`, each like dtype=fp16, in their place.
+    """The torch runtime's parameters: the defaults, except for those that `texts` set. Each text looks like dtype=fp16.
 
-    Raises ValueError for an unknown name or a value the runtime would refuse.
+    Raises ValueError for an unknown name or a value that the runtime would refuse.
     """
     values = {name: default for name, (default, _) in _TORCH_PARAMETERS.items()}
     for text in texts:
@@ -50,7 +51,7 @@ def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
 
 
 def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Path inside the repository -> text, for the denoisers of `preset` and the sampler in front of them."""
+    """Path inside the repository -> text, for the denoisers of `preset` and the samplers."""
     files = {}
     for spec in preset.specs.values():
         files[f"{spec.name}/config.pbtxt"] = tensorrt(spec)
@@ -73,7 +74,7 @@ def _sampler(preset: Preset, runtime: Mapping[str, str]) -> pb.ModelConfig:
         "max_tokens_per_step": str(_MAX_TOKENS),
         "max_trajectories": str(_MAX_TRAJECTORIES),
         "max_queued": str(_MAX_TRAJECTORIES),
-        "lanes": "1",  # as many as the denoiser has instances
+        "lanes": "1",  # one lane for each instance of the denoiser
         "queue_timeout_s": "600",
         "total_timeout_s": "14400",  # 50 steps of v2-0 on a laptop's CPU take hours
         "evaluation_timeout_s": "1800",

@@ -1,4 +1,4 @@
-"""What the export and deployment need to know of the denoiser: its graphs, its proof, and what is deployed with it."""
+"""The denoiser's row in the table of networks: its graphs, the checks against torch, and its deployment."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .model import Hunyuan3DDiT
 from .reference_sampler import Denoiser, RunnerDenoiser, sample, sigmas
 from .weights import SHIPPED, Weights
 
-PRESET_FILE = "preset.json"  # beside the sampler's model.py: default L and scale factor of the deployed weights
-# The form of attention in the graph -> the torch backend that traces to it.
+PRESET_FILE = "preset.json"  # lies beside the sampler's model.py; holds default L and scale factor of the deployed weights
+# Form of attention in the graph -> the torch backend whose trace has this form.
 ATTENTION_FORMS = {"op": "sdpa", "decomposed": "standard"}
 EXAMPLE_SIZES = {"B": 2, "L": 24, "T": 37}
-# (B, L, T) of the checks: all different from each other and from the traced example.
+# (B, L, T) of the checks. B, L and T differ from each other and from the sizes of the traced example.
 CASES = ((1, 40, 19), (2, 33, 130), (3, 96, 7))
 _SAMPLING_SIZES = (2, 48, 23)
-# Steps of the full sampling check; enough for errors to add up, whatever the preset's own number.
+# Most steps of the check of a whole sampling: enough for errors to add up. A preset with more steps is checked with this many.
 _MOST_STEPS = 50
 _SEED = 2025
 
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """Largest relative L2 error against float32 torch: of one evaluation, and of a whole sampling."""
+    """The largest relative L2 error against float32 torch, of one evaluation and of a whole sampling."""
 
     evaluation: float
     sampling: float
@@ -50,7 +50,7 @@ def preset_from_json(serving: Mapping[str, Any]) -> Preset:
 
 
 def label(preset: Preset) -> str:
-    """What messages call these weights."""
+    """The name of these weights in messages."""
     return f"guidance-distilled weights ({preset.name})" if preset.config.guidance_embed else preset.name
 
 
@@ -70,7 +70,7 @@ class _Guided(nn.Module):
 
 
 def graphs(preset: Preset) -> dict[str, Graph]:
-    """plain, and guided for a base model."""
+    """The graph `plain` and, for a base model, the graph `guided`."""
     modules = {"plain": whole, "guided": _Guided}
     return {
         name: Graph(spec=spec, axes=spec.axes, example=EXAMPLE_SIZES, module=modules[name])
@@ -78,13 +78,13 @@ def graphs(preset: Preset) -> dict[str, Graph]:
     }
 
 
-# --- proof
+# --- comparison with torch
 
 
 def weights_of(manifest: Manifest, given: Source | None) -> Weights:
-    """The weights an artifact was made from: those given, which must be the same, or those that its manifest names.
+    """The weights that an artifact was made from: the given weights, or else the weights that its manifest names.
 
-    Raises ManifestError when they are others, or those of a checkpoint that was not given.
+    Raises ManifestError when the given weights are others, or when none were given and the artifact needs a checkpoint.
     """
     identity = manifest.made_from["weights"]
     if given is None and "checkpoint_sha256" in identity and identity["preset"] not in SHIPPED:
@@ -92,7 +92,7 @@ def weights_of(manifest: Manifest, given: Source | None) -> Weights:
             f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
         )
     weights = given if isinstance(given, Weights) else Weights(preset=identity["preset"], seed=identity.get("seed", 0))
-    # A file is known by its digest, whatever preset it is called by.
+    # A file is identified by its digest alone, because the same file may be used under different presets.
     found, digest = weights.identity(), identity.get("checkpoint_sha256")
     if (found.get("checkpoint_sha256") if digest else found) != (digest or identity):
         raise ManifestError(f"{manifest.model} must be made from these weights, got {identity}\nhint: export again from them")
@@ -108,9 +108,9 @@ def checks(manifest: Manifest, found_by: Runner, expected_by: Runner, *, profile
 def compare_denoisers(
     manifest: Manifest, found_by: Denoiser, expected_by: Denoiser, *, profile: Profile | None = None, against: str = ""
 ) -> Iterator[Check]:
-    """Evaluations at several sizes within `profile`, then a whole sampling, all on CPU tensors, of one artifact's model.
+    """Compares evaluations at several sizes within `profile`, then a whole sampling, of one artifact's model, with CPU tensors.
 
-    against: what the checks' names say of expected_by.
+    against: the end of each check's name; it says which runtime expected_by uses.
     """
     tolerance = TOLERANCES[manifest.made_from["precision"]]
     guided = manifest.model == contract.DIT_GUIDED
@@ -132,7 +132,7 @@ def compare_denoisers(
 
 
 def example_inputs(sizes: tuple[int, ...], seed: int = _SEED) -> dict[str, Tensor]:
-    """latents, t, context of a seeded example of (B, L, T); every context value is representable in float16."""
+    """latents, t and context of sizes (B, L, T), drawn from `seed`. The context is float16."""
     batch, latent_tokens, context_tokens = sizes
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -153,7 +153,7 @@ def _evaluate(denoiser: Denoiser, sizes: tuple[int, ...], scale_input: str | Non
 
 
 def plan_sizes(preset: Preset) -> dict[str, tuple[int, ...]]:
-    """The sizes of B, L and T that the configs send to a plan by themselves: batches, the warm-up, the preset's defaults."""
+    """The sizes of B, L and T that a plan must accept: Triton's batches, the warm-up, and the preset's defaults."""
     return {
         "B": (1, contract.AXES["B"].max),
         "L": (preset.num_latents, contract.AXES["L"].opt),
@@ -169,6 +169,6 @@ def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict
 
 
 def facts(preset: Preset) -> dict[str, str]:
-    """Path inside the repository -> text that each deployment writes anew: the preset's name, its L and its scale factor."""
+    """Path inside the repository -> text that each deployment writes anew: the preset's name, L and scale factor as JSON."""
     values = {"preset": preset.name, "num_latents": preset.num_latents, "scale_factor": preset.scale_factor}
     return {f"{contract.SAMPLER}/1/{PRESET_FILE}": json.dumps(values) + "\n"}

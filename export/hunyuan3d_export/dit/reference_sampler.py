@@ -1,6 +1,6 @@
-"""The sampling loop in torch, as plainly as it can be written: what served results and ONNX graphs are held against.
+"""The sampling loop in torch, in its plainest form. Served results and the results of graphs are compared with it.
 
-It shares no code with the server's sampler on purpose.
+It shares no code with the server's sampler, so that an error in one of the two does not appear in both.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..runners import OnnxRunner, Runner
 
 
 class Denoiser(Protocol):
-    """A Hunyuan3DDiT, or anything called like one."""
+    """A Hunyuan3DDiT, or another object that is called in the same way."""
 
     def __call__(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
-        """One velocity evaluation."""
+        """Evaluates the velocity once."""
 
     def guided(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
-        """One guided velocity evaluation."""
+        """Evaluates the guided velocity once."""
 
 
 class RunnerDenoiser:
-    """A runner's denoiser models, called like a Hunyuan3DDiT."""
+    """The denoiser models of a runner, called in the same way as a Hunyuan3DDiT."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -43,19 +43,19 @@ class RunnerDenoiser:
 
 
 class OnnxDenoiser(RunnerDenoiser):
-    """The denoiser graphs below an artifacts folder on ONNX Runtime."""
+    """The denoiser graphs below an artifacts folder, which run on ONNX Runtime."""
 
     def __init__(self, artifacts: Path) -> None:
         super().__init__(OnnxRunner(artifacts))
 
 
 def sigmas(schedule: str, steps: int) -> list[float]:
-    """Flow times from 0 (noise) to 1 (data), steps + 1 of them.
+    """The steps + 1 flow times from 0 (noise) to 1 (data).
 
-    flow_match: linspace(0, 1, steps), then 1 again. consistency: `steps` points of the 100-point grid the turbo weights
+    flow_match: linspace(0, 1, steps), then 1 again. consistency: `steps` points of the 100-point grid that the turbo weights
     were distilled on (training times 0, 9, 19, ..., 989 of 0..999), then 1.
 
-    Raises ValueError for another schedule.
+    Raises ValueError for an unknown schedule.
     """
     if schedule == "flow_match":
         return [*torch.linspace(0, 1, steps, dtype=torch.float64).tolist(), 1.0]
@@ -75,7 +75,9 @@ def sample(
     path: SamplingPath = "two-batch",
     negative_context: Tensor | None = None,
 ) -> Tensor:
-    """Euler from noise `latents` [B, L, 64] along `times` (sigmas()) under `context` [B, T, 1536] -> [B, L, 64] float32.
+    """Integrates the velocity by Euler's method from noise to data. Returns [B, L, 64] float32.
+
+    latents: the noise [B, L, 64]. times: see sigmas(). context: [B, T, 1536]. negative_context: zeros by default.
 
     Raises ValueError for an unknown path.
     """

@@ -1,4 +1,4 @@
-"""Where weights come from: a checkpoint file, or a preset's seeded random numbers; and which defaults they are sampled with."""
+"""The source of weights (a checkpoint file, or seeded random numbers), and the sampling defaults that belong to them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .config import PRESETS, DiTConfig, Preset
 from .model import Hunyuan3DDiT
 
 CUSTOM = "custom"
-# Presets whose weights come with the package instead of out of a random generator.
+# The presets whose weights are part of this package instead of random.
 SHIPPED: Mapping[str, Path] = {"shapes": Path(__file__).with_name("shapes.safetensors")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A source of weights: `checkpoint`; or (None) the preset's shipped ones; or random weights of `preset` from `seed`."""
+    """A source of weights: `checkpoint`; else the weights that are shipped with `preset`; else random weights from `seed`."""
 
     network: ClassVar[str] = "dit"
 
@@ -41,11 +41,11 @@ class Weights:
 
     @property
     def file(self) -> Path | None:
-        """The checkpoint file these weights are read from; None for random ones."""
+        """The checkpoint file that these weights are read from; None for random weights."""
         return self.checkpoint or SHIPPED.get(str(self.preset))
 
     def identity(self) -> dict[str, Any]:
-        """What the weights are, as JSON: the file's digest, or preset and seed."""
+        """JSON that identifies the weights: the preset, and the file's digest or the seed."""
         if self.file is None:
             return {"preset": self.preset, "seed": self.seed}
         if not self.file.is_file():
@@ -53,7 +53,7 @@ class Weights:
         return {"preset": self.preset, "checkpoint_sha256": sha256(self.file)}
 
     def config(self) -> DiTConfig:
-        """The network's shape; a checkpoint's tensors stay on disk."""
+        """The config of the network. The tensors of a checkpoint stay on disk."""
         return load_checkpoint(self.file).config if self.file else PRESETS[str(self.preset)].config
 
     def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> Hunyuan3DDiT:
@@ -63,14 +63,14 @@ class Weights:
         return load_checkpoint(self.file, dtype=dtype, attention_backend=attention_backend)
 
     def serving(self) -> Preset:
-        """What deployment needs to know: the sampling defaults for the network that these weights hold."""
+        """The facts that deployment needs: the sampling defaults for the network that these weights belong to."""
         return self.sampling(self.config())
 
     def sampling(self, config: DiTConfig) -> Preset:
         """The sampling defaults for these weights, whose network is `config`.
 
-        Without a preset, a base model's defaults are those of the published variant it equals in size, or v2-0's. Weights
-        do not tell a turbo from a fast model, so guidance-distilled ones need the preset's name.
+        Without a preset, a base model has the defaults of the published variant of equal size, or else those of v2-0. Weights
+        do not show whether a model is a turbo or a fast one, so guidance-distilled weights need a preset.
 
         Raises ValueError when the preset's network and the weights contradict each other.
         """

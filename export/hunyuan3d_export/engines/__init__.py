@@ -1,1 +1,1 @@
-"""TensorRT: its libraries behind one seam, plans on this machine's GPU, and what a build shows and logs."""
+"""TensorRT: the two libraries behind one interface, plans on this machine's GPU, and the progress and log of a build."""

@@ -1,7 +1,7 @@
-"""What is used of TensorRT's Python API. mypy holds it, and every call through it, against the package tensorrt-stubs.
+"""The part of TensorRT's Python API that this package uses. mypy checks it, and all calls of it, against tensorrt-stubs.
 
-TensorRT and TensorRT for RTX both have these classes. A class that has to be subclassed is imported for the type checker
-and taken from the library that is there.
+TensorRT and TensorRT for RTX both have these classes. Where a class has to be subclassed, the type checker imports it from
+tensorrt, and at run time it comes from the library that is installed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Classes(Protocol):
 
 
 class TensorRT(_Classes, Protocol):
-    """The module `tensorrt`, or TensorRT for RTX's in its place."""
+    """The module `tensorrt`, or the module of TensorRT for RTX."""
 
     __version__: str
 

@@ -1,4 +1,4 @@
-"""What GPU this machine has, asked of the driver itself: no CUDA toolkit, no torch."""
+"""Finds this machine's GPU. It asks the driver, so it needs neither the CUDA toolkit nor torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """name as the driver gives it; compute_capability in the form SM89."""
+    """name: the driver's name of the GPU. compute_capability: in the form SM89."""
 
     name: str
     compute_capability: str
 
 
 def first_gpu() -> Gpu | None:
-    """The first GPU the CUDA driver sees; None without a driver or a device."""
+    """The first GPU that the CUDA driver sees; None without a driver or a GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""TensorRT's messages: warnings and worse go to logging, errors are also kept for the exception that follows."""
+"""TensorRT's messages. Warnings and errors go to logging; errors are also kept for the exception that follows them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A library takes one logger for the whole process and ignores every later one, so each keeps its first.
+# A library uses its first logger for the whole process and ignores later ones, so each library keeps one Log.
 _logs: dict[str, Log] = {}
 
 
 class Log:
-    """errors holds what the library called an error since the last clear()."""
+    """One library's log. errors: the error messages since log_of() was last called for the library."""
 
     def __init__(self, trt: TensorRT) -> None:
         self.errors: list[str] = []
         self.logger = _logger(trt, self.errors)
 
     def reasons(self) -> str:
-        """The first few errors, a line each."""
+        """The first five errors, one on each line."""
         return "\n  ".join(self.errors[:5]) or "no reason given"
 
 
 def log_of(trt: TensorRT) -> Log:
-    """The library's log, with nothing in it yet."""
+    """The library's log, emptied of earlier errors."""
     if trt.__version__ not in _logs:
         _logs[trt.__version__] = Log(trt)
     log = _logs[trt.__version__]

@@ -1,4 +1,4 @@
-"""A TensorRT build that is watched: a bar for each of the builder's phases, and Ctrl-C that stops it at its next step."""
+"""Watches a TensorRT build: shows a bar for each of the builder's phases, and stops the build at its next step after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 class Bars(Protocol):
-    """Where the phases of a build are shown."""
+    """Shows the phases of a build."""
 
     def start(self, phase: str, indent: str, steps: int) -> None:
         """A phase begins."""
 
     def step(self, phase: str, done: int) -> None:
-        """`done` of its steps are over."""
+        """`done` steps of the phase are over."""
 
     def finish(self, phase: str) -> None:
-        """It is over."""
+        """The phase is over."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """What a build hands to its config, and whether Ctrl-C came."""
+    """The monitor that a build passes to its config. cancelled: whether Ctrl-C was pressed."""
 
     monitor: tensorrt.IProgressMonitor
     _cancel: threading.Event
@@ -46,7 +46,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watched(trt: TensorRT, title: str) -> Iterator[Watch]:
-    """While inside, SIGINT asks the builder to stop instead of raising through its C++ frames."""
+    """Inside this context, SIGINT asks the builder to stop, because KeyboardInterrupt must not pass through its C++ frames."""
     cancel = threading.Event()
     with _bars(title) as bars, _on_interrupt(cancel):
         yield Watch(_monitor(trt, bars, cancel), cancel)
@@ -79,7 +79,7 @@ def _monitor(trt: TensorRT, bars: Bars, cancel: threading.Event) -> tensorrt.IPr
 def _bars(title: str) -> Iterator[Bars]:
     try:
         from .terminal_bars import TerminalBars
-    except ImportError:  # a machine with the libraries of gpu-check alone
+    except ImportError:  # a machine for gpu-check may lack rich
         yield _LoggedPhases(title)
         return
     with TerminalBars(title) as bars:
@@ -87,7 +87,7 @@ def _bars(title: str) -> Iterator[Bars]:
 
 
 class _LoggedPhases:
-    """Bars of a machine without rich: the outer phases as lines of the log."""
+    """Bars for a machine without rich: the outer phases become lines of the log."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -105,7 +105,7 @@ class _LoggedPhases:
 
 @contextlib.contextmanager
 def _on_interrupt(event: threading.Event) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
 

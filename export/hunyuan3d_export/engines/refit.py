@@ -1,4 +1,4 @@
-"""Weight-stripped plan + ONNX artifact -> a plan with these weights, without a build."""
+"""Weight-stripped plan + ONNX artifact -> a plan with the artifact's weights, without a new build."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ class RefitError(ValueError):
 
 
 def refit_plans(plans: Path, onnx: Path, out: Path) -> list[Path]:
-    """Every weight-stripped plan below `plans` with the weights of its model below `onnx`, in `out`/<Triton model name>/.
+    """Refits every weight-stripped plan below `plans` with the weights of its model below `onnx`.
 
-    A plan whose manifest still matches is kept. A new one appears whole or not at all. Returns the folders.
+    The refitted plans go to `out`/<Triton model name>/. A plan whose manifest still matches is kept. A new plan appears whole
+    or not at all. Returns the folders.
 
-    Raises ManifestError for damaged artifacts, RefitError for a plan that holds weights, was built by another version of
-    its library or from another network, and TargetMissing or PlanLoadError on a machine that cannot load it.
+    Raises ManifestError for damaged artifacts, RefitError for a plan that holds weights, was built by another version of its
+    library or from another network, TargetMissing or PlanLoadError on a machine that cannot load the plan.
     """
     stripped = read_artifacts(plans, hint=f"build them with: {REBUILD}")
     sources = {manifest.model: (folder, manifest) for folder, manifest in read_artifacts(onnx, hint=_EXPORT).items()}
-    for folder, plan in stripped.items():  # all of them first, so that nothing is half done
+    for folder, plan in stripped.items():  # check all plans first, so that an error leaves nothing half done
         _check(folder, plan, sources)
     folders = []
     for folder, plan in stripped.items():
@@ -90,7 +91,7 @@ def _write_manifest(folder: Path, plan: Manifest, weights: Manifest, made_from: 
     Manifest(
         model=plan.model,
         made_from=made_from,
-        serving=weights.serving,  # the sampling defaults are the weights', not the plan's
+        serving=weights.serving,  # sampling defaults belong to the weights, not to the stripped plan
         versions={target.name: target.version, **versions_of("onnx")},
         files=file_digests(folder),
         tensors=plan.tensors,
@@ -114,6 +115,6 @@ def _refit(plan: Path, onnx: Path, destination: Path, target: Target) -> None:
     if not refitter.refit_cuda_engine():
         raise RefitError(f"{plan} must take the weights of {onnx}, got:\n  {log.reasons()}\nhint: {REBUILD}")
     with_weights = engine.create_serialization_config()
-    with_weights.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)  # a stripped engine has it set from the start
+    with_weights.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)  # a stripped engine sets this flag by default
     destination.write_bytes(memoryview(engine.serialize_with_config(with_weights)))
     logger.info("%s: refitted, %.0f MB, %.1f s", destination, destination.stat().st_size / 1e6, time.monotonic() - start)

@@ -1,4 +1,4 @@
-"""TensorRT plans on this machine's GPU."""
+"""Loads and runs TensorRT plans on this machine's GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .log import Log, log_of
 if TYPE_CHECKING:
     import tensorrt
 
-# TensorRT's name of a type -> torch's.
+# TensorRT's name of a type -> torch's type.
 _TORCH_DTYPES = {
     "FLOAT": torch.float32,
     "HALF": torch.float16,
@@ -31,14 +31,14 @@ class PlanLoadError(ValueError):
 
 
 class LoadedEngine(NamedTuple):
-    """An engine, and the runtime that must live as long as it."""
+    """An engine, and the runtime that must live as long as the engine."""
 
     runtime: tensorrt.Runtime
     engine: tensorrt.ICudaEngine
 
 
 def load_engine(plan: Path, trt: TensorRT) -> LoadedEngine:
-    """The plan in the GPU's memory. Raises PlanLoadError, with the library's reasons, when it does not load here."""
+    """Loads the plan into the GPU's memory. Raises PlanLoadError, with the library's reasons, when that fails."""
     log = log_of(trt)
     runtime = trt.Runtime(log.logger)
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan.read_bytes())
@@ -51,7 +51,8 @@ def load_engine(plan: Path, trt: TensorRT) -> LoadedEngine:
 
 
 class Plan:
-    """One plan with its execution context and a CUDA stream of its own: on the default stream TensorRT synchronises every call."""
+    """One plan with its execution context. It has a CUDA stream of its own, because TensorRT synchronises every call on the
+    default stream."""
 
     def __init__(self, path: Path, trt: TensorRT) -> None:
         self._path = path
@@ -65,14 +66,15 @@ class Plan:
         self._context = context
         self._stream = torch.cuda.Stream()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        # By the names of TensorRT's enumerations: the two libraries have classes of their own for them.
+        # Dtypes and modes are compared by name, because each of the two libraries has its own enumeration classes.
         self._dtypes = {name: _TORCH_DTYPES[self._engine.get_tensor_dtype(name).name] for name in names}
         self._outputs = [name for name in names if self._engine.get_tensor_mode(name).name == "OUTPUT"]
 
     def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All outputs, on the GPU, in the order of the caller's stream. Inputs of other types or devices are converted.
+        """Evaluates the plan and returns all outputs on the GPU. Inputs of another dtype or device are converted.
 
-        Raises PlanLoadError for a tensor that the plan lacks or a shape outside its profile.
+        Work that the caller then puts on its current stream sees finished outputs. Raises PlanLoadError for a tensor that the
+        plan lacks or a shape outside its profile.
         """
         inputs = {name: self._on_gpu(name, value) for name, value in tensors.items()}
         for name, value in inputs.items():
@@ -85,7 +87,7 @@ class Plan:
         self._stream.wait_stream(caller)
         self._require(self._context.execute_async_v3(self._stream.cuda_stream), "run")
         for value in (*inputs.values(), *outputs.values()):
-            value.record_stream(self._stream)  # when the caller frees a tensor, its memory must outlast this call
+            value.record_stream(self._stream)  # a tensor that the caller frees must keep its memory until this call has run
         caller.wait_stream(self._stream)
         return outputs
 
@@ -94,7 +96,7 @@ class Plan:
         return value.to("cuda", self._dtypes[name]).contiguous()
 
     def _empty(self, name: str) -> Tensor:
-        """Memory for an output, whose shape TensorRT knows once all inputs have theirs."""
+        """Memory for an output. TensorRT knows its shape once the shapes of all inputs are set."""
         shape = self._context.get_tensor_shape(name)
         return torch.empty([shape[axis] for axis in range(len(shape))], dtype=self._dtypes[name], device="cuda")
 

@@ -1,4 +1,4 @@
-"""What two ONNX graphs share when only their weights differ: a plan built from one can be refitted from the other."""
+"""A digest of an ONNX graph without its weights. Graphs of equal digests can refit each other's weight-stripped plans."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _VALUES = ("raw_data", "float_data", "int32_data", "double_data", "external_data
 
 
 def structure_digest(path: Path) -> str:
-    """sha256 of a graph's nodes, tensors, shapes and integers without its floating-point values; weights stay on disk."""
+    """sha256 of a graph's nodes, tensors, shapes and integers, without floating-point values. It does not read the weights."""
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         if tensor.data_type in _FLOATING:
             for field in _VALUES:
                 tensor.ClearField(field)
-    for node in model.graph.node:  # where in the sources the exporter found it
+    for node in model.graph.node:  # these fields say which line of source code the node came from
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()

@@ -1,4 +1,4 @@
-"""The two TensorRT libraries behind one seam. Both have the same Builder and OnnxParser; what differs is all here."""
+"""The two TensorRT libraries behind one interface. Both have the same Builder and OnnxParser; this file has all differences."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .gpu import Gpu, first_gpu
 if TYPE_CHECKING:
     import tensorrt
 
-# Module names to try for each target. The RTX bindings' wheel has its own name; the front package renames it.
+# Target -> the modules to try, in order. The bindings of TensorRT for RTX are a wheel with a module name of its own.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 TARGETS = tuple(_MODULES)
 DEFAULT_COMPUTE_CAPABILITIES = ("SM89", "SM120")
 
 
 class TargetMissing(ValueError):
-    """The library, or the GPU it needs, is not on this machine."""
+    """This machine lacks the library, or the GPU that the library needs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A TensorRT library and what it builds for: gpu (tensorrt: the one in this machine), or named compute capabilities."""
+    """A TensorRT library and the GPUs it builds for. gpu: this machine's GPU (tensorrt), or None (tensorrt-rtx)."""
 
     name: str
     library: TensorRT
@@ -36,19 +36,19 @@ class Target:
         return str(self.library.__version__)
 
     def configure(self, config: tensorrt.IBuilderConfig) -> None:
-        """Sets the compute capabilities of a builder config; tensorrt always builds for its own GPU."""
+        """Sets the compute capabilities of a builder config. The target tensorrt has none: it builds for this machine's GPU."""
         if self.name != "tensorrt-rtx":
             return
-        rtx_config: Any = config  # TensorRT has neither these nor the class, so its stubs do not either
+        rtx_config: Any = config  # TensorRT lacks these attributes, and so do its stubs
         rtx_config.num_compute_capabilities = len(self.compute_capabilities)
         for index, name in enumerate(self.compute_capabilities):
             rtx_config.set_compute_capability(getattr(_compute_capabilities(self.library), name), index)
 
 
 def find_target(name: str, compute_capabilities: tuple[str, ...] = ()) -> Target:
-    """The library for `name`, ready to build.
+    """The target called `name`, ready to build.
 
-    Raises ValueError for an unknown target or capability, TargetMissing when the library or its GPU is not here.
+    Raises ValueError for an unknown target or capability, TargetMissing when this machine lacks the library or its GPU.
     """
     if name not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
@@ -98,7 +98,7 @@ def _import(name: str) -> TensorRT:
             found = importlib.import_module(module)
         except ImportError:
             continue
-        if hasattr(found, "Builder"):  # the package of type stubs alone leaves an empty one of this name
+        if hasattr(found, "Builder"):  # with only the type stubs installed, an empty module has this name
             return cast(TensorRT, found)
     if name == "tensorrt":
         raise TargetMissing(f"target tensorrt must have the package tensorrt, found none\n{_TENSORRT_HINT}")

@@ -1,4 +1,4 @@
-"""The phases of a TensorRT build as bars on stderr."""
+"""Shows the phases of a TensorRT build as bars on stderr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class TerminalBars:
-    """build_progress.Bars, drawn by rich; gone when the build is over."""
+    """progress.Bars, drawn by rich. The bars disappear when the build is over."""
 
     def __init__(self, title: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -1,1 +1,1 @@
-"""The real tritonserver on this machine, and which models of a repository it can load."""
+"""Starts the real tritonserver on this machine, and finds the models of a repository that a server can load."""

@@ -1,4 +1,4 @@
-"""A real tritonserver on this machine's CPU, from the wheel nvidia-pytriton (extra `embedded`).
+"""Runs a real tritonserver on this machine's CPU, from the wheel nvidia-pytriton (extra `embedded`).
 
 The wheel carries the server, its Python backend and stubs; wheel.py lays them out as the server expects.
 """
@@ -30,7 +30,7 @@ READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 _KEPT_LOG_LINES = 30
 _KEPT_ERRORS = 5
-_ERROR_LINE = re.compile(r"E\d{4} |error:")  # glog's severity, and the server's own last word
+_ERROR_LINE = re.compile(r"E\d{4} |error:")  # error lines of glog, and the last message of the server itself
 _HOST = "127.0.0.1"
 
 TORCH_CONFIG = "torch"
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Endpoints:
-    """Where a running server listens, each host:port, and its process id."""
+    """The addresses of a running server, each as host:port, and its process id."""
 
     grpc: str
     http: str
@@ -52,7 +52,7 @@ class Endpoints:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """config names the file in each model's configs/ folder; port 0 takes a free one; extra are further server flags."""
+    """config: the name of a file in each model's configs/ folder. Port 0 takes a free port. extra: further server flags."""
 
     config: str = "cpu"
     grpc_port: int = 0
@@ -63,10 +63,10 @@ class ServerOptions:
 
 
 class EmbeddedServer:
-    """One tritonserver process on 127.0.0.1; use as a context manager, or start() and stop().
+    """One tritonserver process on 127.0.0.1. Use it as a context manager, or call start() and stop().
 
-    Raises ServerStartError from start() when the platform or the wheel is missing, a port is taken, or the server dies
-    (with its last log lines).
+    start() raises ServerStartError when the platform is not supported, the wheel is missing, a port is taken, or the server is
+    not ready in time or dies; the error then holds its last log lines.
     """
 
     def __init__(self, repository: Path, options: ServerOptions | None = None) -> None:
@@ -75,7 +75,7 @@ class EmbeddedServer:
         self.endpoints: Endpoints | None = None
         self._process: subprocess.Popen[str] | None = None
         self._log: collections.deque[str] = collections.deque(maxlen=_KEPT_LOG_LINES)
-        # Kept apart: after a failed load the server may crash while it shuts down, long after it said why.
+        # Errors have a list of their own: a server may crash long after a load failed, and its last lines then hide the reason.
         self._errors: collections.deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
         self._resources = contextlib.ExitStack()
 
@@ -86,7 +86,7 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> Endpoints:
-        """Returns once every model to be served is ready."""
+        """Starts the server and returns once all of its models are ready."""
         models = loadable_models(self.repository, self.options.config)
         ports = _ports(self.options)
         try:
@@ -108,14 +108,14 @@ class EmbeddedServer:
         return self.endpoints
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL when in-flight work has not ended in time. Safe to call twice."""
+        """Sends SIGTERM, then SIGKILL when work in flight has not ended in time. A second call is safe."""
         process = self._process
         if process is not None and process.poll() is None:
             process.terminate()
             try:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                logger.warning("tritonserver did not end within %.0f s, killed", STOP_TIMEOUT_S)
+                logger.warning("tritonserver did not end within %.0f s and was killed", STOP_TIMEOUT_S)
                 process.kill()
                 process.wait()
         if process is not None:
@@ -123,7 +123,7 @@ class EmbeddedServer:
         self._resources.close()
 
     def wait(self) -> int:
-        """Blocks until the server ends by itself; its exit code."""
+        """Waits until the server ends by itself. Returns its exit code."""
         assert self._process is not None, "start() first"
         return self._process.wait()
 
@@ -144,7 +144,7 @@ class EmbeddedServer:
                 raise ServerStartError(
                     f"tritonserver must stay up, got exit code {self._process.returncode}\n{self._last_lines()}"
                 )
-            # Triton opens its metrics port last, after it says that it is ready.
+            # Triton opens its metrics port last, after it has reported that it is ready.
             metrics = "--allow-metrics=false" in self.options.extra or _answers(f"{self.endpoints.metrics}/metrics")
             if metrics and _answers(f"{self.endpoints.http}/v2/health/ready"):
                 return
@@ -157,9 +157,9 @@ class EmbeddedServer:
 
 
 def loadable_models(repository: Path, config_name: str) -> list[str]:
-    """The models of `repository` to serve: those that have the file their config serves, and the models they need.
+    """The names of the models that can be served: the file of their config is deployed, and so are the models that they need.
 
-    Raises DeployError when there is no repository, or nothing but code in it; for a plan that Triton here could not load.
+    Raises DeployError when there is no repository, when it holds only code, or when Triton could not load one of its plans.
     """
     source = "--checkpoint FILE" if config_name == TORCH_CONFIG else "--artifacts DIR"
     hint = f"hint: hunyuan3d-export deploy {source} --repository {repository}"
@@ -199,7 +199,7 @@ def _command(
 
 
 def _ports(options: ServerOptions) -> tuple[int, int, int]:
-    """grpc, http, metrics; all held open together while choosing, so that they differ."""
+    """The ports of grpc, http and metrics. All three are held open while they are chosen, so that they differ."""
     with contextlib.ExitStack() as stack:
         return (
             _reserve(stack, options.grpc_port, "grpc"),

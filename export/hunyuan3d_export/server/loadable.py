@@ -1,7 +1,8 @@
-"""Which models of a repository a server can load: those that have the file they serve and the models they need.
+"""Finds the models of a repository that a server can load: their file is deployed, and so are the models that they need.
 
-Triton without model control loads every folder that it finds and does not start when one of them lacks its file. This is the
-one rule for the embedded server and for the container, which runs this file by itself: it needs the standard library alone.
+Without model control, Triton loads every folder that it finds and does not start when one of them lacks its file. The embedded
+server and the container both follow the rule in this file. The container runs the file by itself, so it imports only the
+standard library.
 
     python loadable.py REPOSITORY CONFIG FOLDER    fills FOLDER with links to the models that can be loaded
 """
@@ -21,8 +22,8 @@ _STEP = re.compile(r'model_name:\s*"([^"]+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Loadable:
-    """models: the folders that can be loaded. missing: model -> why it cannot be. files: model -> the file that its config serves
-    ("" for a model of code alone)."""
+    """models: the folders that can be loaded. missing: model -> the reason why it cannot be loaded. files: model -> the file
+    that its config serves, "" for a model that consists of code alone."""
 
     models: list[Path]
     missing: dict[str, str]
@@ -30,12 +31,12 @@ class Loadable:
 
 
 def loadable(repository: Path, config: str) -> Loadable:
-    """What can be loaded of `repository` under `--model-config-name config`."""
+    """The models of `repository` that a server with `--model-config-name config` can load."""
     folders = {path.parent.name: path.parent for path in sorted(repository.glob("*/config.pbtxt"))}
     texts = {name: _config(folder, config) for name, folder in folders.items()}
     files = {name: _served_file(text) for name, text in texts.items()}
     missing = {
-        name: f"config {config} wants {file} and it is not deployed"
+        name: f"config {config} wants {file}, which is not deployed"
         for name, file in files.items()
         if file and not (folders[name] / VERSION / file).is_file()
     }
@@ -47,7 +48,7 @@ def loadable(repository: Path, config: str) -> Loadable:
 
 
 def _lacking(text: str, folders: dict[str, Path], missing: dict[str, str]) -> str:
-    """The first of what a config needs that cannot be loaded; "" when nothing lacks. An ensemble needs each of its steps."""
+    """The first model that this config needs but that cannot be loaded; "" for none. An ensemble needs each of its steps."""
     needs = _NEEDS.search(text)
     groups = [*_STEP.findall(text), *(needs[1].split() if needs else [])]
     absent = [group for group in groups if not any(name in folders and name not in missing for name in group.split("|"))]

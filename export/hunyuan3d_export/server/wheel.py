@@ -1,6 +1,6 @@
-"""The tritonserver inside the wheel nvidia-pytriton: where it is, and how it must be laid out to run by itself.
+"""Finds the tritonserver inside the wheel nvidia-pytriton, and lays its files out so that it runs by itself.
 
-Needs the standard library alone, so that a small image can run `python wheel.py FOLDER`.
+This file imports only the standard library, so that a small image can run `python wheel.py FOLDER`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 
 class ServerStartError(RuntimeError):
-    """The server cannot run here, or ended or hung before it was ready."""
+    """The server cannot run on this machine, or it ended or hung before it was ready."""
 
 
 def lay_out(home: Path) -> Path:
-    """A Triton folder like the official image's: `home`/bin/tritonserver, a launcher, and `home`/backends. The launcher.
+    """Fills `home` like the official image's Triton folder: bin/tritonserver, a script, and backends/. Returns the script.
 
     Raises ServerStartError.
     """
@@ -45,7 +45,7 @@ def lay_out(home: Path) -> Path:
 
 
 def _find_server() -> tuple[Path, Path]:
-    """The wheel's server folder and the stub for this Python."""
+    """The wheel's server folder, and its stub for this version of Python."""
     hint = 'hint: on Linux x86-64 with glibc >= 2.35: pip install "hunyuan3d-triton[embedded]"; elsewhere serve the repository with the official Triton image'
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ServerStartError(f"the embedded server must run on linux x86_64, got {sys.platform} {platform.machine()}\n{hint}")
