@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps hy3dgen==2.0.2
-# Outside site-packages: beside a CPU torch it does not import by itself, and what finds it installed would try.
+# Outside site-packages, because torchvision fails to import beside a CPU torch, and packages that found it there would import it.
 	$(BIN)/pip install --quiet --no-deps --upgrade --constraint constraints.txt --target .venv/torchvision torchvision
-# Outside site-packages, where mypy would not look and a package `tensorrt` would seem installed. A few of its lines do not parse.
+# Outside site-packages, because mypy would not look there and `tensorrt` would seem installed. sed mends lines that do not parse.
 	$(BIN)/pip install --quiet --no-deps --upgrade --constraint constraints.txt --target .venv/typings tensorrt-stubs
 	sed -i.bak -e 's/\([(,] *\)in: list/\1in_: list/' -e 's/channel_axis: int)/channel_axis: int = ...)/' .venv/typings/tensorrt_bindings/tensorrt.pyi
 	touch $@

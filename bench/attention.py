@@ -1,4 +1,4 @@
-"""Time and peak memory of every attention backend by sequence length, each measured in a process of its own.
+"""Time and peak memory of every attention backend by sequence length. Each pair is measured in its own process.
 
     python bench/attention.py             prints the table
     python bench/attention.py --document  also writes the table, with a picture of it, into docs/attention.md
@@ -33,7 +33,7 @@ PICTURE = DOCUMENT.with_suffix(".png")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _MIB = 2**20
 _BUDGET_S, _MOST_CALLS = 5.0, 100
-# What the description of the two attention designs claims for L = 4096 in float32. Ratios are relative to `standard`.
+# The claims of the description of the two attention designs for L = 4096 in float32. Ratios are relative to `standard`.
 CLAIMS = {
     "standard": "scores 1 GiB",
     "chunked": "scores 128 MiB, 1/8",

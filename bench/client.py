@@ -1,4 +1,4 @@
-"""What the client costs: a denoise round trip with v2-0's tensors, compared with raw tritonclient.
+"""The client's overhead: a denoise round trip with v2-0's tensors, compared with raw tritonclient.
 
 The calls of both take turns within one run. The model answers with its latents at once, so that the transport takes nearly
 all of the time. With a real denoiser the ratios are nearer to 1.
@@ -56,7 +56,7 @@ def _repository() -> Path:
     version = repository / contract.DIT / "1"
     version.mkdir()
     (version / "model.py").write_text(_MODEL)
-    (version / "model.onnx").touch()  # what the server's launcher looks for
+    (version / "model.onnx").touch()  # the server's launcher loads a model only if it finds this file
     return repository
 
 
@@ -70,7 +70,7 @@ def _inputs() -> dict[str, np.ndarray]:
 
 
 def _raw(client: triton.InferenceServerClient, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A round trip as the vendor's examples make it."""
+    """A round trip written in the way of the vendor's examples."""
     tensors = []
     for spec in contract.denoiser().inputs:
         tensor = triton.InferInput(spec.name, list(arrays[spec.name].shape), spec.dtype)
@@ -81,7 +81,7 @@ def _raw(client: triton.InferenceServerClient, arrays: Mapping[str, np.ndarray])
 def _settle_malloc() -> None:
     """Free one large block. From then on glibc keeps blocks of a message's size instead of mapping them anew each time.
 
-    Otherwise raw tritonclient, which copies most, takes twice as long in some processes. That is chance and should not count.
+    Otherwise raw tritonclient, which copies most, takes twice as long in some processes, by chance.
     """
     np.ones(30 << 20, np.uint8)
 

@@ -1,4 +1,4 @@
-"""What the guided graph saves compared with a batch of two: time, with ONNX Runtime on the CPU, and counted operations.
+"""Savings of the guided graph over a batch of two: time, with ONNX Runtime on the CPU, and counted operations.
 
 The network has the widths of v2 but few blocks, so that an evaluation takes seconds on two cores. Every block saves the same
 share, so the ratio holds for the whole network.
@@ -29,7 +29,7 @@ _COUNTED = (("v2-mini", 512, 1370), ("v2-0", 3072, 1370), ("v2-mv", 3072, 5480))
 
 
 def _ratio(denoiser: OnnxDenoiser, latent_tokens: int, context_tokens: int) -> float:
-    """The median of guided / two-batch times; the two of a pair are timed back to back, and the first pair is discarded."""
+    """The median ratio of guided to two-batch time. Each pair is timed back to back, and the first pair is discarded."""
     inputs = example_inputs((1, latent_tokens, context_tokens))
     both = {
         "latents": inputs["latents"].repeat(2, 1, 1),

@@ -1,7 +1,7 @@
-"""Load on the sampler: throughput, latency and batch size, closed loop (N callers) and open loop (Poisson arrivals).
+"""Throughput, latency and batch size of the sampler under load: closed loop (N callers) and open loop (Poisson arrivals).
 
 python bench/load.py               a small network on the embedded server
-python bench/load.py --document    and writes the table and the picture of docs/sampler.md
+python bench/load.py --document    also writes the picture of docs/sampler.md
 python bench/load.py --url H:P --metrics H:P --latents 3072 --context 1370    a running server
 """
 
@@ -26,13 +26,13 @@ from hunyuan3d_client.errors import Hunyuan3DError
 from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 
 CALLERS = (1, 2, 4, 8, 16)
-LOADS = (0.5, 0.8, 1.1)  # of the closed loop's best throughput
+LOADS = (0.5, 0.8, 1.1)  # shares of the closed loop's best throughput
 PICTURE = Path("docs") / "sampler.png"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One load: `offered` callers (closed) or requests a second (open)."""
+    """The results of one load. offered: the callers (closed loop) or the requests per second (open loop)."""
 
     loop: str
     offered: float
@@ -49,7 +49,7 @@ Sample = Callable[[int], Awaitable[object]]
 
 
 async def closed(sample: Sample, callers: int, seconds: float) -> tuple[list[float], int]:
-    """Each caller asks again as soon as it has its answer, until the time is over: (latencies, refused)."""
+    """Each caller sends its next request as soon as it has an answer, until the time is over. Returns (latencies, refused)."""
     end = time.perf_counter() + seconds
     times: list[float] = []
 
@@ -63,7 +63,7 @@ async def closed(sample: Sample, callers: int, seconds: float) -> tuple[list[flo
 
 
 async def opened(sample: Sample, rate: float, seconds: float) -> tuple[list[float], int]:
-    """Requests come at random, whoever still waits: (latencies of those that were answered, refused)."""
+    """Requests arrive at random times, even while others wait. Returns (latencies of the answered requests, refused)."""
     arrivals, chance, at = [], random.Random(5), 0.0
     while (at := at + chance.expovariate(rate)) < seconds:
         arrivals.append(at)
@@ -112,7 +112,7 @@ async def measure(endpoints: Endpoints, options: argparse.Namespace) -> list[Row
 
 
 def draw(rows: list[Row], title: str, path: Path) -> None:
-    """Throughput and rows a call over concurrency, latency over offered load."""
+    """Draws throughput and rows per call over the number of callers, and latency over the offered load."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -150,11 +150,11 @@ def server(options: argparse.Namespace) -> Iterator[Endpoints]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="gRPC address of a running server; default: the embedded one")
-    parser.add_argument("--metrics", help="its metrics address")
+    parser.add_argument("--metrics", help="metrics address of that server")
     parser.add_argument("--latents", type=int, default=32, help="L")
     parser.add_argument("--context", type=int, default=16, help="T")
     parser.add_argument("--steps", type=int, default=11)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each load")
     parser.add_argument("--document", action="store_true", help=f"write {PICTURE}")
     options = parser.parse_args()
     if bool(options.url) != bool(options.metrics):

@@ -1,6 +1,7 @@
-"""What serving costs: the sampler against the same loops in process, and its own cost with a denoiser that costs nothing.
+"""The cost of serving: served samples against the same loop in process, and the sampler's own time with an instant denoiser.
 
-Both sides run in turn within one run; the bound holds for both the median of the pairs and the fastest of each.
+The served and the in-process samples take turns within one run. Both the median ratio of the pairs and the ratio of the fastest
+samples must stay within the bound.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def loop(denoiser: OnnxDenoiser, context: np.ndarray, start: np.ndarray, steps: int) -> np.ndarray:
-    """The same trajectory without a server."""
+    """The trajectory of a served sample, computed in this process without a server."""
     times = sigmas("flow_match", steps)
     result = in_process(
         denoiser, torch.from_numpy(context), torch.from_numpy(start), times, guidance_scale=serving.SCALE, path="guided"
@@ -46,7 +47,7 @@ def loop(denoiser: OnnxDenoiser, context: np.ndarray, start: np.ndarray, steps: 
 
 
 def overhead(endpoints: Endpoints, denoiser: OnnxDenoiser, *, latents: int, tokens: int, rounds: int) -> dict[str, float]:
-    """A served 50-step sample against the loop in process."""
+    """Compares a served 50-step sample with the loop in this process."""
     context, start = serving.tokens(tokens), noise(1, latents)
     with Client(endpoints.grpc, timeout_s=600) as client, tritonclient.grpc.InferenceServerClient(endpoints.grpc) as raw:
 
@@ -72,7 +73,7 @@ def overhead(endpoints: Endpoints, denoiser: OnnxDenoiser, *, latents: int, toke
 
 
 async def independent(url: str, contexts: list[np.ndarray], latents: int, steps: int) -> None:
-    """Eight loops that each call the denoiser step by step: what Triton's dynamic batcher makes of them."""
+    """Runs eight loops that each call the denoiser step by step, so only Triton's dynamic batcher can batch their calls."""
     times = sigmas("flow_match", steps)
     async with AsyncClient(url, timeout_s=600) as client:
 
@@ -95,7 +96,7 @@ async def together(url: str, contexts: list[np.ndarray], latents: int, steps: in
 def throughput(
     endpoints: Endpoints, denoiser: OnnxDenoiser, *, latents: int, tokens: int, steps: int, rounds: int
 ) -> dict[str, float]:
-    """Eight samples at once: by the sampler, by a loop in process at batch 8, by independent loops on the dynamic batcher."""
+    """Compares three ways to draw eight samples: the sampler, a loop in process at batch 8, and independent client loops."""
     contexts = [serving.tokens(tokens, seed=seed) for seed in range(BATCH)]
     stacked, start = np.concatenate(contexts), noise(0, latents, batch=BATCH)
     alone, served, baseline, rows = [], [], [], []
@@ -117,7 +118,7 @@ def throughput(
 
 
 def own_cost(*, hold_context: bool, callers: int, steps: int = 60) -> dict[str, float]:
-    """Milliseconds of a step with a denoiser that returns at once, v2-0's tensors, and where they go."""
+    """Milliseconds of one step with v2-0's tensors and a denoiser that returns at once, in total and by part of the work."""
     folder = serving.instant_repository(name=f"instant-{hold_context}".lower(), hold_context=hold_context)
     with EmbeddedServer(folder) as endpoints, tritonclient.grpc.InferenceServerClient(endpoints.grpc) as raw:
         contexts = [serving.tokens(V2_0["context"], seed=seed) for seed in range(callers)]
@@ -153,15 +154,15 @@ def _last(job: object) -> float:
 
 
 def _model_s(raw: tritonclient.grpc.InferenceServerClient) -> float:
-    """Seconds that the denoiser's executions have taken."""
+    """Seconds that all executions of the denoiser have taken so far."""
     (found,) = raw.get_inference_statistics(contract.DIT_GUIDED).model_stats
-    return found.inference_stats.compute_infer.ns / 1e9  # one request for each execution: the sampler has stacked them
+    return found.inference_stats.compute_infer.ns / 1e9  # the sampler stacks its rows into one request per execution
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of each")
-    # Single rounds of either side differ by 9 % here: the fastest of a few would be luck.
+    parser.add_argument("--quick", action="store_true", help="one round of each measurement")
+    # Single rounds of either side differ by 9 % here, so the fastest of only a few rounds would depend on luck.
     rounds, pairs = (1, 1) if parser.parse_args().quick else (3, 8)
     denoiser = OnnxDenoiser(serving.artifacts())
     report: dict[str, dict[str, float]] = {}

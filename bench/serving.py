@@ -1,4 +1,4 @@
-"""What the serving benchmarks share: a network of v2 widths, repositories that serve it, and the sampler's own counters."""
+"""Shared by the serving benchmarks: a network of v2 widths, repositories that serve it, and the sampler's metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hunyuan3d_export.server.embedded import Endpoints
 
 BUILD = Path("build") / "bench"
 SCALE = 5.0
-# The file names of the two models below are fixed by Triton; the sampler's own model.py stands beside the second as this module.
+# Triton demands the file name model.py, so the sampler's own model.py gets this name when _FORGETFUL takes its place.
 _DEPLOYED_SAMPLER = "deployed_sampler"
 _INSTANT = '''"""A denoiser that answers at once, so that only the sampler's own work is measured."""
 
@@ -38,7 +38,7 @@ class TritonPythonModel:
 '''
 
 
-_FORGETFUL = f'''"""The sampler, but it holds no context from one step to the next."""
+_FORGETFUL = f'''"""The sampler, except that it keeps no context from one step to the next."""
 
 import {_DEPLOYED_SAMPLER}
 
@@ -49,7 +49,7 @@ class TritonPythonModel({_DEPLOYED_SAMPLER}.TritonPythonModel):
 
 
 def artifacts() -> Path:
-    """One double and two single blocks of v2 widths, exported once."""
+    """The ONNX graphs of one double and two single blocks of v2 widths, exported if they are missing or stale."""
     config = dataclasses.replace(PRESETS["v2-0"].config, depth=1, depth_single_blocks=2)
     checkpoint = BUILD / "few-blocks.safetensors"
     if not checkpoint.is_file():
@@ -59,7 +59,7 @@ def artifacts() -> Path:
 
 
 def repository() -> Path:
-    """The artifacts, deployed."""
+    """A model repository with the artifacts deployed."""
     deploy(artifacts(), BUILD / "repository")
     return BUILD / "repository"
 
@@ -71,7 +71,7 @@ def instant_repository(*, name: str, hold_context: bool) -> Path:
     (folder / contract.DIT_GUIDED / "1" / "model.py").write_text(_INSTANT)
     if not hold_context:
         model = folder / contract.SAMPLER / "1" / "model.py"
-        model.replace(model.with_stem(_DEPLOYED_SAMPLER))  # deploy has just written a new copy
+        model.replace(model.with_stem(_DEPLOYED_SAMPLER))  # moving the file is safe, because deploy has just written a new copy
         model.write_text(_FORGETFUL)
     return folder
 
@@ -82,7 +82,7 @@ def tokens(length: int, *, seed: int = 0, batch: int = 1) -> np.ndarray:
 
 
 def counters(endpoints: Endpoints) -> dict[str, float]:
-    """The sampler's metrics: 'name{labels}' -> value."""
+    """The sampler's metrics, as 'name{labels}' -> value, without the prefix hunyuan3d_."""
     with urllib.request.urlopen(f"http://{endpoints.metrics}/metrics", timeout=30) as response:
         lines = [line for line in response.read().decode().splitlines() if line.startswith("hunyuan3d_")]
     return {name.removeprefix("hunyuan3d_"): float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
@@ -104,5 +104,5 @@ def median(values: Sequence[float]) -> float:
 
 
 def say(text: str) -> None:
-    """One line of progress, beside what a benchmark prints as its result."""
+    """Writes one line of progress to stderr, because stdout is for the result."""
     sys.stderr.write(text + "\n")

@@ -1,4 +1,4 @@
-# The same server from a Python wheel: no GPU, no vendor's image. Serves ONNX graphs with ONNX Runtime.
+# The same server, taken from a Python wheel instead of the vendor's image. It needs no GPU and serves ONNX graphs.
 ARG PYTHON_TAG=3.11-slim-bookworm
 FROM python:${PYTHON_TAG}
 ARG PYTRITON_VERSION=0.7.0

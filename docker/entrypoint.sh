@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Starts tritonserver on a deployed repository. Settings come from the environment; a wrong one is refused before anything starts.
+# Starts tritonserver on a deployed repository. Settings come from the environment; a wrong setting is refused before the start.
 set -euo pipefail
-trap 'exit 143' TERM INT # as process 1 a shell without a handler would miss them
+trap 'exit 143' TERM INT # process 1 gets these signals only if it has a handler
 
 TRITON_HOME=${TRITON_HOME:-/opt/tritonserver}
 MODEL_REPOSITORY=${MODEL_REPOSITORY:-/models}
@@ -35,13 +35,13 @@ readable() {
 for name in GRPC_PORT HTTP_PORT METRICS_PORT; do number "$name" "${!name}" 1 65535; done
 number EXIT_TIMEOUT_S "$EXIT_TIMEOUT_S" 0 86400
 number OTEL_TRACES_RATE "$OTEL_TRACES_RATE" 1 999999
-[[ $CONFIG =~ ^(default|cpu|onnxruntime|torch)$ ]] || fail "CONFIG must be default, cpu, onnxruntime or torch, got '$CONFIG'" "default serves TensorRT plans"
-[[ $LOG_FORMAT =~ ^(text|json)$ ]] || fail "LOG_FORMAT must be text or json, got '$LOG_FORMAT'" "set LOG_FORMAT=json for one JSON object a line"
-[[ -r $MODEL_REPOSITORY/hunyuan3d_sampler/config.pbtxt ]] || fail "MODEL_REPOSITORY must be a model repository, got '$MODEL_REPOSITORY'" "mount one there: hunyuan3d-export deploy --repository DIR"
+[[ $CONFIG =~ ^(default|cpu|onnxruntime|torch)$ ]] || fail "CONFIG must be default, cpu, onnxruntime or torch, got '$CONFIG'" "CONFIG=default serves TensorRT plans"
+[[ $LOG_FORMAT =~ ^(text|json)$ ]] || fail "LOG_FORMAT must be text or json, got '$LOG_FORMAT'" "LOG_FORMAT=json writes one JSON object per line"
+[[ -r $MODEL_REPOSITORY/hunyuan3d_sampler/config.pbtxt ]] || fail "MODEL_REPOSITORY must be a model repository, got '$MODEL_REPOSITORY'" "make one with hunyuan3d-export deploy --repository DIR and mount it there"
 case $CONFIG in default) artifact=model.plan ;; torch) artifact=checkpoint.safetensors ;; *) artifact=model.onnx ;; esac
 [[ -r $MODEL_REPOSITORY/hunyuan3d_dit/1/$artifact ]] || fail "hunyuan3d_dit must have a deployed $artifact for CONFIG=$CONFIG, found none in '$MODEL_REPOSITORY'" "make export-engine on a GPU machine for model.plan, make deploy for model.onnx"
 
-# Everything but inference and health asks for the key. Without one nobody has it.
+# Every API except inference and health requires the key. Without API_KEY_FILE the key is random, so nobody can use those APIs.
 if [[ -n ${API_KEY_FILE:-} ]]; then
     readable API_KEY_FILE "$API_KEY_FILE"
     key=$(<"$API_KEY_FILE")
@@ -49,7 +49,7 @@ if [[ -n ${API_KEY_FILE:-} ]]; then
 else
     key=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 fi
-# Triton's HTTP has no TLS: beside it, HTTP is for this container's own health checks.
+# Triton's HTTP has no TLS. If gRPC uses TLS, HTTP by default listens on 127.0.0.1 only, for the health checks.
 HTTP_ADDRESS=${HTTP_ADDRESS:-${TLS_CERT_FILE:+127.0.0.1}}
 HTTP_ADDRESS=${HTTP_ADDRESS:-$BIND_ADDRESS}
 restricted=metadata,model-config,shared-memory,model-repository,statistics,trace,logging
@@ -86,8 +86,9 @@ if [[ -n ${OTEL_TRACES_URL:-} ]]; then
     flags+=(--trace-config=mode=opentelemetry "--trace-config=opentelemetry,url=$OTEL_TRACES_URL" --trace-config=level=TIMESTAMPS "--trace-config=rate=$OTEL_TRACES_RATE")
 fi
 
-# Ending, tritonserver refuses every request, its own models' too: a running sample could not make its next step. So the sampler is
-# told first to take nothing new, and the server to end when the last sample has, or when the time is up.
+# While tritonserver shuts down, it refuses every request, even those from the sampler to the denoiser, so a running sample
+# could not make its next step. The script therefore first tells the sampler, by the drain file, to take no new samples. It
+# stops the server when the last sample has ended or EXIT_TIMEOUT_S has passed.
 export HUNYUAN3D_DRAIN_FILE=$state/drain METRICS_PORT METRICS_ADDRESS
 stopping=
 trap 'stopping=yes' TERM INT
@@ -100,11 +101,11 @@ fi
 server=$!
 code=0
 idle=
-[[ -n $stopping ]] || wait "$server" || code=$? # a signal ends it too
+[[ -n $stopping ]] || wait "$server" || code=$? # a signal also ends this wait
 if [[ -n $stopping ]]; then
     : >"$HUNYUAN3D_DRAIN_FILE"
     end=$((SECONDS + EXIT_TIMEOUT_S))
-    sleep 0.5 # requests that were let in just before
+    sleep 0.5 # requests that arrived just before the drain file may not be counted yet
     while ((SECONDS < end)) && kill -0 "$server" 2>/dev/null; do
         if python3 "$here/health.py" idle; then
             idle=yes
@@ -114,13 +115,13 @@ if [[ -n $stopping ]]; then
     done
     kill -TERM "$server" 2>/dev/null || true
     code=0
-    wait "$server" || code=$? # of an ended child too
-    while kill -0 "$server" 2>/dev/null; do # another signal came
+    wait "$server" || code=$? # this gives the exit code even if the server has already ended
+    while kill -0 "$server" 2>/dev/null; do # another signal has ended the wait
         code=0
         wait "$server" || code=$?
     done
     if ((code != 0)) && [[ -n $idle ]]; then
-        # Triton can crash while it shuts down and callers still knock; by now it holds nothing that could be lost.
+        # Triton can crash if requests arrive during its shutdown. No sample is lost by now, so the exit code is 0.
         printf 'warning: tritonserver ended with code %d after its last sample\n' "$code" >&2
         code=0
     fi

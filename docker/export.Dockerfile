@@ -1,12 +1,12 @@
-# Checkpoint -> ONNX -> plan, inside the very image that will serve the plan, with the TensorRT that this image has.
+# Exports a checkpoint to ONNX and builds the plans. The base image is the server's, because a plan needs the server's TensorRT.
 ARG TRITON_TAG=26.07-py3
 ARG TRITON_DIGEST=
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}${TRITON_DIGEST}
 ARG TENSORRT_VERSION=11.1.0
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# A plan runs on its own TensorRT only: the builder's and the server's must be one.
+# A plan runs only on the TensorRT version that built it, so TENSORRT_VERSION must be the version in the server's image.
 RUN find / -xdev -name "libnvinfer.so.${TENSORRT_VERSION}*" | grep -q . \
-    || { echo "TENSORRT_VERSION must be the image's, got ${TENSORRT_VERSION}; it has $(find / -xdev -name 'libnvinfer.so.*')" >&2; exit 1; }
+    || { echo "TENSORRT_VERSION must be the image's version, got ${TENSORRT_VERSION}; found $(find / -xdev -name 'libnvinfer.so.*')" >&2; exit 1; }
 WORKDIR /opt/hunyuan3d
 COPY pyproject.toml README.md LICENSE NOTICE constraints.txt ./
 COPY client client

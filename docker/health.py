@@ -1,4 +1,4 @@
-"""Exit code 0 when the server in this container is `ready` (the default), `live`, or `idle`: no sample runs or waits."""
+"""Exits with 0 when the server in this container is `ready` (the default), `live`, or `idle` (no sample runs or waits)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _get(variable: str, default: str, path: str) -> str:
 
 
 def host(path: str) -> str:
-    """Where the entrypoint lets the server listen for `path`."""
+    """The host to ask for `path`, by the same settings from which the entrypoint derives the listening addresses."""
     bind = os.environ.get("BIND_ADDRESS", "")
     http = os.environ.get("HTTP_ADDRESS", "") or ("127.0.0.1" if os.environ.get("TLS_CERT_FILE") else bind)
     address = os.environ.get("METRICS_ADDRESS", "") or bind if path == "metrics" else http

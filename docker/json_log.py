@@ -1,4 +1,7 @@
-"""tritonserver's log on stdin -> one JSON object a line on stdout: time, level, source, message, request_id where there is one."""
+"""Turns tritonserver's log on stdin into one JSON object per line on stdout.
+
+The keys are time, level, source and message, and request_id if the line is about a request that has an id.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 
-# glog's line: severity, month and day, time, process, file:line] message.
+# The form of glog's lines: severity, month and day, time, process, file:line] message.
 LINE = re.compile(r"(?P<level>[IWEF])\d{4} (?:[\d:.]+) \d+ (?P<source>[^\]]+)\] (?P<message>.*)", re.DOTALL)
-# As the sampler and as Triton itself begin what they say of a request.
+# The ways in which the sampler and Triton itself begin a message about a request.
 REQUEST = re.compile(r"request '(?P<quoted>[^']*)' failed|request (?P<word>\S+) [a-z]+: |\[request id: (?P<own>[^\]]+)\] ")
 NO_ID = {"", "-", "<id_unknown>"}
 LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
 
 
 def records(lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    """A line that is none of glog's (a table, a traceback) has the level of the one before it."""
+    """Yields a record for each line. A line without glog's prefix (a table, a traceback) has the level of the line before."""
     level = "info"
     for line in lines:
         text = line.rstrip("\n")
@@ -42,7 +45,7 @@ def _message(found: re.Match[str] | None, text: str) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ends with its input, after the server's last line
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends with its input, after the server's last line
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for record in records(sys.stdin):
         sys.stdout.write(json.dumps(record) + "\n")

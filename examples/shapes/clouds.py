@@ -1,4 +1,4 @@
-"""Training data: point clouds of every trained prompt, each point matched to its own noise."""
+"""Training data: point clouds of every trained prompt, with a noise vector matched to each point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hunyuan3d_export.shapes.prompts import TRAINED_PROMPTS, solid
 
 CLOUD_POINTS = 512
 NULL_PROBABILITY = 0.1
-# Clouds of several sizes, so that L stays free when sampling.
+# Training uses clouds of several sizes, so that the model can sample with other L too.
 SIZES, SIZE_SHARES = (128, 256, 512), (0.3, 0.4, 0.3)
 
 
@@ -34,10 +34,10 @@ class Batch:
 
 
 def matched_pairs(prompt: str, clouds: int, seed: int) -> NDArray[np.float32]:
-    """Points of a solid with the 3-D noise each is paired to, [clouds, 2 (noise, point), CLOUD_POINTS, 3].
+    """Points of a solid, each with its 3-D noise, [clouds, 2 (noise, point), CLOUD_POINTS, 3].
 
-    The tokens of a cloud are a set, so any permutation of the noise has the same distribution. The one with the least total
-    squared distance makes the paths from noise to data nearly straight: minibatch optimal transport within the cloud.
+    The tokens of a cloud are a set, so any permutation of the noise has the same distribution. The permutation with the least
+    total squared distance makes the paths from noise to data nearly straight: minibatch optimal transport within the cloud.
     """
     random = np.random.default_rng([seed, zlib.crc32(prompt.encode())])
     pairs = np.empty((clouds, 2, CLOUD_POINTS, 3), np.float32)
@@ -50,9 +50,9 @@ def matched_pairs(prompt: str, clouds: int, seed: int) -> NDArray[np.float32]:
 
 
 class Clouds:
-    """Endless batches; one batch holds prompts of one length, because the model has no padding mask.
+    """Draws random batches without end. All prompts of a batch have equal length, because the model has no padding mask.
 
-    Raises ValueError for pairs of a prompt that is held out.
+    Raises ValueError for pairs of a prompt that is not in TRAINED_PROMPTS.
     """
 
     def __init__(self, pairs: dict[str, NDArray[np.float32]], tokens: int, seed: int) -> None:
@@ -75,7 +75,7 @@ class Clouds:
         context = torch.stack([self._contexts[prompt] for prompt in prompts])
         context[self._random.random(len(prompts)) < NULL_PROBABILITY] = 0.0
         noise = torch.randn(len(prompts), length, LATENT_CHANNELS, generator=self._generator)
-        # Only the three carrying channels of the noise take part in the matching; the other 61 stay independent.
+        # Only the three channels of the noise that carry the points are matched; the other 61 stay independent.
         noise += (pairs[:, 0] - noise @ self._frame.T) @ self._frame
         return Batch(noise, POINT_SCALE * pairs[:, 1] @ self._frame, context)
 
@@ -86,7 +86,7 @@ class Clouds:
 
 
 def load_pairs(cache: Path, clouds: int, seed: int) -> dict[str, NDArray[np.float32]]:
-    """matched_pairs of every trained prompt, from the file `cache`, made first (minutes) when it is missing."""
+    """matched_pairs of every trained prompt, read from the file `cache`. Making a missing file takes minutes."""
     if not cache.is_file():
         cache.parent.mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("spawn")

@@ -22,11 +22,11 @@ SCALES = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 METRICS = ("mean", "p95", "coverage", "accuracy", "energy")
 CURVE_SEEDS = range(100, 102)
-CURVE_PROMPTS = TRAINED_PROMPTS[::4]  # a quarter of them: a curve takes minutes, not an hour, on two cores
+CURVE_PROMPTS = TRAINED_PROMPTS[::4]  # a quarter of the prompts, so that a curve takes minutes instead of an hour on two cores
 
 
 def draw_all(model: Hunyuan3DDiT, folder: Path) -> None:
-    """shapes.png, quality-steps.png, quality-guidance.png and the numbers behind them, quality.json, into `folder`."""
+    """Writes shapes.png, quality-steps.png, quality-guidance.png and the curves' numbers, quality.json, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     gallery(model, folder / "shapes.png")
     steps = {n: quality(model, n, SHAPES.guidance_scale) for n in STEPS}
@@ -37,7 +37,7 @@ def draw_all(model: Hunyuan3DDiT, folder: Path) -> None:
 
 
 def gallery(model: Hunyuan3DDiT, path: Path) -> None:
-    """One sample of every prompt, 1024 points each; prompts held out of training carry a star."""
+    """Draws one sample of 1024 points for every prompt. A star marks the prompts that were held out of training."""
     sample = torch_sampler(model, guidance="guided")
     drawn = functools.partial(draw, sample, seeds=[0], num_latents=1024, guidance_scale=SHAPES.guidance_scale)
     clouds = {prompt: decode_points(drawn(prompt)[0]) for prompt in PROMPTS}
@@ -45,7 +45,7 @@ def gallery(model: Hunyuan3DDiT, path: Path) -> None:
 
 
 def quality(model: Hunyuan3DDiT, steps: int, scale: float) -> dict[str, float]:
-    """The metrics averaged over CURVE_PROMPTS, 2 seeds each."""
+    """The metrics, averaged over CURVE_PROMPTS with 2 seeds each."""
     sample = torch_sampler(model, steps=steps, guidance="guided")
     drawn = functools.partial(draw, sample, seeds=CURVE_SEEDS, num_latents=SHAPES.num_latents, guidance_scale=scale)
     rows = [measure(drawn(prompt), prompt) for prompt in CURVE_PROMPTS]
@@ -53,7 +53,7 @@ def quality(model: Hunyuan3DDiT, steps: int, scale: float) -> dict[str, float]:
 
 
 def curve(results: dict[float, dict[str, float]], label: str, path: Path) -> None:
-    """Distances and accuracy over a knob."""
+    """Plots distances and accuracy over the setting named by `label`."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     distances, accuracy = figure.subplots(1, 2)
     for name in ("mean", "p95", "coverage"):

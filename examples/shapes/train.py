@@ -35,10 +35,11 @@ CHECKPOINT_NAME = "shapes.safetensors"
 
 
 def new_model(config: DiTConfig, seed: int) -> Hunyuan3DDiT:
-    """Torch's default initialisation, with every gate at zero so that each block starts as the identity.
+    """A model with torch's default initialisation, except for its gates and its first and last layers.
 
-    The last layer starts as minus the transpose of the first, an orthogonal matrix: minus the input, normalised, which is
-    already the velocity of the 61 channels that hold noise alone. From a start at zero they would not learn to leave.
+    Every gate starts at zero, so that each block starts as the identity. The first layer starts as an orthogonal matrix and the
+    last layer as minus its transpose, so the model's first output is minus the normalised input. This is already the velocity
+    of the 61 channels that hold only noise. If the last layer started at zero, these channels would not learn it.
     """
     torch.manual_seed(seed)
     model = Hunyuan3DDiT(config)
@@ -56,7 +57,7 @@ def new_model(config: DiTConfig, seed: int) -> Hunyuan3DDiT:
 
 
 def draw_times(count: int, generator: torch.Generator) -> Tensor:
-    """Flow times [count]: logit-normal, leaning towards the data, where the distance to the surface is decided."""
+    """Flow times [count], three quarters logit-normal towards the data, where the distance to the surface is decided."""
     normal = torch.randn(count, generator=generator)
     uniform = torch.rand(count, generator=generator)
     leaning = torch.sigmoid(0.6 + 1.2 * normal)
@@ -66,12 +67,12 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
 def flow_loss(model: nn.Module, batch: Batch, t: Tensor, basis: Tensor) -> Tensor:
     """Mean squared velocity error, scalar.
 
-    The three channels that carry the points weigh more; the other 61 count by their effect on the clean latents, (1-t)^2,
-    or learning to divide by 1-t would take most of the capacity.
+    The three channels that carry the points have a larger weight. The error of the other 61 is weighted with its effect on the
+    clean latents, (1-t)^2, because otherwise most of the model's capacity would go into learning to divide by 1-t.
     """
     wide = t[:, None, None]
     latents = (1 - wide) * batch.noise + wide * batch.data
-    # bfloat16 is precise enough for gradients (the averaged weights stay float32) and a third faster on CPUs that have it.
+    # bfloat16 is a third faster on CPUs that have it, and precise enough for gradients: the averaged weights stay float32.
     with torch.autocast(latents.device.type, torch.bfloat16):
         velocity = model(latents, t, batch.context)
     error = velocity - (batch.data - batch.noise)
@@ -82,7 +83,7 @@ def flow_loss(model: nn.Module, batch: Batch, t: Tensor, basis: Tensor) -> Tenso
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
-    """Exponential moving average of the weights, quick at first."""
+    """Updates the exponential moving average of the weights. The decay is smaller in the first steps."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
     for kept, new in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)
@@ -102,7 +103,7 @@ def new_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Sets every group to `factor` times the rate it was made with."""
+    """Sets the rate of every parameter group to `factor` times its initial rate."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
 
@@ -113,7 +114,7 @@ def learning_rate(progress: float, step: int) -> float:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Writes the averaged model of args.steps steps, or of args.max_minutes: the cosine ends with whichever comes first."""
+    """Trains for args.steps steps or args.max_minutes, whichever ends first, and writes the averaged model."""
     clouds = Clouds(
         load_pairs(args.out / f"pairs-{args.seed}-{args.clouds}.npy", args.clouds, args.seed), args.tokens, args.seed
     )
@@ -149,7 +150,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def write_manifest(checkpoint: Path, args: argparse.Namespace, *, steps: int, minutes: float) -> None:
-    """Where the checkpoint came from, as JSON beside it; evaluate.py --record adds its quality."""
+    """Writes the checkpoint's origin as JSON beside it. evaluate.py --record later adds the quality."""
     manifest = {
         "sha256": sha256(checkpoint),
         "command": f"python examples/shapes/train.py --steps {steps} --seed {args.seed} --tokens {args.tokens}"
@@ -167,7 +168,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="folder of the checkpoint and the cached pairs")
     parser.add_argument("--steps", type=int, default=10_400)
     parser.add_argument(
-        "--max-minutes", type=float, default=math.inf, help="anneal to zero by then if the steps would take longer"
+        "--max-minutes", type=float, default=math.inf, help="end the cosine after this time if the steps take longer"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=2048, help="latent tokens per step: clouds x points")
@@ -181,7 +182,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    # Uncompiled, RMSNorm in bfloat16 with float32 scales takes a slower kernel, and says so at every call.
+    # Without torch.compile, RMSNorm in bfloat16 with float32 scales takes a slower kernel and warns at every call.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     train(parse_arguments())
 

@@ -1,4 +1,4 @@
-"""`make gpu-check`: one run on a GPU machine that measures what can be measured there, beside its roofline.
+"""`make gpu-check`: one run on a GPU machine that measures the denoiser's speed, beside the GPU's roofline, and its errors.
 
-Needs torch, einops, numpy, onnx and onnxruntime; everything else adds rows where it is installed.
+The check needs torch, einops, numpy, onnx and onnxruntime. Each further package that is installed adds rows to the table.
 """

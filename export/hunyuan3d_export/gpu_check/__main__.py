@@ -22,7 +22,7 @@ _VERSIONS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "num
 
 
 def jobs(setting: Setting) -> Iterator[Job]:
-    """Every row, those that need the least of the machine first."""
+    """Yields a job for every row. The jobs that need the fewest packages come first."""
     networks = Networks(setting.device)
     evaluations, samplings = Evaluations(setting, networks), Samplings(setting, networks)
     yield from evaluations.rooflines()
@@ -36,7 +36,7 @@ def jobs(setting: Setting) -> Iterator[Job]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when every row passed or was skipped with its reason, 1 when one failed, 2 for a wrong option."""
+    """Returns 0 when every row passed or was skipped with a reason, 1 when a row failed, 2 for a wrong option."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
@@ -68,16 +68,16 @@ def _machine(device: torch.device) -> dict[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gpu-check", description="What this machine's GPU does with the denoiser, in one table."
+        prog="gpu-check", description="Measure the denoiser on this machine's GPU and print one table."
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu runs the very same code, to test it")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu runs the same code, to test it")
     parser.add_argument("--preset", action="append", help="a base preset; repeatable; default v2-mini and v2-0")
-    parser.add_argument("--limit-s", type=float, default=1500.0, help="no row begins after it")
-    parser.add_argument("--row-s", type=float, default=8.0, help="for the timed calls of one row, of which there are 5 to 50")
-    parser.add_argument("--steps", type=int, default=50, help="of the sampling")
+    parser.add_argument("--limit-s", type=float, default=1500.0, help="seconds after which no further row begins")
+    parser.add_argument("--row-s", type=float, default=8.0, help="seconds for the 5 to 50 timed calls of one row")
+    parser.add_argument("--steps", type=int, default=50, help="steps of the sampling")
     parser.add_argument("--attention-length", type=int, default=4096, help="L of the attention rows")
     parser.add_argument(
-        "--build", type=Path, default=Path("build"), help="artifacts: PRESET-PRECISION/, reused while they match"
+        "--build", type=Path, default=Path("build"), help="folder of PRESET-PRECISION/ artifacts, reused if they match"
     )
     parser.add_argument("--report", type=Path, default=Path("build") / "gpu-check.json", help="the rows as JSON")
     return parser

@@ -1,4 +1,4 @@
-"""Time and memory of every attention backend at one length, against `standard`: the claims that need a GPU."""
+"""Time and memory of every attention backend at one length, relative to `standard`, beside the claims that need a GPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .stopwatch import wait
 
 PART = "attention"
 HEADS, HEAD_DIM = 16, 64
-# What the description of the attention designs claims for L = 4096, as shares of `standard`: time, memory.
+# The time and the memory at L = 4096 that the description of the attention designs claims, as shares of `standard`.
 CLAIMS = {"flash": (0.40, 0.50), "sage": (0.25, 0.40)}
 _MIB = 2**20
 
 
 class AttentionRows:
-    """The jobs; `standard` comes first, since the others are shown as shares of it."""
+    """The jobs. `standard` comes first, because the other rows show their shares of its time and memory."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -42,7 +42,7 @@ class AttentionRows:
         if reason := BACKENDS[backend].refusal(q, k, v, Call(None, None, False, 0.0, CHUNK_SIZE)):
             raise Skip(f"{backend} must get {reason}")
         run = functools.partial(attention, q, k, v, backend=backend)
-        run()  # what a first call loads and keeps is not the call's own
+        run()  # the first call also loads kernels and keeps workspaces, whose memory must not count
         wait(device)
         with PeakMemory(device) as peak:
             run()

@@ -1,4 +1,4 @@
-"""One velocity evaluation in every runtime this machine has: time beside the roofline, error against float32 torch."""
+"""One velocity evaluation in every runtime of this machine: its time beside the roofline, its error against float32 torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOFLINE, EVALUATION, BUILD = "matmul", "evaluation", "build"
 
 
 class Evaluations:
-    """The jobs, and what they share: the networks, and float32 torch's velocities that all others are held against."""
+    """The jobs. They share the networks and the velocities of float32 torch, with which all other velocities are compared."""
 
     def __init__(self, setting: Setting, networks: Networks) -> None:
         self._setting = setting
@@ -31,12 +31,12 @@ class Evaluations:
         self._runtime = OneAtATime()
 
     def rooflines(self) -> Iterator[Job]:
-        """The rate of a large matrix product in each precision: what the rooflines are drawn from."""
+        """The rate of a large matrix product in each precision. The rooflines of all other rows derive from these rates."""
         for precision in PRECISIONS:
             yield Job(ROOFLINE, precision, functools.partial(self._roofline, precision))
 
     def in_torch(self, preset: str) -> Iterator[Job]:
-        """Every precision and path in torch; float32 first, which is what the others are held against."""
+        """Every precision and path in torch. float32 comes first, because the others are compared with it."""
         for precision in PRECISIONS:
             network = functools.partial(self._networks.get, preset, precision)
             yield from self._jobs("torch", preset, precision, network)
@@ -48,7 +48,7 @@ class Evaluations:
         yield from self._jobs("ONNX Runtime", preset, self._setting.served_precision, load)
 
     def in_tensorrt(self, preset: str) -> Iterator[Job]:
-        """The plans' build is a row of its own."""
+        """Every path in TensorRT, after a row for the time of building the plans."""
         name = f"{preset}: plans by TensorRT, {self._setting.served_precision}"
         yield Job(BUILD, name, lambda: self._built(preset, name))
         yield from self._jobs("TensorRT", preset, self._setting.served_precision, lambda: self._engine(preset))
@@ -92,7 +92,7 @@ class Evaluations:
     def _built(self, preset: str, name: str) -> Row:
         start = time.monotonic()
         self._runtime.get(("TensorRT", preset, self._setting.served_precision), lambda: self._engine(preset))
-        return Row(part=BUILD, name=name, time_ms=1000 * (time.monotonic() - start), note="with the export, where it was due")
+        return Row(part=BUILD, name=name, time_ms=1000 * (time.monotonic() - start), note="includes an export if needed")
 
     def _engine(self, preset: str) -> Denoiser:
         from ..engine_from_onnx import build_engines

@@ -1,4 +1,4 @@
-"""ONNX Runtime on torch's own memory: nothing is copied between a call's tensors and the device."""
+"""ONNX Runtime reads and writes the memory of torch's tensors, so a call copies nothing to or from the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
 
 class BoundRunner:
-    """The denoiser graphs below an artifacts folder (runners.Runner). Raises Skip without the device's provider."""
+    """Runs the denoiser graphs of an artifacts folder (a runners.Runner). Raises Skip if the device's provider is missing."""
 
     def __init__(self, artifacts: Path, device: torch.device) -> None:
         self._provider = _PROVIDERS[device.type]
@@ -38,7 +38,7 @@ class BoundRunner:
         velocity = torch.empty_like(inputs["latents"])
         binding.bind_output("velocity", *place, np.float32, tuple(velocity.shape), velocity.data_ptr())
         if self._device.type == "cuda":
-            # The session runs on a stream of its own and returns when that is done, so only the inputs have to be waited for.
+            # The session waits for its own stream before it returns, so only torch's work on the inputs needs a wait here.
             torch.cuda.current_stream(self._device).synchronize()
         session.run_with_iobinding(binding)
         return {"velocity": velocity}
@@ -47,7 +47,7 @@ class BoundRunner:
         if model not in self._sessions:
             path = self._artifacts / model / ONNX_FILE
             session = onnxruntime.InferenceSession(str(path), providers=[self._provider])
-            # A provider whose libraries are missing is dropped with no more than a warning: a CPU would be measured.
+            # ONNX Runtime only warns if a provider's libraries are missing, and uses the CPU: the time would be wrong.
             if session.get_providers()[0] != self._provider:
                 raise Skip(f"ONNX Runtime could not load its {self._provider}: its CUDA or cuDNN libraries are missing")
             self._sessions[model] = session

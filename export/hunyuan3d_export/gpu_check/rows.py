@@ -1,4 +1,4 @@
-"""What a check's table is made of, and how its rows come about within a time limit."""
+"""The rows of the check's table, and the loop that measures them within a time limit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class Skip(Exception):
-    """This machine lacks what the row needs."""
+    """This machine lacks a package or a device that the row needs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement. roofline_ms: the time of its matrix products alone at the measured rate of this device.
+    """One measurement.
 
-    error: relative L2 against float32 torch. note: a ratio, or why there is nothing to show.
+    roofline_ms: the time that the matrix products alone would take at this device's measured rate.
+    error: relative L2 error against float32 torch. note: a ratio, or the reason why nothing was measured.
     """
 
     part: str
@@ -44,7 +45,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A row to be: run gives it, or raises Skip."""
+    """A row that is still to be measured: `run` returns it or raises Skip."""
 
     part: str
     name: str
@@ -52,9 +53,9 @@ class Job:
 
 
 def collect(jobs: Iterable[Job], *, limit_s: float, report: Path, machine: dict[str, str]) -> list[Row]:
-    """Runs the jobs in their order; those that would begin after limit_s are listed as skipped.
+    """Runs the jobs in their order. A job that would begin after limit_s becomes a skipped row.
 
-    The report is written after each row, so that an interrupted run leaves what it had.
+    The report is written after each row, so that an interrupted run leaves the rows it has measured.
     """
     deadline = time.monotonic() + limit_s
     rows = []
@@ -76,7 +77,7 @@ def _row(job: Job) -> Row:
         return job.run()
     except Skip as reason:
         return Row(part=job.part, name=job.name, note=f"skipped: {reason}")
-    except Exception as error:  # one row's failure must not cost the others, which may never run on this machine again
+    except Exception as error:  # the other rows must still run: this machine may not be available again
         logger.warning("%s, %s failed", job.part, job.name, exc_info=error)
         first_line = (str(error) or repr(error)).splitlines()[0]
         return Row(part=job.part, name=job.name, note=f"failed: {first_line}", failed=True)
@@ -86,7 +87,7 @@ HEADER = ("part", "what", "ms", "TFLOP", "roofline ms", "of roofline", "MiB", "e
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """The row's texts, in HEADER's order."""
+    """The row as one text per column of HEADER."""
     share = "" if row.time_ms is None or row.roofline_ms is None else f"{row.roofline_ms / row.time_ms:.0%}"
     verdict = "" if row.passed or row.failed else "FAILED "
     return (

@@ -23,7 +23,7 @@ _TIMEOUT_S = 600.0
 
 
 class Samplings:
-    """The jobs of one preset: flow_match steps at the guidance scale the presets have, by the guided evaluation."""
+    """The jobs of one preset: flow_match sampling by guided evaluations, at GUIDANCE_SCALE."""
 
     def __init__(self, setting: Setting, networks: Networks) -> None:
         self._setting = setting
@@ -50,7 +50,7 @@ class Samplings:
         return self._row(name, chosen, seconds(lambda: run(self._setting.steps), device))
 
     def _served(self, preset: str, name: str) -> Row:
-        """tritonserver with the torch runtime on this device; the client sends the context once and gets the result."""
+        """Samples on a tritonserver with the torch runtime on this device. The client sends the context once per sample."""
         if absent := [package for package in _NEEDED if importlib.util.find_spec(package) is None]:
             raise Skip(f"the embedded server needs {', '.join(absent)}")
         from hunyuan3d_client import Client

@@ -1,4 +1,4 @@
-"""What a check runs on and with: the device, the presets and their networks, one of which is in memory at a time."""
+"""The settings of a check (device, presets, limits) and the presets' networks, which are kept in memory a few at a time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ..precisions import PRECISIONS
 from .rows import Skip
 from .stopwatch import Stopwatch
 
-PATHS = tuple(path for path in contract.PATHS if path != "distilled")  # a base preset's
+PATHS = tuple(path for path in contract.PATHS if path != "distilled")  # the paths of a base preset
 GUIDANCE_SCALE = 5.0
-# The guided graph's copies of the null token.
+# The number of null tokens that stand for the unconditional context in the guided graph.
 _NULL_TOKENS = {"fp32": 1, "fp16": 2, "bf16": 3}
 
 Kept = TypeVar("Kept")
@@ -33,7 +33,12 @@ Kept = TypeVar("Kept")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """build: where artifacts are looked for and made, as PRESET-PRECISION/. steps: of the sampling. row_s: for one row's timed calls."""
+    """The options of a check.
+
+    build: the folder where artifacts are looked for and made, as PRESET-PRECISION/. steps: the steps of a sampling.
+    attention_length: L of the attention rows. row_s: seconds for the timed calls of one row.
+    Raises ValueError for a preset that does not exist or is guidance-distilled.
+    """
 
     device: torch.device
     presets: tuple[str, ...]
@@ -53,12 +58,12 @@ class Setting:
 
     @property
     def served_precision(self) -> str:
-        """What is exported and served: half precision where it is fast."""
+        """The precision of the exported and served networks: fp16 on a GPU, and fp32 on a CPU, where fp16 is slow."""
         return "fp16" if self.device.type == "cuda" else "fp32"
 
 
 def flop(preset: Preset, path: str, precision: str) -> int:
-    """Of one evaluation of one sample at the preset's own sizes."""
+    """Floating-point operations of one evaluation of one sample, at the preset's own sizes."""
     sizes = {"latent_tokens": preset.num_latents, "context_tokens": preset.context_tokens}
     if path == "guided":
         return compute.guided(preset.config, **sizes, null_tokens=_NULL_TOKENS[precision]).total
@@ -66,7 +71,7 @@ def flop(preset: Preset, path: str, precision: str) -> int:
 
 
 def inputs_of(preset: Preset, path: str, device: torch.device) -> dict[str, Tensor]:
-    """A path's tensors at the preset's own sizes: one sample, or its conditional and unconditional rows."""
+    """A path's inputs for one sample at the preset's own sizes; two-batch has a conditional and an unconditional row."""
     inputs = {name: value.to(device) for name, value in example_inputs((1, preset.num_latents, preset.context_tokens)).items()}
     if path == "two-batch":
         inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
@@ -77,9 +82,9 @@ def inputs_of(preset: Preset, path: str, device: torch.device) -> dict[str, Tens
 
 
 class OneAtATime:
-    """Keeps the last thing made, and frees it before another is made: two full-size networks may not fit.
+    """Keeps the last object made, and frees it before it makes another, because two full-size networks may not fit.
 
-    What could not be made is not tried again: a failed build may have taken minutes.
+    A failure is kept too and raised again for the same key, because a failed build may have taken minutes.
     """
 
     def __init__(self) -> None:
@@ -111,7 +116,7 @@ class Networks:
         self._whole, self._rounded = OneAtATime(), OneAtATime()
 
     def get(self, preset: str, precision: str) -> Hunyuan3DDiT:
-        """In this precision; float32 ones are kept for the next precision of the same preset."""
+        """The preset's network in this precision. The float32 network is kept, and the other precisions are rounded from it."""
         config = PRESETS[preset].config
         whole = self._whole.get(preset, lambda: random_model(config, attention_backend="sdpa").to(self._device))
         if precision == "fp32":
@@ -120,7 +125,10 @@ class Networks:
 
 
 def onnx_artifacts(setting: Setting, preset: str) -> Path:
-    """The folder with the preset's ONNX graphs, exported there when they are missing or stale and this machine can."""
+    """The folder with the preset's ONNX graphs. If onnxscript is installed, missing or stale graphs are exported first.
+
+    Raises Skip when the folder is missing and onnxscript is not installed.
+    """
     folder = setting.build / f"{preset}-{setting.served_precision}"
     if importlib.util.find_spec("onnxscript") is not None:
         export_onnx(Weights(preset=preset), folder, options=OnnxOptions(precision=setting.served_precision))

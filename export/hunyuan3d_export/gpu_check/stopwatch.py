@@ -1,4 +1,4 @@
-"""Times on a device: medians of many calls after warm-up, and the rate its matrix products reach."""
+"""Times on a device: the median of many calls after warm-up, and the rate of a large matrix product."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MATRIX = {"cuda": 8192, "cpu": 256}
 
 
 def wait(device: torch.device) -> None:
-    """Returns when the device has nothing left to do."""
+    """Returns when the device has finished all of its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """One call, from an idle device to an idle device, by the clock on the wall."""
+    """Seconds of wall-clock time for one call, from an idle device to an idle device."""
     wait(device)
     start = time.perf_counter()
     run()
@@ -32,13 +32,13 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Stopwatch:
-    """budget_s: of the timed calls of one measurement; there are at least 5 and at most 50."""
+    """Measures on one device. budget_s: seconds for the timed calls of one measurement, of which there are 5 to 50."""
 
     device: torch.device
     budget_s: float
 
     def median_ms(self, run: Callable[[], object]) -> float:
-        """Median over the calls, after warm-up; by CUDA events on a GPU."""
+        """The median time of the calls after warm-up. On a GPU, CUDA events take the times."""
         for _ in range(_WARM_UPS - 1):
             run()
         calls = int(min(max(self.budget_s / seconds(run, self.device), _FEWEST), _MOST))

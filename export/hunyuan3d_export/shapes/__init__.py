@@ -1,7 +1,7 @@
 """The `shapes` preset: solids named by a few words, drawn as clouds of points, with the exact surfaces to measure them by.
 
-The words and the point codec belong to the client, hunyuan3d_client.shapes, and are named here too. Importing this needs numpy
-alone; `reference`, `served` and `gate` need torch.
+The words and the point codec are defined in the client's package hunyuan3d_client.shapes and re-exported here. This package
+imports only numpy; its modules `reference`, `served` and `gate` also need torch.
 """
 
 from hunyuan3d_client.shapes import (

@@ -1,4 +1,4 @@
-"""`hunyuan3d-export quality`: the gate over any path that can evaluate velocities."""
+"""`hunyuan3d-export quality`: the quality gate for any path that can evaluate velocities."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _METRICS = ("mean", "p95", "coverage", "accuracy", "energy")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateOptions:
-    """What to measure; None takes the `shapes` preset's own number, or the shipped checkpoint.
+    """What to measure. None means the `shapes` preset's own number, or the shipped checkpoint.
 
-    Raises ValueError for an unknown path, or onnx without artifacts.
+    Raises ValueError for an unknown path or guidance, for onnx without artifacts, and for artifacts without onnx.
     """
 
     through: str = "torch"
@@ -52,9 +52,9 @@ class GateOptions:
 
 
 def run(options: GateOptions) -> tuple[Report, list[str]]:
-    """The report over all trained prompts, and the bounds it misses.
+    """Returns the report over all trained prompts, and a line for each bound that it misses.
 
-    Raises CheckpointError for an unreadable checkpoint, the client's errors for a server that is not there.
+    Raises CheckpointError for an unreadable checkpoint, and the client's errors when the server cannot be reached.
     """
     preset = PRESETS["shapes"]
     steps = options.steps or preset.steps

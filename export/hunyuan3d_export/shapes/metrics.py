@@ -1,4 +1,4 @@
-"""How good a cloud of points is, measured against the exact surface its prompt names."""
+"""The quality of a cloud of points, measured against the exact surface that its prompt names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hunyuan3d_client.shapes.codec import Floats
 from .prompts import solid
 from .solids import Array
 
-# Coverage and the classifier compare against this many fixed samples of each surface.
+# Coverage uses this many fixed samples of each surface. The classifier uses the first 128 of them and of the cloud.
 _SURFACE_SAMPLES = 512
 _CLASSIFIED_POINTS = 128
 
@@ -30,15 +30,15 @@ def surface_distance(points: Floats, prompt: str) -> Array:
 def coverage_distance(points: Floats, prompt: str) -> Array:
     """Distance of fixed uniform samples of a prompt's surface to the nearest of points [N, 3], [512].
 
-    It falls with N: compare clouds of one size only.
+    The distance falls with N, so compare only clouds of equal size.
     """
     return _nearest(_surface_samples(prompt), points)
 
 
 def nearest_prompt(points: Floats, candidates: Sequence[str]) -> str:
-    """The candidate whose surface fits points [N, 3] best: least mean distance to it plus mean coverage distance.
+    """The candidate whose surface fits points [N, 3] best: its mean surface distance plus mean coverage distance is least.
 
-    Both directions count, or a cloud on one part of a surface would fit. Looks at the first 128 points.
+    Without the coverage distance, a cloud that lies on only a part of a surface would fit. Only the first 128 points count.
     """
     some = points[:_CLASSIFIED_POINTS]
     misfit = [

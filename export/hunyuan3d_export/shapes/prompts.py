@@ -1,4 +1,4 @@
-"""The vocabulary: nouns, attributes that compose, and which of their combinations the checkpoint was trained on."""
+"""The vocabulary: nouns, attributes that can be combined, and the combinations that the checkpoint was trained on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 from .solids import Array, HelixTube, Pair, Polyhedron, Revolution, Surface, normalised
 
-# x and y factor, z factor; the result is scaled back to bounding radius 1.
+# The factor of x and y, then the factor of z. The stretched solid is scaled back to bounding radius 1.
 STRETCHES = {"flat": (1.0, 0.45), "tall": (0.5, 1.0)}
-# Upstream-style prompts speak English: after "two" comes the plural, which is a word of its own.
+# Prompts are English, so "two" is followed by a plural. The model sees the plural as a different word.
 PLURALS = {
     "sphere": "spheres",
     "cube": "cubes",
@@ -30,7 +30,7 @@ def _arc(start: float, stop: float, segments: int) -> Array:
 
 
 def _hull(corners: Array) -> Array:
-    """The triangles [F, 3, 3] of a small convex polyhedron: those with every corner on one side."""
+    """The triangles [F, 3, 3] of a small convex polyhedron: each has all corners on one side of its plane."""
     found = []
     for i in range(len(corners)):
         for j in range(i + 1, len(corners)):

@@ -1,4 +1,4 @@
-"""The quality gate: what a sampler draws, measured against exact surfaces, whatever path the velocities come from."""
+"""The quality gate: it measures the samples of any sampling path against exact surfaces."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Report = dict[str, Any]
 
 Level = Literal["full", "quick"]
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
-# Scales that a path cannot serve alike when it ignores the scale or swaps its branches.
+# A path that ignores the guidance scale or swaps its two branches fails at one or more of these scales.
 PROBE_SCALES = (0.0, 1.0, 4.0)
 QUICK_PROMPTS = ("cube", "flat torus", "two cones", "two tall tetrahedra")
 PROBE_PROMPTS = ("two flat cubes", "two tall cones", "two flat tori", "flat helix")
 
 
 def initial_noise(seeds: Iterable[int], num_latents: int) -> Latents:
-    """Standard normal noise [B, L, 64], each sample from its own seed."""
+    """Standard normal noise [B, L, 64]; each sample has its own seed."""
     return np.stack([np.random.default_rng(seed).standard_normal((num_latents, 64), np.float32) for seed in seeds])
 
 
@@ -65,8 +65,8 @@ def evaluate(
 ) -> Report:
     """Draws every prompt with every seed and reports the metrics, per prompt and overall, as plain data.
 
-    A few prompts are drawn again at PROBE_SCALES ("probes"), and compared point by point with `reference` from
-    equal noise where one is given ("deviation": the median distance between points, at the worst scale).
+    PROBE_PROMPTS are drawn again at each of PROBE_SCALES ("probes"). If `reference` is given, it draws them from the same
+    noise too, and "deviation" is the median distance between its points and the sampler's, at the worst scale.
     """
     per_prompt = {
         prompt: measure(draw(sample, prompt, seeds, num_latents=num_latents, guidance_scale=guidance_scale), prompt)
@@ -96,7 +96,7 @@ def _probe(
             if reference is not None:
                 expected = draw(reference, prompt, seeds, num_latents=num_latents, guidance_scale=scale)
                 distances.append(np.linalg.norm(decode_points(latents) - decode_points(expected), axis=-1))
-        # The median, because single points, and at high scales whole clouds, amplify any rounding.
+        # The median ignores outliers: rounding errors grow large in single points and, at high scales, in whole clouds.
         deviation = {"deviation": float(np.median(distances))} if distances else {}
         probes[f"{scale:g}"] = _overall(rows) | deviation
     deviations = [values["deviation"] for values in probes.values() if "deviation" in values]
@@ -110,16 +110,16 @@ def _overall(per_prompt: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def load_thresholds(level: Level = "full") -> dict[str, Any]:
-    """The table of bounds, metric -> {"min": x} or {"max": x}, overall and for the probes by scale.
+    """The table of bounds, metric -> {"min": x} or {"max": x}, overall and for the probes at each scale.
 
-    "full" is for the preset's own number of steps and latents, "quick" for 8 steps of 64 latents of QUICK_PROMPTS, which
-    tells a broken path from a sound one in seconds.
+    The "full" bounds are for the preset's own number of steps and latents. The "quick" bounds are for 8 steps and 64 latents
+    of QUICK_PROMPTS, which tell a broken path from a sound path in seconds.
     """
     return json.loads(THRESHOLDS.read_text())[level]
 
 
 def failures(report: Report, thresholds: dict[str, Any]) -> list[str]:
-    """One line for each bound the report misses; none means that the path passes."""
+    """One line for each bound that the report misses. An empty list means that the path passes."""
     found = _misses("overall", report["overall"], thresholds["overall"])
     for scale, bounds in thresholds["probes"].items():
         found += _misses(f"guidance scale {scale}", report["probes"][scale], bounds)
@@ -131,8 +131,8 @@ def _misses(where: str, values: dict[str, float], bounds: dict[str, dict[str, fl
     for metric, bound in bounds.items():
         value = values.get(metric)
         if value is None:
-            continue  # the deviation needs a reference
-        # Written so that NaN fails.
+            continue  # a report without a reference has no deviation
+        # `not low <= value <= high` is also true for NaN, so NaN fails.
         if not bound.get("min", -np.inf) <= value <= bound.get("max", np.inf):
             found.append(f"{where}: {metric} must be within {bound}, got {value:.4g}")
     return found

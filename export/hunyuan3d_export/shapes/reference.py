@@ -1,4 +1,4 @@
-"""The reference sampler as the quality gate wants it: what every other path is compared with."""
+"""The reference sampler in the form that the quality gate takes. Every other path is compared with it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Guidance = Literal["two-batch", "guided"]
 
 
 def torch_sampler(denoiser: Denoiser, *, steps: int = 50, guidance: Guidance = "two-batch") -> Sample:
-    """A sampler as quality.evaluate wants it: flow_match Euler steps of a Hunyuan3DDiT or an OnnxDenoiser.
+    """A sampler for quality.evaluate: flow_match Euler steps with a Hunyuan3DDiT or an OnnxDenoiser.
 
-    At scale 1 the two-batch path evaluates the conditional branch alone, which is the same.
+    At scale 1 guidance changes nothing, so two-batch then evaluates the conditional branch alone.
     """
     times = sigmas("flow_match", steps)
 

@@ -1,4 +1,4 @@
-"""The quality gate's way to a running server."""
+"""The sampler of the quality gate that draws from a running server."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .reference import Guidance
 
 
 def served_sampler(client: Client, *, steps: int = 50, guidance: Guidance = "guided", timeout_s: float = 600) -> Sample:
-    """A sampler as quality.evaluate wants it, through hunyuan3d_sampler.
+    """A sampler for quality.evaluate that calls the server's model hunyuan3d_sampler.
 
-    An explicit all-zero negative context makes the server take the two-batch path for the same result.
+    For two-batch guidance it sends an all-zero negative context: the server then takes the two-batch path, and the result is
+    the same as that of the guided path.
     """
 
     def sample(context: NDArray[np.float16], latents: Latents, guidance_scale: float) -> Latents:

@@ -1,8 +1,8 @@
 """Closed surfaces that can be sampled uniformly and that know the exact distance of any point to themselves.
 
-Curved ones are defined by their facets along one parameter (a sphere here is a polygon of revolution, a helix a tube
-around a polyline), so the distances are exact for the very surface that is sampled; smooth and faceted surfaces
-differ by less than 4e-4. Every solid is scaled to bounding radius 1 about its origin.
+Curved surfaces are defined by facets along one parameter: a sphere here is a polygon of revolution, a helix is a tube around
+a polyline. The distances are therefore exact for the surface that is sampled. Smooth and faceted surfaces differ by less
+than 4e-4. Every solid is scaled to bounding radius 1 about its origin.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Polyhedron:
 
 @dataclasses.dataclass(frozen=True)
 class Revolution:
-    """A polyline turned about z: its corners as (distance to the axis, z), [P, 2]."""
+    """A polyline turned about z. profile: its corners as (distance to the axis, z), [P, 2]."""
 
     profile: Array
 
@@ -90,7 +90,8 @@ class Revolution:
         area = (starts[:, 0] + ends[:, 0]) * np.linalg.norm(ends - starts, axis=-1)
         chosen = random.choice(len(area), count, p=area / area.sum())
         (r0, r1), u = (starts[chosen, 0], ends[chosen, 0]), random.random(count)
-        # The area grows with the radius along a segment: the inverse of its cumulative share, stable for r0 = r1.
+        # The area grows with the radius along a segment, so u goes through the inverse of the area's cumulative share.
+        # This form of the inverse is stable for r0 = r1.
         fraction = u * (r0 + r1) / np.maximum(r0 + np.sqrt(r0**2 + u * (r1**2 - r0**2)), 1e-30)
         rho, z = (starts[chosen] + fraction[:, None] * (ends - starts)[chosen]).T
         angle = random.uniform(0, 2 * np.pi, count)
@@ -110,7 +111,7 @@ class Revolution:
 
 @dataclasses.dataclass(frozen=True)
 class HelixTube:
-    """All points at distance `thickness` of a helix about z, closed by round caps."""
+    """All points at distance `thickness` from a helix about z, so the tube ends in round caps."""
 
     coil: float
     half_height: float
@@ -130,7 +131,7 @@ class HelixTube:
         corners = self._corners()
         points = np.empty((0, 3))
         while len(points) < count:
-            # Every segment's capsule is sampled by area; what lies inside a neighbour's capsule is not surface.
+            # The capsules of all segments are sampled by area. A point inside a neighbour's capsule is not on the surface.
             segment = random.integers(self.segments, size=2 * count)
             starts, along = corners[segment], (corners[1:] - corners[:-1])[segment]
             candidates = self._capsules(starts, along, random)
@@ -160,7 +161,7 @@ class HelixTube:
         return np.abs(self._centre_distance(flat) - self.thickness).reshape(points.shape[:-1])
 
     def scaled(self, across: float, along: float) -> HelixTube:
-        """The helix with its centre line scaled; the tube stays round, and its thickness changes by a uniform scaling alone."""
+        """The helix with its centre line scaled. The tube stays round: only a uniform scaling changes its thickness."""
         thickness = self.thickness * across if across == along else self.thickness
         return dataclasses.replace(self, coil=self.coil * across, half_height=self.half_height * along, thickness=thickness)
 
