@@ -25,7 +25,7 @@ MICRO = {
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository."""
+    """The folder of the repository."""
     return ROOT
 
 
@@ -42,7 +42,7 @@ def weights_of_micro(*, seed: int = 0, distilled: bool = False) -> Any:
 def exported(
     weights: Any = None, *, precision: str = "fp32", attention: str = "op", distilled: bool = False, seed: int = 0
 ) -> Path:
-    """A folder with every graph that the weights have: a preset's, or else the micro ones; what is there already is kept."""
+    """A folder with every graph of the given weights or else of the micro weights. Graphs that are there already are kept."""
     from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 
     if weights is None:
@@ -74,5 +74,5 @@ def micro_distilled(micro_weights: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def artifacts() -> Callable[..., Path]:
-    """artifacts(weights=None, precision="fp32", attention="op", distilled=False, seed=0): `exported`, looked at once a session."""
+    """artifacts(weights=None, precision="fp32", attention="op", distilled=False, seed=0): `exported`, cached per session."""
     return functools.cache(exported)

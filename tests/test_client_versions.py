@@ -24,7 +24,7 @@ ENVIRONMENTS = [
 
 
 def find_python(version: str) -> str | None:
-    """An interpreter of `version`: this one, one on the path, or one of pyenv's, whose commands on the path may be off."""
+    """An interpreter of `version`: this one, one on the path, or one of pyenv's, which the path may not reach."""
     known = [sys.executable] if version == THIS else [shutil.which(f"python{version}")]
     known += map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     runs = (python for python in known if python and not subprocess.run([python, "-V"], capture_output=True).returncode)

@@ -13,7 +13,7 @@ FOLDERS = {"dit", "conditioner", "attention", "engines", "server", "commands", "
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Dotted name -> file, of everything importable."""
+    """Dotted name -> file, of all modules of both packages."""
     found = {}
     for package, folder in PACKAGES.items():
         base = root / folder
@@ -24,7 +24,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """What a module imports of `known`, wherever in its text; imports for type checkers alone are left out."""
+    """The modules of `known` that a module imports anywhere in its text, except for type checkers alone."""
     tree = ast.parse(path.read_text())
     for_types = {id(inner) for node in ast.walk(tree) if _is_type_checking(node) for inner in ast.walk(node)}
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -49,7 +49,7 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """The nodes that stay when those without arrows are taken away again and again: empty without a circle."""
+    """The nodes that are left after nodes without arrows were removed again and again: none without a circle."""
     left = {node: set(targets) & set(graph) - {node} for node, targets in graph.items()}
     while free := {node for node, targets in left.items() if not targets}:
         left = {node: targets - free for node, targets in left.items() if node not in free}

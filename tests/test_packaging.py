@@ -1,4 +1,4 @@
-"""What a plain `pip install .` promises: a client that needs nothing but NumPy and tritonclient."""
+"""A plain `pip install .` gives a client that needs nothing but NumPy and tritonclient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Everything the extras bring. The import of one of these ends the process with its name.
+# Every package that the extras bring. The import of any of them fails with its name.
 BLOCKED = (
     "torch", "einops", "onnx", "onnxscript", "onnxruntime", "safetensors", "tensorrt", "tensorrt_rtx", "cupy", "pytriton",
     "typer", "rich", "matplotlib", "scipy", "skimage", "PIL", "hunyuan3d_export",

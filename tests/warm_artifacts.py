@@ -1,4 +1,7 @@
-"""Exports what many tests share, side by side: one export keeps one core busy. Without this each is made by the first test that wants it."""
+"""Exports the artifacts that many tests share in parallel, because one export keeps only one core busy.
+
+Without this script, the first test that needs an artifact exports it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def export(options: dict[str, Any]) -> None:
 
     from hunyuan3d_export.dit.weights import Weights
 
-    warnings.simplefilter("error")  # as in the tests
+    warnings.simplefilter("error")  # as pytest is configured
     torch.set_num_threads(1)
     preset = options.pop("preset", None)
     exported(preset and Weights(preset=preset), **options)
@@ -39,7 +42,7 @@ def export(options: dict[str, Any]) -> None:
 def main() -> None:
     with ProcessPoolExecutor(max_workers=min(len(SHARED), os.cpu_count() or 1, 8)) as pool:
         for options, done in [(options, pool.submit(export, options)) for options in SHARED]:
-            if (error := done.exception()) is not None:  # the first test that wants it will say the same
+            if (error := done.exception()) is not None:  # the first test that needs the artifact will fail with it too
                 sys.stderr.write(f"{options}: {error!r}\n")
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of the client measures what it says."""
+"""The benchmark of the client measures a model that does not wait for a batch."""
 
 from __future__ import annotations
 

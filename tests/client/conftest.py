@@ -25,7 +25,7 @@ UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 
 def place(parameters: Any) -> tuple[str, int, int] | None:
-    """Segment, first byte and end of a tensor in shared memory."""
+    """The segment, first byte and end of a tensor in shared memory; None for a tensor in the message itself."""
     if "shared_memory_region" not in parameters:
         return None
     start = parameters["shared_memory_offset"].int64_param
@@ -33,7 +33,7 @@ def place(parameters: Any) -> tuple[str, int, int] | None:
 
 
 def read(request: pb.ModelInferRequest, name: str, segments: Mapping[str, mmap.mmap] = MappingProxyType({})) -> np.ndarray:
-    contents = iter(request.raw_input_contents)  # none for a tensor in shared memory
+    contents = iter(request.raw_input_contents)  # a tensor in shared memory has no content here
     for tensor in request.inputs:
         placed = place(tensor.parameters)
         content = segments[placed[0]][placed[1] : placed[2]] if placed else next(contents)
@@ -63,8 +63,11 @@ def respond(
 
 
 class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """velocity = t * latents; a trajectory of `steps` steps of zeros. `fail` aborts with a status, `text` without one,
-    `told` answers a code and words as the sampler does."""
+    """Answers velocity = t * latents, and trajectories of `steps` steps whose latents hold the seed.
+
+    `fail` is a status to abort with. A stream answers `text` as an error without a status, and `told`, a code and a message,
+    as an error output like the sampler's.
+    """
 
     def __init__(self) -> None:
         self.requests: list[pb.ModelInferRequest] = []
@@ -73,18 +76,18 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.fail: grpc.StatusCode | None = None
         self.text = ""
         self.told: tuple[str, str] | None = None
-        self.stall = threading.Event()  # unset: answers wait
+        self.stall = threading.Event()  # answers wait until it is set
         self.stall.set()
         self.cancelled = threading.Event()
         self.hold_after = 0  # a trajectory stops after this step until the client cancels
         self.infos = 0
-        self.answer: pb.ModelInferResponse | None = None  # instead of the right one
+        self.answer: pb.ModelInferResponse | None = None  # replaces the right answer
         self.segments: dict[str, mmap.mmap] = {}
         self.registrations = 0
-        self.refusal: grpc.StatusCode | None = None  # of registering a segment
+        self.refusal: grpc.StatusCode | None = None  # the status that refuses to register a segment
         self.asked_to_register = 0
-        self.missing = ""  # a model
-        self.restricted = False  # to holders of the header key: secret
+        self.missing = ""  # the name of a model that is not ready
+        self.restricted = False  # metadata needs the header "key: secret"
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -224,7 +227,7 @@ def tokens() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def prefix(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Segments of this test alone, of which none may remain."""
+    """The prefix of the segments of this test alone. No such segment may remain."""
     prefix = f"hunyuan3d-test-{os.getpid()}-"
     monkeypatch.setattr(shared_memory, "_PREFIX", prefix)
     yield prefix

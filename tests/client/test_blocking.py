@@ -43,7 +43,7 @@ def test_leaving_a_stream_early_cancels_it(leave: Callable[[Iterator[h.Step]], N
     transport = h.MockTransport()
     with h.Client(transport=transport, max_in_flight=1) as client:
         leave(client.stream(tokens(), steps=50))
-        client.sample(tokens())  # needs the slot: the cancelled stream has given it back
+        client.sample(tokens())  # needs the only slot, which the cancelled stream must have given back
         assert transport.cancelled == [transport.requests[0].request_id]
 
 
@@ -145,7 +145,7 @@ def test_an_interrupt_cancels_the_request(stalled: Any, tokens: Tokens) -> None:
         while sys._current_frames()[main].f_code.co_name != "wait" and time.monotonic() < deadline:
             time.sleep(0.001)
         while not interrupted.is_set() and time.monotonic() < deadline:
-            signal.pthread_kill(main, signal.SIGINT)  # Python loses one that comes just before the wait begins
+            signal.pthread_kill(main, signal.SIGINT)  # Python loses a signal just before the wait begins
             interrupted.wait(1)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored

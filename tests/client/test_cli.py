@@ -35,7 +35,8 @@ def run(kserve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     np.savez("pair.npz", context=two, negative_context=-two)
 
     def call(*args: str) -> Result:
-        for stream in ("stdout", "stderr"):  # consoles bind their file when made; the runner replaces the files
+        # A Console keeps the stream that it finds when it is made, but CliRunner replaces the streams for each call.
+        for stream in ("stdout", "stderr"):
             monkeypatch.setattr(cli, stream, Console(stderr=stream == "stderr"))
         return CliRunner().invoke(cli.app, list(args))
 
@@ -72,7 +73,7 @@ def test_sample(run: Run, kserve: Any) -> None:
     assert "latents" in {tensor.name for tensor in kserve.requests[-1].inputs}
 
 
-# On the command line: each option of sampling with a value, and what it becomes in the request.
+# Each option of sampling: its value on the command line, and the value that the request must then hold.
 FLAGS: dict[str, tuple[str, Any]] = {
     "steps": ("2", [2]),
     "guidance_scale": ("2.5", [2.5]),
@@ -181,7 +182,7 @@ def test_a_header_goes_with_every_call(run: Run, kserve: Any, monkeypatch: pytes
 
 
 def test_an_authority_that_cannot_be_read(run: Run) -> None:
-    """tests/docker/test_security.py has one that can, and a server that it signs for."""
+    """tests/docker/test_security.py tests an authority that can be read, with a server whose certificate it signed."""
     refused = run("--ca", "missing.pem", "health")
     assert refused.exit_code == 2 and "missing.pem" in refused.stderr
 

@@ -120,7 +120,7 @@ def test_leaving_an_async_stream_early_cancels_it(tokens: Tokens) -> None:
             async for step in client.stream(tokens(), steps=50):
                 assert step.index == 1
                 break
-            await client.sample(tokens())  # needs the slot
+            await client.sample(tokens())  # needs the only slot, which the stream must have given back
             assert transport.cancelled == [transport.requests[0].request_id]
 
     asyncio.run(main())
@@ -200,7 +200,7 @@ def test_options_of_the_methods_are_those_tested_and_equal_in_both_clients() -> 
     assert inspect.signature(h.Client).parameters == inspect.signature(h.AsyncClient).parameters
 
 
-# Where each option of the constructors is seen to change something.
+# For each option of a constructor, the test in which the option changes something.
 SEEN_IN: dict[Any, dict[str, str]] = {
     h.AsyncClient: {
         "url": "test_the_urls_of_a_client",

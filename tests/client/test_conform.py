@@ -1,4 +1,4 @@
-"""What the server declares and answers, against the contract."""
+"""The tensors that a server declares and answers are checked against the contract."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_arguments_are_checked_as_pythons_own_are() -> None:
 
 
 def run(name: str, given: dict[str, Any]) -> h.MockTransport:
-    """The requests of one call."""
+    """The transport of one call, which holds the call's requests."""
     transport = h.MockTransport()
     with h.Client(transport=transport) as client:
         first = b"picture" if name.startswith("generate") else np.zeros((1, 5, contract.CONTEXT_WIDTH))

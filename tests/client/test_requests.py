@@ -72,7 +72,7 @@ def test_no_wrong_shape_or_dtype_passes(shape: tuple[int, ...], dtype: Any, name
 def test_a_finite_value_arrives_finite_or_is_refused(value: float) -> None:
     wide = context(dtype=np.float64)
     wide[0, -1, 3] = value
-    if abs(value) < 65520:  # the first that rounds to infinity
+    if abs(value) < 65520:  # float16 rounds this and larger values to infinity
         assert denoise(c=wide)[1]["context"][0, -1, 3] == np.float16(value)
         return
     with pytest.raises(InvalidInput, match="float16's range") as error:
@@ -152,7 +152,7 @@ def test_missing_batch_axis_means_one() -> None:
 
 
 class Elsewhere:
-    """An array on a device, as torch and cupy show themselves, without either."""
+    """An array on a device. The subclasses imitate torch and cupy, so neither package is needed."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array

@@ -1,4 +1,4 @@
-"""Several servers behind one client, over transports that fail as told."""
+"""Several servers behind one client, over transports whose failures the tests choose."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_the_failed_server_is_asked_why_and_not_its_neighbour(tokens: Tokens) ->
             for server in servers:
                 server.state = "up"
             await until(lambda: len(client._transport._up) == 2)
-            await client.model_info(contract.DIT)  # known again: the next call is the request itself
+            await client.model_info(contract.DIT)  # fetched here, so that the next call sends only its request
             client._transport._up[0].state = state
             with pytest.raises(kind) as error:
                 await client.denoise(LATENTS, 0.5, tokens())
@@ -152,7 +152,7 @@ def test_the_failed_server_is_asked_why_and_not_its_neighbour(tokens: Tokens) ->
 
 
 def test_a_server_that_ends_without_a_status_is_left(tokens: Tokens) -> None:
-    """What an exiting Triton answers to a stream: words, no status."""
+    """A Triton that exits ends a stream with a message but without a status."""
     servers = [Server(), Server()]
 
     async def body(client: h.AsyncClient) -> None:
@@ -168,7 +168,7 @@ def test_a_server_that_ends_without_a_status_is_left(tokens: Tokens) -> None:
 
 
 def test_a_server_that_refuses_is_passed_over_for_a_while(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says that it is ready all the same."""
+    """The server says that it is ready although it refuses."""
     monkeypatch.setattr(round_robin, "_PAUSE_S", 60.0)
     servers = [Server(), Server()]
 
@@ -241,7 +241,7 @@ def test_a_server_that_hangs_from_the_start_holds_nobody_up(tokens: Tokens) -> N
     assert counts(servers) == [0, 4]
 
     async def alone(client: h.AsyncClient) -> None:
-        await client.denoise(LATENTS, 0.5, tokens(), timeout_s=0.2)  # its turn after all: asking took too long
+        await client.denoise(LATENTS, 0.5, tokens(), timeout_s=0.2)  # all spent on asking the server whether it is ready
 
     servers = [Hung()]
     started = time.monotonic()
@@ -256,7 +256,7 @@ def test_no_servers() -> None:
 
 
 def test_a_model_that_nobody_has_keeps_no_server_out(tokens: Tokens) -> None:
-    """The first call asks for it, and again later; what the others do is not its concern."""
+    """The servers are still asked for the missing model while calls for other models join and leave them as usual."""
     servers = [Server(), Server()]
     for server in servers:
         del server.models[contract.DIT_GUIDED]
@@ -280,7 +280,7 @@ def test_a_model_that_nobody_has_keeps_no_server_out(tokens: Tokens) -> None:
 
 
 class Slow(Server):
-    """It takes a while to say whether a model is ready."""
+    """A server that takes a while to say whether a model is ready."""
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:
         await asyncio.sleep(0.02)
@@ -288,7 +288,7 @@ class Slow(Server):
 
 
 def test_calls_for_different_models_wait_for_the_same_server(tokens: Tokens) -> None:
-    """At the start nothing is up: no call ends another's question."""
+    """At the start no server is known to be up, so calls ask for different models at once. No call stops another's question."""
     servers = [Slow("down"), Slow()]
 
     async def body(client: h.AsyncClient) -> None:

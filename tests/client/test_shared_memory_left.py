@@ -1,4 +1,4 @@
-"""What becomes of segments whose request, or whose client, came to a bad end. The server is in this process (conftest.py)."""
+"""Segments whose request failed or whose client died. The server is in this process (conftest.py)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_leaving_a_stream_leaves_its_segment(kserve: Any, prefix: str) -> None:
 
 
 def test_what_nobody_owns_is_unregistered_after_a_while(kserve: Any, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    neighbour = shared_memory.Segment(1 << 20)  # owned: locked by this process
+    neighbour = shared_memory.Segment(1 << 20)  # owned, because this process has locked it
     for name in (f"{prefix}left", neighbour.name, "someone's"):
         kserve.segments[name] = mmap.mmap(-1, 1 << 20)
     monkeypatch.setattr(shared_memory, "_SWEEP_S", 0.05)
@@ -86,7 +86,7 @@ def test_a_new_segment_taken_for_a_dead_ones_is_not_used(monkeypatch: pytest.Mon
     lock = shared_memory.fcntl.flock
 
     def late(file: int, kind: int) -> None:
-        """Another client looks between the making of the file and its locking."""
+        """Another client looks at the segment's file after the file was made and before it is locked."""
         monkeypatch.setattr(shared_memory.fcntl, "flock", lock)
         (path,) = segments(prefix)
         assert not shared_memory._is_owned(path, or_unlink=True) and not path.exists()
@@ -123,7 +123,7 @@ def test_nothing_is_left_after_kill_9_and_a_restart(kserve: Any, prefix: str, mo
     command = [sys.executable, "-c", KILLED, kserve.url, prefix]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "done\n"
-        kserve.stall.clear()  # the second call is in flight
+        kserve.stall.clear()  # the second call gets no answer, so it cannot end before the kill
         process.send_signal(signal.SIGKILL)
         process.wait()
     kserve.stall.set()

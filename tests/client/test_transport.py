@@ -43,7 +43,7 @@ def test_denoise_round_trip(kserve: Any, tokens: Tokens) -> None:
     text=st.text(max_size=200),
 )
 def test_a_message_is_what_protobuf_reads(sizes: list[int], text: str) -> None:
-    """Sizes around 128, 16 384 and 2 097 152 bytes, where a length takes one byte more."""
+    """The sizes lie around 128, 16 384 and 2 097 152 bytes, where protobuf writes a length in one byte more."""
     inputs: dict[str, np.ndarray] = {f"x{i}": np.arange(size, dtype=np.float32)[None] for i, size in enumerate(sizes)}
     inputs["schedule"] = np.array([text.encode()], np.object_)
     request = h.Request("model", inputs, "id", output_bytes={"velocity": 4})
@@ -93,7 +93,7 @@ def test_the_models_declaration_is_fetched_once(kserve: Any, tokens: Tokens) -> 
             client.denoise(LATENTS, 0.5, tokens(2))
         kserve.fail = None
         client.denoise(LATENTS, 0.5, tokens(2))
-    assert kserve.infos == 3  # a refusal may mean another deployment
+    assert kserve.infos == 3  # asked again, because a refusal may mean another deployment
     assert info.platform == "python" and info.max_batch_size == 8
     assert info.parameters == {"precision": "fp32"} and info.inputs["t"].shape == (-1, 1)
 
@@ -109,11 +109,11 @@ def test_health(kserve: Any) -> None:
 
 
 def test_a_server_that_restricts_what_it_tells(kserve: Any, tokens: Tokens) -> None:
-    """Calls go by the contract, and are still checked; the key opens the rest."""
+    """Without the key the client checks calls by the contract alone; with the key the server tells the rest."""
     kserve.restricted = True
     with h.Client(kserve.url) as client:
         np.testing.assert_array_equal(client.denoise(LATENTS, 0.5, tokens(2)), LATENTS * np.float32(0.5))
-        client.denoise(LATENTS, 0.5, tokens(2), guidance=3.0)  # perhaps the weights are distilled
+        client.denoise(LATENTS, 0.5, tokens(2), guidance=3.0)  # allowed: the weights may be distilled
         assert [tensor.name for tensor in kserve.requests[-1].inputs][-1] == "guidance"
         assert client.sample(tokens(2), steps=2).shape == (2, 3, 64)
         with pytest.raises(h.InvalidInput, match="guidance"):
@@ -143,7 +143,7 @@ def test_statuses_arrive_whole(status: grpc.StatusCode, streamed: bool, kserve: 
     kserve.fail = status
     with h.Client(kserve.url, retries=0) as client, pytest.raises(h.Hunyuan3DError) as error:
         client.sample(tokens(), steps=2) if streamed else client.denoise(LATENTS, 0.5, tokens(2))
-    # A server that cancels while this side waits does so because a time limit has passed.
+    # A server cancels a call for which the client still waits only when a time limit has passed.
     expected = h.DeadlineExceeded if status is grpc.StatusCode.CANCELLED else h.errors.BY_STATUS[status]
     assert type(error.value) is expected and error.value.status is status
     assert error.value.request_id == kserve.requests[0].id and "told to fail" in str(error.value)

@@ -33,7 +33,7 @@ def checkpoint(micro: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def in_torch(checkpoint: Path) -> Callable[..., torch_network.Network]:
-    """in_torch("dtype=bf16", ...): the runtime torch with these parameters."""
+    """in_torch("dtype=bf16", ...): the torch runtime with these parameters."""
     return lambda *texts: torch_network.Network(
         checkpoint, parameters.parse(torch_network.Options, torch_parameters(["device=cpu", *texts])), OUTPUTS
     )
@@ -54,7 +54,7 @@ def evaluate(
     in_torch: Callable[..., Any],
     graph_inputs: Callable[..., batching.Inputs],
 ) -> Evaluate:
-    """evaluate(requests): the guided velocity of each request by one runtime, or its error. Arrays are NumPy's."""
+    """evaluate(requests): the guided velocity of each request by one runtime, or its error. All arrays are NumPy arrays."""
     if request.param == "torch":
         network: Any = in_torch()
     else:

@@ -14,7 +14,7 @@ import pytest
 import triton_python_backend_utils as pb_utils
 from model_code import load_model
 
-# k = x scale and v = -x. The reshape fails for an x of more than 12 elements in a row: an evaluation that fails half-way.
+# k = x scale and v = -x. The reshape fails where L is more than 12, so that an evaluation can fail half-way.
 GRAPH = """
     <ir_version: 10, opset_import: ["": 20]>
     two (float[B, L, 1] x, float[B] scale) => (float[B, L, 1] k, float[B, L, 1] v)
@@ -87,7 +87,7 @@ def test_each_failure_is_the_error_of_its_own_request(model: Any) -> None:
         request_of(1, 5, fill=np.nan),
         request_of(1, 5, scale=11),
         request_of(1, 100),
-        request_of(1, 13),  # the graph itself fails
+        request_of(1, 13),  # within the limits, but the graph's reshape fails
         pb_utils.Request({"x": np.ones((1, 5, 1), np.float32)}),
     ]
     first, *failed, last = model.execute([request_of(1, 5), *bad, request_of(1, 5)])

@@ -79,7 +79,7 @@ def test_distilled_weights_take_their_guidance(micro_distilled: Any, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # torch, importing itself
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # a warning of torch's own import
 def test_compiled(in_torch: InTorch, micro: Any) -> None:
     denoiser, model = in_torch("compile=true"), micro.load(torch.float32)
     torch._dynamo.utils.counters.clear()
@@ -149,7 +149,7 @@ def test_an_unknown_device() -> None:
 
 @pytest.fixture
 def two_outputs(tmp_path: Path) -> Path:
-    """A graph with outputs k = x scale and v = -x: no network of ours."""
+    """A graph with outputs k = x scale and v = -x, unlike any network of this project."""
     model = onnx.parser.parse_model("""
         <ir_version: 10, opset_import: ["": 20]>
         two (float[B, L, 3] x, float[B] scale) => (float[B, L, 3] k, float[B, L, 3] v)

@@ -35,7 +35,7 @@ class Container:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # a container of its own: stop() ends all of it
+            start_new_session=True,  # stop() kills the whole process group, as stopping a container does
         )
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -48,7 +48,7 @@ class Container:
             self.log.append(line.rstrip())
 
     def wait_ready(self) -> None:
-        """Metrics too, whose port Triton opens last."""
+        """Waits until the server is ready and serves its metrics, whose port Triton opens last."""
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline and self.process.poll() is None:
             if answers(f"{self.http}/v2/health/ready") and answers(f"{self.metrics}/metrics"):

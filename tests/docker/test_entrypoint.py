@@ -1,4 +1,4 @@
-"""The container's start: wrong settings refused in words, a drain on SIGTERM, logs a machine can read."""
+"""The entrypoint refuses wrong settings with a message, drains on SIGTERM and writes logs that a machine can read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def test_sigterm_drains(log_format: str, run: Callable[..., Any]) -> None:
             first = next(steps)
             container.process.send_signal(signal.SIGTERM)
             with pytest.raises(Hunyuan3DError):
-                while True:  # the signal may arrive after the next request, never after the sample's last step
+                # The signal may arrive after a few more requests, but arrives well before the running sample's last step.
+                while True:
                     client.sample(CONTEXT, num_latents=4, steps=1)
             last = list(steps)[-1]
         assert first.index < last.index == 300 and last.latents is not None
@@ -100,12 +101,13 @@ def test_a_server_that_dies_before_its_last_sample_is_no_clean_stop(run: Callabl
             steps = client.stream(CONTEXT, num_latents=512, steps=1000)
             next(steps)
             container.process.send_signal(signal.SIGTERM)
-            time.sleep(1.5)  # it drains
+            time.sleep(1.5)  # the server is draining after that
             (server,) = [child for child in psutil.Process(container.process.pid).children() if child.name() == "tritonserver"]
             server.kill()
             with pytest.raises(Hunyuan3DError):
                 list(steps)
-        assert container.process.wait(60) == 137  # its models' processes notice later, and hold the log open until then
+        # container.wait() would wait for the log too, which the models' processes hold open until they notice the end.
+        assert container.process.wait(60) == 137
 
 
 @pytest.mark.served
@@ -197,7 +199,7 @@ def test_the_health_check_asks_where_the_server_listens(
 
 @pytest.mark.served
 def test_a_requests_id_runs_through_the_log(run: Callable[..., Any]) -> None:
-    """From the client's error to the sampler's line to the denoiser's execution, streamed and unary, in JSON."""
+    """The id stands in the client's error and in the log lines of the sampler and the denoiser, streamed and unary."""
     with run("--log-verbose=1", LOG_FORMAT="json") as container:
         container.wait_ready()
         with InferenceServerClient(container.grpc) as raw:

@@ -57,7 +57,8 @@ def test_dockerfiles(name: str, root: Path) -> None:
 
 def test_the_serving_images_have_no_compiler_and_no_export_code(root: Path) -> None:
     server, cpu = ((root / "docker" / f"{name}.Dockerfile").read_text() for name in ("server", "cpu"))
-    rule = "export/hunyuan3d_export/server/loadable.py"  # of what can be loaded: the standard library alone, see below
+    # This file decides which models can be loaded, and imports the standard library alone.
+    rule = "export/hunyuan3d_export/server/loadable.py"
     assert "export" not in re.sub(r"^#.*", "", server, flags=re.MULTILINE).replace(rule, "")
     assert re.findall(r"export\S*", cpu) == ["export/hunyuan3d_export/server/wheel.py", rule]
     assert "torch" not in cpu and "apt" not in server + cpu
@@ -69,7 +70,7 @@ def test_scripts(root: Path) -> None:
 
 
 def test_versions_stand_in_one_place(root: Path, versions: dict[str, str]) -> None:
-    """Every default and pin is that of versions.env, and every row of it is used."""
+    """Every default and every pin equals its row of versions.env, and every row is used."""
     used = set()
     compose_text = (root / "compose.yaml").read_text()
     for name, default in re.findall(r"\$\{(\w+_(?:TAG|VERSION)):-([^}]*)\}", compose_text):
@@ -142,7 +143,7 @@ def test_kubernetes(overlay: str, root: Path) -> None:
 
 
 def test_base_manifests_without_a_renderer(root: Path) -> None:
-    """Every manifest alone is of its schema too, selectors aside, which kustomize adds."""
+    """Each manifest fits its schema by itself too, except for a Deployment, whose selector kustomize adds."""
     for path in sorted((root / "docker" / "kubernetes" / "base").glob("*.yaml")):
         document = yaml.safe_load(path.read_text())
         if document["kind"] in ("Kustomization", "Deployment"):
@@ -185,7 +186,7 @@ def test_every_query_names_a_metric_the_server_has(root: Path, run: Any) -> None
         with urllib.request.urlopen(f"http://{container.metrics}/metrics", timeout=10) as answer:
             exposed = set(re.findall(r"^(\w+)", answer.read().decode(), re.MULTILINE))
     wanted = set().union(*map(metric_names, dashboard_queries(root) + alert_queries(root)))
-    # Of GPUs; the CPU build has none.
+    # The metrics of GPUs, which the CPU build does not have.
     on_a_gpu = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_power_usage"}
     assert len(wanted) > 12
     assert wanted - exposed == on_a_gpu

@@ -1,4 +1,4 @@
-"""What a container loads: the models that have what they serve, as `hunyuan3d-export serve` would."""
+"""A container loads the models whose files are deployed: the same models as `hunyuan3d-export serve` loads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hunyuan3d_export.server.embedded import loadable_models
 
 @pytest.fixture
 def loadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], set[str]]:
-    monkeypatch.syspath_prepend(root / "export" / "hunyuan3d_export" / "server")  # as the container has it: a file by itself
+    # The container has loadable.py as a file by itself, without the package around it.
+    monkeypatch.syspath_prepend(root / "export" / "hunyuan3d_export" / "server")
     from loadable import loadable
 
     return lambda repository, config: {folder.name for folder in loadable(repository, config).models}
@@ -24,7 +25,7 @@ def loadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str
 
 @pytest.fixture
 def whole(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
-    """The repository in git, all its models, with graphs of the denoisers and no image encoder."""
+    """A copy of the repository in git with all its models, the graphs of the denoisers and no image encoder."""
     repository = tmp_path / "models"
     shutil.copytree(
         SOURCE, repository, ignore=shutil.ignore_patterns("model.onnx*", "model.plan*", "checkpoint.*", "*.json", "__pycache__")

@@ -23,7 +23,7 @@ CALLERS = 4
 
 
 def test_no_sample_fails(run: Callable[..., Any]) -> None:
-    """Each server finishes what it has, the other takes what is new; the restarted one is used again."""
+    """Each server finishes its samples while the other takes the new samples. A restarted server is used again."""
     finished, failed, ended = [0] * CALLERS, [], threading.Event()
 
     def call(index: int, client: Client) -> None:
@@ -61,7 +61,7 @@ def test_no_sample_fails(run: Callable[..., Any]) -> None:
 
 
 def until_it_serves(server: Any) -> None:
-    """The client has found it: a sample has ended there."""
+    """Waits until the client uses the restarted server: a sample has ended there."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=5) as answer:

@@ -1,4 +1,4 @@
-"""What docs/security.md promises, held against the real server with the entrypoint's flags."""
+"""The promises of docs/security.md, tested on the real server with the entrypoint's flags."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ADMIN: dict[str, tuple[Callable[..., Any], tuple[str, str]]] = {
     "trace": (lambda client, **options: client.get_trace_settings(**options), ("GET", "v2/trace/setting")),
     "logging": (lambda client, **options: client.get_log_settings(**options), ("GET", "v2/logging")),
 }
-# Refused even to who has the key: there is no model control, and no such region.
+# These fail even with the key: model control is off, and the region does not exist.
 NEVER = {"load", "unload", "shared memory"}
 
 

@@ -1,4 +1,4 @@
-"""How the export's tests run, and a stand-in for a package that they share."""
+"""Fixtures of all export tests: one thread for torch, and a stand-in for sageattention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small lose more to waiting threads than they gain: six times the time on two busy cores."""
+    """torch gets one thread: with more, networks this small take six times as long on two busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

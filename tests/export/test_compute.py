@@ -1,4 +1,4 @@
-"""Counted from shapes, checked against what torch counts while it runs."""
+"""FLOP and parameters computed from shapes, against the numbers that torch counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def counted(model: Hunyuan3DDiT, latent_tokens: int, context_tokens: int, *, gui
 def test_plain_is_what_torch_counts(sizes: tuple[int, int], guidance_embed: bool) -> None:
     config = dataclasses.replace(CONFIG, guidance_embed=guidance_embed)
     found = compute.plain(config, latent_tokens=sizes[0], context_tokens=sizes[1])
-    # `standard` spells attention out as products; the fused kernel of a CPU is not counted.
+    # `standard` computes attention by matrix products, which torch counts. It does not count a CPU's fused kernel.
     assert found.total == counted(random_model(config, attention_backend="standard"), *sizes, guided=False)
     assert found.attention == 2 * 2 * sum(sizes) ** 2 * config.hidden_size * 5
 

@@ -1,4 +1,4 @@
-"""Every config.pbtxt in git is what configs.py renders, and what it renders is the contract."""
+"""Every config.pbtxt in git is the text that configs.py renders, and the rendered tensors are those of the contract."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_runtimes() -> None:
     for model in (contract.DIT, contract.DIT_GUIDED):
         plan = configs[f"{model}/config.pbtxt"]
         assert (plan.platform, artifact_file(plan)) == ("tensorrt_plan", "model.plan")
-        assert not plan.HasField("optimization")  # no CUDA graphs (docs/engines.md), no accelerator TensorRT 11 dropped
+        assert not plan.HasField("optimization")  # no CUDA graphs (docs/engines.md), no accelerator that TensorRT 11 dropped
         cpu = configs[f"{model}/configs/cpu.pbtxt"]
         assert (cpu.backend, artifact_file(cpu)) == ("python", "model.onnx")
         native = configs[f"{model}/configs/onnxruntime.pbtxt"]
@@ -156,7 +156,7 @@ def test_written_files_are_the_rendered_ones(tmp_path: Path) -> None:
 
 
 def test_names_in_the_models_code_are_the_contracts(root: Path) -> None:
-    """The Python models cannot import the contract: their few names are read from their text."""
+    """The Python models cannot import the contract, so the few names that they repeat are compared in their source text."""
     code = root / "model_repository" / contract.SAMPLER / "1"
     assert f'PLAIN, GUIDED = "{contract.DIT}", "{contract.DIT_GUIDED}"' in (code / "denoisers.py").read_text()
     sampler = (code / "model.py").read_text()

@@ -1,4 +1,4 @@
-"""The weights themselves in a repository: stored once, whole, in upstream's format, in place of what was there."""
+"""A deployed checkpoint: its weights are stored once, whole and in upstream's format, and replace an earlier deployment."""
 
 from __future__ import annotations
 

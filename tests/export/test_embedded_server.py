@@ -31,7 +31,7 @@ def repository(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port that is already in use."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -70,7 +70,7 @@ def test_starts_and_stops(repository: Path) -> None:
                 assert answer.status == 200
     _, alive = psutil.wait_procs(family, timeout=WAIT_S)
     assert alive == []
-    server.stop()  # a second time changes nothing
+    server.stop()  # the second stop changes nothing
 
 
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])

@@ -1,4 +1,4 @@
-"""TensorRT for RTX is the vendor's own compiler and needs no GPU: every graph form goes through it."""
+"""TensorRT for RTX compiles without a GPU, so every form of the graphs goes through the vendor's real compiler here."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_interrupt_cancels_the_build_and_leaves_nothing(rtx: Target, micro_fp16:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("out/.*partial")) and time.monotonic() < deadline:
             time.sleep(0.01)
-        # The handler is in place once the builder runs; before that SIGINT is Python's own KeyboardInterrupt.
+        # Wait for the builder's handler: before it is in place, SIGINT raises Python's own KeyboardInterrupt.
         while signal.getsignal(signal.SIGINT) is original and time.monotonic() < deadline:
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
@@ -159,7 +159,8 @@ def test_interrupt_cancels_the_build_and_leaves_nothing(rtx: Target, micro_fp16:
 def test_without_rich_the_phases_are_lines_of_the_log(
     rtx: Target, micro_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "hunyuan3d_export.engines.terminal_bars", None)  # its import fails, as without rich
+    # The import of the bars now fails, as it does where rich is not installed.
+    monkeypatch.setitem(sys.modules, "hunyuan3d_export.engines.terminal_bars", None)
     build_engines(micro_fp16, tmp_path / "out", rtx)
     assert any(f"{contract.DIT}: " in line and line.endswith(" steps") for line in caplog.messages), caplog.messages
 
@@ -189,7 +190,7 @@ def test_missing_library_names_both_fixes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_stubs_package_is_not_taken_for_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "only_stubs").mkdir()  # what type stubs leave behind: a folder to import, with nothing in it
+    (tmp_path / "only_stubs").mkdir()  # type stubs leave an empty folder, which Python can import
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(targets._MODULES, "tensorrt", ("only_stubs",))
     with pytest.raises(TargetMissing, match="found none"):

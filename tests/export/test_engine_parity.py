@@ -1,4 +1,4 @@
-"""Plans against torch and ONNX Runtime: real on a GPU; elsewhere the reason why not, and everything up to the driver."""
+"""Plans against torch and ONNX Runtime. Without a GPU, all code before the driver is tested, and the reason for skipping."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def test_checks_stay_within_the_profile(data: st.DataObject) -> None:
         sizes = within(profile, case)
         for axis, size, wanted in zip("BLT", sizes, case, strict=True):
             assert profile[axis][0] <= size <= profile[axis][2]
-            assert size == wanted or size in profile[axis]  # moved no further than to the nearest end
+            assert size == wanted or size in profile[axis]  # a size outside the profile moves to one of its values
 
 
 def test_a_narrow_profile_is_compared_once_where_cases_meet(artifacts: Callable[..., Path], micro: Any) -> None:
-    """The comparison itself, with ONNX Runtime in the engine's place and the torch model on the CPU."""
+    """The comparison itself, with ONNX Runtime instead of the engine and the torch model on the CPU."""
     onnx = artifacts(precision="fp16")
     manifest = Manifest.read(onnx / contract.DIT_GUIDED, hint="")
     profile = {"B": [1, 1, 1], "L": [16, 16, 16], "T": [1, 5, 9]}

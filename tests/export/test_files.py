@@ -60,7 +60,7 @@ def test_failed_swap_restores_the_old_folder(tmp_path: Path) -> None:
     target.mkdir()
     (target / "old").touch()
     with pytest.raises(FileNotFoundError), atomic_folder(target) as temporary:
-        temporary.rmdir()  # nothing is left to take the old folder's place
+        temporary.rmdir()  # so that no folder can take the old folder's place
     assert [path.name for path in target.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [target]
 
 

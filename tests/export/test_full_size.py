@@ -1,4 +1,4 @@
-"""v2-0 itself, in a process of its own: exported within bounds of time and memory, loaded, and right."""
+"""The full-size v2-0 is exported within bounds of time and memory, in a process of its own, and then verified."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# 10 minutes and 10 GB on two cores for fp32; fp16 takes half of the memory.
+# The bounds on two cores: 10 minutes, and 10 GB of memory for fp32 or half of it for fp16.
 _MOST_SECONDS = 600
 _MOST_BYTES = {"fp32": 10e9, "fp16": 5e9}
-# The command line, telling its own peak memory at its end.
+# The command line, which also reports its peak memory when it ends.
 _EXPORT = """
 import atexit, resource, sys
 atexit.register(lambda: sys.stderr.write("peak_kib=%d" % resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))

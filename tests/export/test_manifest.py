@@ -1,4 +1,4 @@
-"""What a manifest vouches for, and every way in which it must not be believed."""
+"""A manifest vouches for the files of an artifact. Every kind of damage must be noticed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_damage_is_refused(name: str, tmp_path: Path) -> None:
     make_artifact(tmp_path / "sound", model="sound")
     damage, message = DAMAGE[name]
     damage(tmp_path / "net")
-    if name == "no manifest":  # such a folder is no artifact; alone it is an error
+    # Beside artifacts, a folder without a manifest is passed over. Read by itself, it is an error.
+    if name == "no manifest":
         assert list(read_artifacts(tmp_path, hint=HINT)) == [tmp_path / "sound"]
         with pytest.raises(ManifestError, match=f"(?s){message}.*\nhint: {HINT}$"):
             Manifest.read(tmp_path / "net", hint=HINT)

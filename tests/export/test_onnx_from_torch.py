@@ -1,4 +1,4 @@
-"""The graphs' structure: names, types, free axes, operators, and which arithmetic is in which precision."""
+"""The structure of the graphs: names, types, free axes, operators, and the precision of each part of the arithmetic."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def element_types(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def ancestors(graph: onnx.GraphProto, node: onnx.NodeProto) -> set[str]:
-    """Names of every tensor that node's inputs are computed from, those inputs included."""
+    """The names of the node's inputs and of all tensors that these are computed from."""
     makers = {output: maker for maker in graph.node for output in maker.output}
     found: set[str] = set()
     waiting = list(node.input)

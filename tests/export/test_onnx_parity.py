@@ -1,4 +1,4 @@
-"""ONNX Runtime computes what torch computes, at shapes the exporter never saw."""
+"""ONNX Runtime computes the same velocities as torch, at shapes that the exporter never saw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
 from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
 from hunyuan3d_export.dit.weights import Weights
 
-# (B, L, T), all different from each other and from the traced example's 2, 24, 37.
+# (B, L, T). No L and no T is that of the example that was traced, (2, 24, 37).
 SIZES = [(1, 3, 2), (3, 1, 5), (2, 7, 1), (4, 1, 1), (5, 129, 64), (3, 40, 1370), (8, 2, 3)]
 GRAPHS = ["fp32-op", "fp32-decomposed", "fp16-op", "fp16-decomposed"]
 
@@ -46,7 +46,7 @@ def exact(artifacts: Callable[..., Path]) -> OnnxDenoiser:
 
 
 def two_batch(denoiser: OnnxDenoiser | Hunyuan3DDiT, inputs: dict[str, Tensor], scale: Tensor) -> Tensor:
-    """Guidance as upstream runs it: each sample twice, once under zeros."""
+    """Guidance as upstream runs it: each sample is evaluated twice, once with a context of zeros."""
     context = inputs["context"]
     both = denoiser(inputs["latents"].repeat(2, 1, 1), inputs["t"].repeat(2), torch.cat([context, torch.zeros_like(context)]))
     conditional, unconditional = both.chunk(2)

@@ -1,4 +1,4 @@
-"""An artifact is kept while nothing it was made from has changed, and replaced whole or not at all."""
+"""An artifact is kept while its weights, options and code are unchanged, and is replaced whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 
 
 class Traced(Exception):
-    """An export began."""
+    """Raised where an export begins to trace a graph."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def out(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stop_at_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports end where they begin."""
+    """Every export that begins to trace a graph raises Traced instead."""
 
     def begin(graph: onnx_from_torch.Graph, _module: object) -> None:
         raise Traced(graph.spec.name)
@@ -70,7 +70,7 @@ def test_anything_else_it_is_made_from_makes_it_stale(
     if change == "seed":
         weights = micro_weights(seed=1)
     elif change == "preset":
-        weights = dataclasses.replace(micro, preset="v2-mini")  # other sampling defaults go with the artifact
+        weights = dataclasses.replace(micro, preset="v2-mini")  # the artifact would hold other sampling defaults
     elif change == "code":
         monkeypatch.setattr(onnx_from_torch, "code_digest", lambda _paths: "another")
     elif change == "opset":

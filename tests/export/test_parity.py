@@ -1,4 +1,4 @@
-"""verify tells a right artifact from a wrong one, and writes down what it found."""
+"""verify tells right artifacts from wrong ones, and writes its findings into a receipt."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def verified(
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the evaluations decide already."""
+    """Few sampling steps, for tests that single evaluations already decide."""
     monkeypatch.setattr(network, "_MOST_STEPS", 6)
 
 
@@ -95,7 +95,7 @@ def test_bf16_gets_an_empty_receipt(copied: Callable[..., Path], micro: Weights)
 
 @pytest.mark.usefixtures("few_steps")
 def test_a_forged_artifact_fails(copied: Callable[..., Path], artifacts: Callable[..., Path], micro: Weights) -> None:
-    """Graphs of another seed whose manifest claims these weights: every digest fits, the numbers cannot."""
+    """The graphs are of another seed than their manifest claims: every digest fits, but the velocities do not."""
     folder = copied()
     for model in (contract.DIT, contract.DIT_GUIDED):
         manifest = Manifest.read(folder / model, hint="")
@@ -133,7 +133,7 @@ def test_a_checkpoints_artifacts_need_the_checkpoint(copied: Callable[..., Path]
 
 @pytest.mark.usefixtures("few_steps")
 def test_the_checkpoint_alone_names_the_weights(copied: Callable[..., Path], micro_distilled: Weights) -> None:
-    """The artifact remembers the preset it was exported with; asking for it again would be asking twice."""
+    """The artifact records the preset that it was exported with, so verify needs no --preset."""
     results = verify(copied(distilled=True), Weights(checkpoint=micro_distilled.checkpoint))
     assert all(check.passed for check in results[contract.DIT])
 

@@ -85,7 +85,7 @@ FITTING = {"B": [1, 2, 8], "L": [1, 3072, 3072], "T": [1, 1370, 1370]}
 
 
 def place(folder: Path, profile: dict[str, list[int]]) -> Path:
-    """An artifact folder with a plan of no content and this profile."""
+    """An artifact folder whose plan is an empty file and whose manifest has this profile."""
     preset = dataclasses.asdict(PRESETS["v2-0"])
     made_from = {**plan(profile=profile).made_from, "weights": {"preset": "v2-0", "seed": 0}}
     (folder / contract.DIT).mkdir(parents=True)

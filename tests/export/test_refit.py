@@ -1,4 +1,4 @@
-"""Weight-stripped plans: what they say of themselves, what they may become, and where the library stops without a GPU."""
+"""Weight-stripped plans: their manifests, their deployment and refit, and the library's refusals without a GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def whole(rtx: Target, artifacts: Callable[..., Path], tmp_path_factory: pytest.
 
 @pytest.fixture
 def stripped(rtx: Target, artifacts: Callable[..., Path], whole: Path, tmp_path: Path) -> Path:
-    """Folders as `engine --weight-stripped` writes them on a GPU machine, but for the plans, which hold their weights."""
+    """Folders like those of `engine --weight-stripped` on a GPU machine, except that the plans still hold their weights."""
     out = tmp_path / "stripped"
     for model in (contract.DIT, contract.DIT_GUIDED):
         folder, source = out / model, artifacts(precision="fp16") / model
@@ -64,7 +64,7 @@ def test_a_stripped_plan_is_nobodys(rtx: Target, artifacts: Callable[..., Path])
     folders = [artifacts(precision="fp16", seed=seed) / contract.DIT for seed in (0, 1)]
     manifests = [Manifest.read(folder, hint="") for folder in folders]
     both = [_made_from(folder, manifest, rtx, STRIPPED) for folder, manifest in zip(folders, manifests, strict=True)]
-    assert both[0] == both[1]  # so a plan built for one is kept for the other
+    assert both[0] == both[1]  # equal, so a plan built from one seed is kept for the other
     assert (both[0]["weights"], both[0]["onnx"], both[0]["weight_stripped"]) == (None, None, True)
     whole = _made_from(folders[0], manifests[0], rtx, EngineOptions())
     assert (whole["weights"], whole["weight_stripped"]) == (manifests[0].made_from["weights"], False)
@@ -72,7 +72,7 @@ def test_a_stripped_plan_is_nobodys(rtx: Target, artifacts: Callable[..., Path])
 
 @without_gpu
 def test_without_a_gpu_the_library_refuses_to_strip(rtx: Target, artifacts: Callable[..., Path], tmp_path: Path) -> None:
-    """With REFIT, Myelin compiles a part of the graph for the GPU at hand; a second build says so as readably as the first."""
+    """With REFIT, TensorRT's compiler Myelin needs a GPU. The error must be as readable at the second build as at the first."""
     for _ in range(2):
         with pytest.raises(BuildError, match="must build the graph, got:\n  .*Myelin") as caught:
             build_engines(artifacts(precision="fp16"), tmp_path / "out", rtx, STRIPPED)

@@ -1,4 +1,4 @@
-"""Deployment: only whole, matching artifacts, only where their configs fit, and nothing of an earlier one left."""
+"""Deployment takes only whole, matching artifacts that fit the configs, and leaves nothing of an earlier deployment."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture
 def copied(artifacts: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of some artifacts to spoil."""
+    """copied(**options): a copy of these artifacts, which a test may damage."""
     return lambda **options: Path(shutil.copytree(artifacts(**options), tmp_path / "artifacts", dirs_exist_ok=True))
 
 
 @pytest.fixture
 def in_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the repository in git in its place."""
+    """A copy of the repository in git, which deployment uses instead of the original."""
     repository = tmp_path / "model_repository"
     skip = shutil.ignore_patterns("model.*on*", "model.plan", "*.json", "__pycache__")
     shutil.copytree(SOURCE, repository, ignore=skip)
@@ -126,7 +126,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def truncate(path: Path) -> None:
     data = path.read_bytes()
-    path.unlink()  # a deployed file may be the same inode
+    path.unlink()  # a new file, because a deployed file may share the inode
     path.write_bytes(data[:-1])
 
 
@@ -195,7 +195,7 @@ def test_loadable_models_says_what_is_missing(artifacts: Callable[..., Path], tm
 def test_what_an_interrupted_deploy_left_goes(
     left: str, manifest: str | None, artifacts: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Weights without a manifest, or with a damaged one, would be served by whatever config asks for that file."""
+    """Weights whose manifest is missing or damaged are deleted, because any config that names their file would serve them."""
     deploy(artifacts(), tmp_path)
     for model in (contract.DIT, contract.DIT_GUIDED):
         (tmp_path / model / "1" / left).write_bytes(b"of other weights")

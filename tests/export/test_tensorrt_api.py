@@ -1,4 +1,4 @@
-"""mypy sees through the seam of the two TensorRT libraries: what the stubs do not have is an error."""
+"""mypy checks calls of either TensorRT library against the stubs: a name that they do not have is an error."""
 
 from __future__ import annotations
 

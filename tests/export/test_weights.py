@@ -1,4 +1,4 @@
-"""Where weights come from, what names them, and which sampling defaults go with them."""
+"""The sources of weights, the identities that name weights, and the sampling defaults that belong to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preprocessing against torchvision's transforms, and what it refuses."""
+"""Preprocessing against torchvision's transforms, and the pictures that it refuses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECIPE = Path(__file__).parent / "torchvision_recipe.py"
 
 @pytest.fixture(scope="module")
 def recipe(photograph: Photograph, cut_out: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """What torchvision makes of the photographs and of the cut-out, which has been put on white here."""
+    """torchvision's results for the photographs and for the cut-out, which `on_white` puts on white first."""
     folder = tmp_path_factory.mktemp("recipe")
     pictures = {name: np.asarray(Image.open(io.BytesIO(photograph(name))).convert("RGB")) for name in PHOTOGRAPHS}
     np.savez(folder / "pictures.npz", **pictures, cut_out=on_white(np.asarray(cut_out)))
@@ -100,7 +100,7 @@ def test_normalised_views(photograph: Photograph) -> None:
 def test_exif_orientation(encoded: Encode, photograph: Photograph) -> None:
     picture = subject.decode(photograph("rocket.jpg"))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # the orientation: the viewer must turn the picture by 90 degrees
     turned = subject.decode(encoded(picture, "PNG", exif=exif))
     np.testing.assert_array_equal(turned, picture.transpose(Image.Transpose.ROTATE_270))
 

@@ -1,7 +1,8 @@
-"""torchvision's own transforms: pictures.npz (uint8 [H, W, 3] each) -> recipe.npz ('NAME SIZE': uint8 [P, P, 3], normalised float32).
+"""torchvision's own transforms: pictures.npz (uint8 [H, W, 3] each) -> recipe.npz.
 
-A process of its own. Its wheel is made for a CUDA torch, so its operators don't load beside another; none is needed here, but
-without two of them declared it does not import.
+For each picture and size P, recipe.npz holds 'NAME SIZE' (uint8 [P, P, 3]) and 'NAME SIZE normalised' (float32 [3, P, P]).
+This script runs in a process of its own. torchvision's wheel is made for a CUDA torch, so its operators do not load beside a
+CPU build of torch. The transforms need none of them, but torchvision can be imported only if two of them are declared.
 """
 
 from __future__ import annotations

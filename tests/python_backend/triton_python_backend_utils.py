@@ -1,6 +1,6 @@
 """A stand-in for the module that Triton's Python backend provides to models, with as much of it as our models use.
 
-What the real one does is tested in tests/served; here it is only as strict as a model's own logic needs.
+tests/served tests the real module. This stand-in is only as strict as the logic of a model needs.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
 class TritonModelException(Exception):
-    """As the real one."""
+    """A stand-in for the exception of this name."""
 
 
 class TritonError:
-    """An error with a code; here a code is its own name."""
+    """An error with a code. Here each code is a string that holds its own name."""
 
     INTERNAL, INVALID_ARG, NOT_FOUND, UNAVAILABLE, CANCELLED = "INTERNAL INVALID_ARG NOT_FOUND UNAVAILABLE CANCELLED".split()
 
@@ -68,7 +68,7 @@ class InferenceResponse:
 
 
 class InferenceRequest:
-    """A call between models. Tests set `answer`, which gets the call."""
+    """A call between models. Tests set `answer`, a function that gets the call and returns the response."""
 
     answer: Callable[[InferenceRequest], Awaitable[Any]]
 
@@ -81,7 +81,7 @@ class InferenceRequest:
 
 
 class MetricFamily:
-    """Metrics that count nothing."""
+    """Metrics that accept every value and keep none."""
 
     COUNTER = GAUGE = HISTOGRAM = "kind"
 
@@ -115,7 +115,7 @@ class Sender:
 
 
 class Request:
-    """A request as a model gets it. parameters: JSON text, as Triton has it; empty for none."""
+    """A request as a model gets it. `parameters` is JSON text as in Triton, and empty for no parameters."""
 
     def __init__(
         self, arrays: dict[str, np.ndarray], *, outputs: Sequence[str] = (), parameters: str = "", request_id: str = "an-id"

@@ -98,7 +98,7 @@ class Denoiser:
 
 
 class Counts:
-    """An observer that adds up what it is told."""
+    """An observer that adds up the numbers that it gets."""
 
     def __init__(self) -> None:
         self.active = self.queued = self.steps = 0
@@ -128,7 +128,7 @@ def make_stepper(
 
 
 def expected(request: SampleRequest) -> np.ndarray:
-    """The final latents of a request whose denoiser is the formula."""
+    """The final latents of a request that is evaluated by the formula of `Denoiser`."""
     state = request.latents
     for now, later in zip(request.sigmas[:-1], request.sigmas[1:], strict=True):
         state = state + np.float32(later - now) * (np.float32(now) - state)

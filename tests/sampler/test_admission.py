@@ -225,7 +225,7 @@ REQUESTS = st.lists(
         st.sampled_from(["plain", "two-batch"]),
         st.integers(1, 5),  # samples
         st.integers(1, 6),  # steps
-        st.integers(0, 12),  # the call during which it comes
+        st.integers(0, 12),  # the denoiser call during which the request arrives
     ),
     min_size=1,
     max_size=8,
@@ -263,7 +263,8 @@ def test_every_call_serves_those_who_have_waited_longest_and_all_results_are_rig
         for index, (*_, at) in enumerate(arriving):
             previous = denoiser.at.get(at, lambda: None)
             denoiser.at[at] = lambda index=index, previous=previous: (previous(), arrive(index))
-        for at in sorted(denoiser.at):  # those who were to arrive during a call that never happens arrive now
+        # Requests that were to arrive during a denoiser call that never happens arrive now.
+        for at in sorted(denoiser.at):
             while stepper.samples and at in denoiser.at:
                 await asyncio.sleep(0)
             denoiser.at.pop(at, lambda: None)()

@@ -1,4 +1,4 @@
-"""Where states live. On a GPU the same stepper runs on CuPy's arrays."""
+"""The states of samples are NumPy arrays, or on a GPU CuPy arrays, with which the same stepper runs."""
 
 from __future__ import annotations
 

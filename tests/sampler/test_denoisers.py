@@ -1,4 +1,4 @@
-"""Calls between models: time limits, what an error means, and loading again. The stand-in does what Triton was seen to do."""
+"""Calls between models: time limits, errors, and loading a model again. The stand-in does what the real Triton does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the samplers answer: steps and errors as outputs, and what hunyuan3d_sampler_unary makes of them."""
+"""The samplers' responses: steps and errors as outputs, and the single response of hunyuan3d_sampler_unary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from hunyuan3d_client import contract
 Tokens = Callable[..., np.ndarray]
 WAIT_S = 20.0
 SAMPLER, UNARY = contract.MODELS[contract.SAMPLER], contract.MODELS[contract.SAMPLER_UNARY]
-EVERYTHING = [tensor.name for tensor in SAMPLER.outputs]  # what Triton fills in for a request that names no outputs
+# Triton asks for all outputs if a request names none.
+EVERYTHING = [tensor.name for tensor in SAMPLER.outputs]
 AS_OUTPUTS = json.dumps({contract.ERRORS_AS_OUTPUTS: True})
 
 
@@ -143,6 +144,6 @@ def test_unary_returns_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_unary_takes_a_path_alone_for_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error used to be a response whose only output was `path`."""
+    """A response whose only output is `path` is a result and not an error."""
     found, _ = unary(tmp_path, monkeypatch, [pb_utils.InferenceResponse([texts("path", b"plain")])], ["path"])
     assert not found.has_error() and found.arrays["path"].tolist() == [b"plain"]

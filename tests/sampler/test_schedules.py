@@ -32,7 +32,7 @@ def test_upstreams_numbers(sigmas: Callable[..., list[float]], schedule: str, st
 
 
 def test_consistency_takes_points_of_the_distilled_grid() -> None:
-    """Upstream: linspace(0, 1, 1000) at 0, 9, 19, ..., 989, of which it picks floor(linspace(0, 100, n, endpoint=False))."""
+    """Upstream takes linspace(0, 1, 1000) at 0, 9, 19, ..., 989 and of these floor(linspace(0, 100, n, endpoint=False))."""
     grid = np.linspace(0, 1, 1000)[np.maximum(np.arange(100) * 10 - 1, 0)]
     for steps in range(1, 101):
         expected = np.append(grid[np.floor(np.linspace(0, 100, steps, endpoint=False)).astype(int)], 1)

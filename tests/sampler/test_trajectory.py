@@ -22,7 +22,7 @@ Make = Callable[..., SampleRequest]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """A network this small loses more to waiting threads than it gains."""
+    """torch gets one thread, because a network this small loses more time to waiting threads than it gains."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

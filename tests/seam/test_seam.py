@@ -1,4 +1,7 @@
-"""The proof of the seam: a network made of one folder, one row and its contract row goes all the way, with no other file changed."""
+"""A new network needs one folder, one row of NETWORKS and one row of the contract: no other file changes.
+
+The toy network goes all the way from its export to a real server.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ ARROWS = (
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """The toy's module, once its rows are in the tables."""
+    """The toy's module, whose rows are in the tables during a test."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setitem(contract.AXES, "N", contract.AxisRange(1, 16, 64))
     monkeypatch.setitem(contract.AXIS_NAMES, "N", "points")
@@ -72,7 +75,7 @@ def test_an_unknown_network_goes_all_the_way(toy: object, tmp_path: Path) -> Non
         tensor = tritonclient.grpc.InferInput("points", list(points.shape), "FP32")
         answer = client.infer("toy", [tensor.set_data_from_numpy(points)])
         with pytest.raises(InferenceServerException, match="points must be"):
-            client.infer("toy", [tensor.set_data_from_numpy(points + 2)])  # beyond the contract's values
+            client.infer("toy", [tensor.set_data_from_numpy(points + 2)])  # values outside the contract's range
     expected = source.load(torch.float32)(torch.from_numpy(points))
     for name, value in zip(("near", "far"), expected, strict=True):
         np.testing.assert_allclose(answer.as_numpy(name), value.detach().numpy(), atol=1e-5)

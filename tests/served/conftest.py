@@ -20,7 +20,7 @@ from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """torch computes the expected values beside a server that has the cores' other half."""
+    """torch gets one thread for the expected values, because a server runs beside it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def served(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """Both graphs of the micro weights."""
+    """A server of both graphs of the micro weights."""
     repository = tmp_path_factory.mktemp("served") / "repository"
     deploy(artifacts(), repository)
     with EmbeddedServer(repository) as endpoints:
@@ -38,7 +38,7 @@ def served(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def served_plain(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """The plain graph alone."""
+    """A server of the plain graph alone."""
     folder = tmp_path_factory.mktemp("plain")
     shutil.copytree(artifacts() / contract.DIT, folder / "artifacts" / contract.DIT)
     deploy(folder / "artifacts", folder / "repository")
@@ -48,7 +48,7 @@ def served_plain(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def served_distilled(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """Guidance-distilled weights under the preset v2-0-turbo."""
+    """A server of guidance-distilled weights with the preset v2-0-turbo."""
     repository = tmp_path_factory.mktemp("distilled") / "repository"
     deploy(artifacts(distilled=True), repository)
     with EmbeddedServer(repository) as endpoints:
@@ -63,7 +63,7 @@ def client(served: Endpoints) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def raw(served: Endpoints) -> Iterator[tritonclient.grpc.InferenceServerClient]:
-    """tritonclient itself: requests that our client would not send."""
+    """A client of tritonclient itself, for requests that our client would not send."""
     with tritonclient.grpc.InferenceServerClient(served.grpc) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""What our client would not send, sent by tritonclient: each request is answered with its own error and its right status."""
+"""tritonclient sends requests that our client would not send: each gets its own error and the right status."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def infer(raw: triton.InferenceServerClient, model: str, tensors: Tensors) -> In
 
 
 def stream(url: str, tensors: Tensors) -> InferenceServerException:
-    """The error of a streamed request, the sampler's with its code, on a connection of its own."""
+    """The error of a streamed request, sent on a connection of its own. An error of the sampler has its code."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton.InferenceServerClient(url) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer(contract.SAMPLER, inputs_of(tensors), parameters={contract.ERRORS_AS_OUTPUTS: True})
         result, error = answers.get(timeout=WAIT_S)
     if error is None:
-        code, text = result.as_numpy("error")  # an error must come first
+        code, text = result.as_numpy("error")  # the first response must be an error
         return InferenceServerException(text.decode(), {b"INVALID_ARG": INVALID}[code])
     return error
 
@@ -84,7 +84,7 @@ SAMPLER_CASES: dict[str, tuple[Tensors, str]] = {
     "negative of another B": ({"negative_context": context(batch=2)}, "negative_context must have context's shape"),
     "three seeds": ({"seed": np.arange(3)}, "seed must hold 1 or 1 values, got shape"),
 }
-# Held against config.pbtxt by Triton itself, whose answer on a stream carries no status.
+# Triton itself refuses these by config.pbtxt. Its error on a stream carries no status.
 TRITON_CASES: dict[str, tuple[Tensors, str]] = {
     "narrow context": ({"context": np.zeros((1, 3, 1535), np.float16)}, "context"),
     "flat context": ({"context": np.zeros((3, 1536), np.float16)}, "context"),

@@ -21,11 +21,11 @@ pytestmark = pytest.mark.served
 
 Make = Callable[..., np.ndarray]
 WAIT_S = 60.0
-ENDLESS = {"num_latents": 512, "steps": 1000, "preview_every": 0}  # many seconds, if nobody stopped it
+ENDLESS = {"num_latents": 512, "steps": 1000, "preview_every": 0}  # takes many seconds unless it is stopped
 
 
 class Statistics:
-    """What the server counted of one denoiser since this began."""
+    """The server's counts of one denoiser since this object was made."""
 
     def __init__(self, raw: triton.InferenceServerClient, model: str = contract.DIT_GUIDED) -> None:
         self._raw, self._model = raw, model
@@ -47,7 +47,7 @@ class Statistics:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Waits for the server to get somewhere; fails if it never does."""
+    """Waits until the condition holds. Fails with `what` if it does not hold within WAIT_S."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline, what
@@ -55,7 +55,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def is_still(statistics: Statistics) -> bool:
-    """Whether no evaluation began within a time that several take."""
+    """Whether no evaluation ended within 0.5 s, in which a running trajectory makes several."""
     before = statistics.calls
     time.sleep(0.5)
     return statistics.calls == before
@@ -63,7 +63,7 @@ def is_still(statistics: Statistics) -> bool:
 
 @pytest.fixture
 def statistics(raw: triton.InferenceServerClient) -> Iterator[Statistics]:
-    """Of the guided denoiser, which nothing else uses when the test begins or ends."""
+    """The counts of the guided denoiser, which is idle when the test begins and must be idle when it ends."""
     until(lambda: is_still(Statistics(raw)), "an earlier test's trajectory still runs")
     yield Statistics(raw)
     until(lambda: is_still(Statistics(raw)), "this test's trajectory still runs")

@@ -1,4 +1,4 @@
-"""What the real server computes against torch, for every path."""
+"""The real server's results against torch, for every path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hunyuan3d_export.server.embedded import Endpoints
 pytestmark = pytest.mark.served
 
 Make = Callable[..., np.ndarray]
-# ONNX Runtime's products differ in the last bits with the number of rows: what a neighbour in the batch may change.
+# The last bits of ONNX Runtime's matrix products depend on the number of rows, so neighbours in a batch may change them.
 SHARED_BATCH = 1e-5
 
 
@@ -62,7 +62,7 @@ def test_denoise_guided(sizes: tuple[int, int, int], client: Client, model: Huny
 
 
 def test_50_guided_steps(client: Client, plain_client: Client, model: Hunyuan3DDiT, tokens: Make, noise: Make) -> None:
-    """The headline: one graph for both branches, through a real server, against upstream's two batches in torch."""
+    """The main claim: the guided graph, which computes both branches, equals upstream's two batches in torch."""
     context, start = tokens(2, 37), noise(2, 29)
     guided = client.sample(context, latents=start, steps=50, guidance_scale=5.0)
     two_batch = plain_client.sample(context, latents=start, steps=50, guidance_scale=5.0)

@@ -195,7 +195,7 @@ def denoiser_calls(endpoints: Endpoints) -> int:
 
 
 def calls_after(endpoints: Endpoints) -> int:
-    """The denoiser's calls once none was added for a while, or after 20 s."""
+    """The number of the denoiser's calls once it has not grown for 2 s, or after 20 s."""
     deadline, calls, since = time.monotonic() + 20, denoiser_calls(endpoints), time.monotonic()
     while time.monotonic() < min(deadline, since + 2):
         if (now := denoiser_calls(endpoints)) != calls:
@@ -204,7 +204,7 @@ def calls_after(endpoints: Endpoints) -> int:
 
 
 def test_leaving_generate_frees_the_sampler_though_an_ensemble_would_not(client: Client, endpoints: Endpoints) -> None:
-    """Triton 24.10 does not pass an ensemble's cancelling on: the client streams the sampler itself."""
+    """Triton 24.10 does not cancel the models of a cancelled ensemble, so the client streams the sampler itself."""
     before = denoiser_calls(endpoints)
     for step in client.generate_stream(ROCKET, steps=1000, num_latents=7, guidance_scale=5.0):
         if step.index == 3:

@@ -106,7 +106,7 @@ OF_SAMPLERS = (*ANY, broken_text, out_of_range)
 
 
 def ask(raw: triton.InferenceServerClient, url: str, model: str, inputs: Inputs, outputs: list[Any] | None) -> Exception | None:
-    """The answer's error, None for a result. Streamed ones on a connection of their own."""
+    """The error of the answer, or None for a result. A streamed request gets a connection of its own."""
     if model != contract.SAMPLER:
         try:
             raw.infer(model, inputs, outputs=outputs, client_timeout=WAIT_S)

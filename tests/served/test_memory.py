@@ -11,7 +11,7 @@ from hunyuan3d_export.server.embedded import Endpoints
 
 pytestmark = [pytest.mark.served, pytest.mark.slow]
 
-# A process of its own: beside torch and the server's neighbours a leak would not show.
+# The client runs in a process of its own, because a leak would not show beside torch and the other tests.
 CALLS = """
 import asyncio, resource, sys
 from pathlib import Path

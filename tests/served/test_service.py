@@ -47,11 +47,11 @@ def configure(repository: Path, **parameters: str) -> None:
 
 @pytest.fixture(scope="module")
 def limited(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """A server of its own, with small limits: its denoisers are killed and unloaded."""
+    """A server with small limits for this file alone, because its tests kill and unload the denoisers."""
     repository = tmp_path_factory.mktemp("limited") / "repository"
     deploy(artifacts(), repository)
     configure(repository, **LIMITS)
-    # A killed Python process leaves Triton waiting for its model when it stops: not for the usual 30 s here.
+    # At its stop Triton waits for the model of a killed Python process: 3 s here instead of the usual 30 s.
     with EmbeddedServer(repository, ServerOptions(extra=["--exit-timeout-secs=3"])) as endpoints:
         yield endpoints
 
@@ -63,7 +63,7 @@ def caller(limited: Endpoints) -> Iterator[Client]:
 
 
 def metrics(endpoints: Endpoints) -> dict[str, float]:
-    """What /metrics says of the sampler: 'name{labels}' -> value."""
+    """The sampler's metrics from /metrics: 'name{labels}' -> value."""
     with urllib.request.urlopen(f"http://{endpoints.metrics}/metrics", timeout=WAIT_S) as response:
         lines = response.read().decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line.startswith("hunyuan3d_"))}
@@ -82,7 +82,7 @@ def idle(endpoints: Endpoints) -> bool:
 
 
 def process_of(endpoints: Endpoints, model: str) -> psutil.Process:
-    """The Python process of a model; an unloaded one may live on for a moment, so the newest."""
+    """The newest Python process of a model, because the process of an unloaded model may live on for a moment."""
     found = [
         child for child in psutil.Process(endpoints.pid).children(recursive=True) if f"/{model}/" in " ".join(_words(child))
     ]
@@ -92,7 +92,7 @@ def process_of(endpoints: Endpoints, model: str) -> psutil.Process:
 def _words(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
-    except psutil.Error:  # it has ended
+    except psutil.Error:  # the process has ended
         return []
 
 
@@ -190,7 +190,8 @@ def test_a_killed_denoiser_is_typed_and_the_next_request_succeeds(caller: Client
         running = [caller.submit(tokens(1, 64), guidance_scale=guidance_scale, **LONG) for _ in range(2)]
         until(lambda running=running: all(job.progress is not None for job in running), "both must run")
         process_of(limited, model).send_signal(signal.SIGKILL)
-        errors = [job_error(job) for job in running]  # whose call it was fails; who waited goes on, until its limit
+        # The sample whose call was killed fails. A sample that waited goes on, until its time limit.
+        errors = [job_error(job) for job in running]
         assert any(isinstance(error, ModelFailed) and f"{model} must answer" in str(error) for error in errors), errors
         assert all(isinstance(error, ModelFailed | DeadlineExceeded) for error in errors), errors
         assert caller.sample(tokens(1, 5), guidance_scale=guidance_scale, **SHORT).shape == (1, 64, 64)
@@ -205,7 +206,7 @@ def test_a_denoiser_that_hangs_is_given_up(caller: Client, limited: Endpoints, t
             caller.sample(tokens(1, 5), **SHORT)
         assert caller.sample(tokens(1, 5), **SHORT).shape == (1, 64, 64), "in a new process"
     finally:
-        process.kill()  # Triton waits for it in vain
+        process.kill()  # Triton would wait in vain for the suspended process
 
 
 def job_error(job: Job) -> Exception:

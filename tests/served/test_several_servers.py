@@ -65,7 +65,7 @@ class Load:
             self.calls.append(Call(started, time.monotonic(), error))
 
     def run(self, calls: int) -> None:
-        """Returns when this many more have ended."""
+        """Returns when this many more calls have ended."""
         enough = len(self.calls) + calls
         until(lambda: len(self.calls) >= enough, f"{calls} more calls must end")
 

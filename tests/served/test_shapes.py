@@ -1,4 +1,4 @@
-"""The shipped weights on a real server: the quality gate through it."""
+"""The shipped weights pass the quality gate through a real server."""
 
 from __future__ import annotations
 

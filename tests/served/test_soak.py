@@ -1,4 +1,4 @@
-"""A thousand clients that leave in every way there is, and some that stay: nothing of them is left."""
+"""A thousand requests that are left in every possible way, and some that stay: the server keeps nothing of them."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def counters(endpoints: Endpoints) -> dict[str, float]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Of the server and its Python processes, without the memory that they share."""
+    """The memory of the server and its Python processes, without the memory that they share."""
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return sum(process.memory_full_info().uss for process in processes)
 
 
 async def one(client: AsyncClient, url: str, way: str, chance: random.Random, context: np.ndarray) -> str:
-    """One request and its end; the way it ended."""
+    """Sends one request and lets it end in this way. Returns the way."""
     options = {**OPTIONS, "seed": chance.randrange(2**40)}
     last = chance.randrange(1, 20)
     if way == "deadline":
@@ -79,7 +79,7 @@ async def one(client: AsyncClient, url: str, way: str, chance: random.Random, co
 
 
 async def storm(url: str, requests: int, seed: int, contexts: list[np.ndarray]) -> list[str]:
-    """`requests` of them, AT_ONCE at a time; every one must end within WAIT_S."""
+    """Sends `requests` requests, AT_ONCE at a time. Each must end within 2 WAIT_S. Returns how each ended."""
     chance, slots = random.Random(seed), asyncio.Semaphore(AT_ONCE)
     async with AsyncClient(url, timeout_s=WAIT_S, retries=0, max_in_flight=AT_ONCE) as client:
 
@@ -99,7 +99,7 @@ async def storm(url: str, requests: int, seed: int, contexts: list[np.ndarray]) 
 @pytest.mark.parametrize("requests", [100, pytest.param(1250, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_nothing_stays_of_clients_that_leave(requests: int, server: Endpoints, tokens: Make) -> None:
     contexts = [tokens(1, 4), tokens(1, 4, seed=1), tokens(1, 6)]
-    asyncio.run(storm(server.grpc, 100, 0, contexts))  # memory pools grow to their size
+    asyncio.run(storm(server.grpc, 100, 0, contexts))  # the memory pools reach their full size
     before, began = counters(server), resident_bytes(server.pid)
     ends = asyncio.run(storm(server.grpc, requests, 1, contexts))
     assert set(ends) <= {*WAYS, "overloaded"}, [end for end in ends if end not in WAYS][:5]

@@ -1,4 +1,4 @@
-"""The checkpoint itself behind a real server: --model-config-name torch."""
+"""A real server runs the checkpoint itself with --model-config-name torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_denoise(sizes: tuple[int, int, int], torch_client: Client, model: Hunyu
 
 
 def test_samples_of_several_callers(torch_client: Client, model: Hunyuan3DDiT, tokens: Make, noise: Make) -> None:
-    """They share batches; each gets its own result."""
+    """The samples share batches, and each caller gets its own result."""
     contexts, starts = [tokens(1, 7, seed=i) for i in range(4)], [noise(1, 9, seed=i) for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = list(

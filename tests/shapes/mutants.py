@@ -33,7 +33,7 @@ def _velocity_flipped() -> Iterator[None]:
 
 
 def _context_after_latents(self, txt, img):
-    """Joins the streams in the wrong order; they are still split in the right one."""
+    """Joins the streams in the wrong order, while they are still split in the right order."""
     txt_parts = torch.split(txt, [branch.context_tokens for branch in self.branches], dim=-2)
     img_parts = torch.split(img, [branch.latent_tokens for branch in self.branches], dim=-2)
     return torch.cat([part for pair in zip(img_parts, txt_parts, strict=True) for part in pair], dim=-2)

@@ -32,7 +32,7 @@ def model():
 
 
 def remembered(plain):
-    """The sampler with each answer computed once: warm before a mutant is at work."""
+    """The sampler with a cache of its results. The cache must be filled before a mutant changes the code."""
     known = {}
 
     def sample(context, latents, guidance_scale):
@@ -79,7 +79,7 @@ def test_the_quick_gate_fails_for(mutant, model, reference):
         report = evaluate(sampler, **QUICK, reference=reference)
     assert failures(report, load_thresholds("quick"))
     del report["overall"]["deviation"]
-    # Only the missing bias is too small to show in the metrics: it takes a reference from the same noise.
+    # Only the missing bias is too small for the other metrics: it shows in the deviation from a reference of the same noise.
     assert failures(report, load_thresholds("quick")) or mutant == "missing ln(T)"
 
 

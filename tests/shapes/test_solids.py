@@ -40,7 +40,7 @@ def test_distance_is_that_of_the_nearest_of_many_samples(prompt):
     queries = random(2).uniform(-1.2, 1.2, (200, 3))
     brute = spatial.cKDTree(dense).query(queries)[0]
     exact = solid(prompt).distance(queries)
-    # Samples can only be farther than the surface, and with 20 000 of them never much.
+    # No sample is nearer than the surface, and of 20 000 samples the nearest is not much farther.
     assert (brute >= exact - 1e-9).all()
     assert (brute - exact).max() < 0.05
 
@@ -59,8 +59,8 @@ def test_distances_known_by_heart():
 
 @pytest.mark.parametrize("prompt", SOME)
 def test_samples_spread_by_area(prompt):
-    """Any two halves of a big sample have the same moments: a sampler that favours a facet or a cap would still pass that,
-    so the share of each octant is compared with rejection sampling of a thin shell around the exact distance."""
+    """A sampler that favours a facet or a cap would have wrong moments, so they are compared with those of another method:
+    uniform points of the cube whose exact distance from the surface is below 0.03."""
     shell = random(3).uniform(-1, 1, (100_000, 3))
     shell = shell[solid(prompt).distance(shell) < 0.03]
     drawn = solid(prompt).sample(len(shell), random(4))

@@ -48,7 +48,7 @@ def test_some_contexts_are_dropped(pairs):
     assert 0.05 < np.mean(dropped) < 0.15
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # a slower kernel, not a wrong one
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch takes a slower kernel
 def test_three_steps_on_one_batch_lower_the_loss(pairs):
     batch = clouds.Clouds(pairs, tokens=512, seed=0).draw()
     model = train.new_model(PRESETS["tiny"].config, seed=0)

@@ -1,4 +1,4 @@
-"""The words of this preset's prompts, as the client turns them into context."""
+"""The words of this preset's prompts, and the context that the client makes of them."""
 
 import numpy as np
 

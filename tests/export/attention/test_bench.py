@@ -1,4 +1,4 @@
-"""The attention table: what it measures, what it prints and what it writes."""
+"""The attention table: its measurements, its printed text and its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bench() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("attention_bench", ROOT / "bench" / "attention.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module here
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
@@ -28,7 +28,7 @@ def bench() -> Iterator[ModuleType]:
 def test_measures_in_a_process_of_its_own(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "LENGTHS", (96,))
     monkeypatch.setattr(bench, "BACKENDS", {name: bench.BACKENDS[name] for name in ("standard", "sage")})
-    (row,) = bench.measure_all(torch.device("cpu"))  # no sage on a CPU
+    (row,) = bench.measure_all(torch.device("cpu"))  # sage does not run on a CPU
     assert (row.length, row.backend) == (96, "standard") and row.time_s > 0
 
 

@@ -1,4 +1,4 @@
-"""Every backend computes the same attention, whatever stands between the scores and the values."""
+"""Every backend computes the same attention under every mask, bias, causality and dropout that it accepts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hunyuan3d_export.attention import BACKENDS, Call, attention, estimate_bytes, function
 
-# What runs on a CPU; `sage` needs CUDA and its package, and is tested for how it is chosen and refused.
+# The backends that run on a CPU. `sage` needs CUDA and its package, so only its choice and its refusals are tested.
 ON_CPU = ("sdpa", "flash", "chunked", "standard")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 MASKS = ("none", "padding", "pairs bool", "pairs additive", "batch bool", "batch additive", "heads bool", "heads additive")
@@ -34,11 +34,11 @@ def forget_logged_reasons() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One drawn call: B, H, Lq, Lk, D and what stands between scores and values."""
+    """One drawn call: the sizes (B, H, Lq, Lk, D), and the mask, bias and causality that change the scores."""
 
     sizes: tuple[int, int, int, int, int]
     mask: str
-    bias_axes: tuple[bool, bool, bool, bool] | None  # which of the bias's four axes are full
+    bias_axes: tuple[bool, bool, bool, bool] | None  # True for an axis of full size, False for size 1
     causal: bool
     chunk_size: int
     seed: int
@@ -59,7 +59,7 @@ class Case:
         return found
 
     def keep(self) -> Tensor | None:
-        """The mask in its bool form, or None; with probability a half a whole row sees nothing."""
+        """The mask in its bool form, or None. With probability 1/2 the first row sees no key at all."""
         batch, heads, queries, keys, _ = self.sizes
         generator = torch.Generator().manual_seed(self.seed + 1)
         kind = self.mask.split()[0]
@@ -85,7 +85,7 @@ class Case:
 
 
 def reference(case: Case, tensors: dict[str, Tensor]) -> Tensor:
-    """The definition, one query at a time, in float64."""
+    """Attention by its definition, one query at a time, in float64."""
     batch, heads, queries, keys, size = case.sizes
     q, k, v = (tensors[name].double() for name in "qkv")
     seen = torch.ones(batch, heads, queries, keys, dtype=torch.bool)
@@ -120,8 +120,9 @@ def cases(draw: st.DrawFn) -> Case:
     batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     queries, keys = draw(st.integers(1, 23)), draw(st.integers(1, 23))
     mask = draw(st.sampled_from(MASKS))
+    # With B = Lq a bool mask of two axes could be [B, Lk] or [Lq, Lk], so attention refuses it.
     if mask == "padding" and batch > 1 and batch == queries:
-        queries += 1  # ambiguous, and refused
+        queries += 1
     if mask == "pairs bool" and batch > 1 and batch == queries:
         queries += 1
     return Case(
@@ -153,7 +154,7 @@ def run(case: Case, backend: str, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def gradients(case: Case, backend: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # The flash kernel has no gradient of a bias, and says so.
+    # The flash kernel refuses a bias that needs a gradient.
     tracked = {name: x.clone().requires_grad_(not (name == "bias" and backend == "flash")) for name, x in tensors.items()}
     out = run(case, backend, tracked)
     (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
@@ -219,7 +220,7 @@ def test_wholly_padded_sample_gets_zeros(backend: str) -> None:
 def test_dropout_is_statistically_right(backend: str) -> None:
     torch.manual_seed(0)
     q, k = torch.randn(1, 4, 600, 8), torch.randn(1, 4, 50, 8)
-    v = torch.ones(1, 4, 50, 8)  # so the output is the sum of the weights kept, over 1 - p
+    v = torch.ones(1, 4, 50, 8)  # so the output is the sum of the kept weights, divided by 1 - p
     kept = attention(q, k, v, dropout=0.3, backend=backend, chunk_size=64)
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.01)
     weights = torch.softmax(q @ k.transpose(-2, -1) / 8**0.5, dim=-1)
@@ -232,7 +233,8 @@ def test_dropout_of_the_backward_pass_is_that_of_the_forward_pass() -> None:
     v = torch.randn(1, 1, 40, 8, dtype=torch.float64, requires_grad=True)
     out = attention(q, k, v, dropout=0.5, backend="chunked", chunk_size=7)
     out.sum().backward()
-    assert v.grad is not None  # linear in v: the output is the gradient applied to v
+    assert v.grad is not None
+    # The output is linear in v, so its sum is the gradient times v, if both passes drop the same weights.
     assert float((v.grad * v.detach()).sum()) == pytest.approx(float(out.detach().sum()), rel=1e-12)
 
 
@@ -241,7 +243,7 @@ def test_dropout_of_the_backward_pass_is_that_of_the_forward_pass() -> None:
 def test_chunked_needs_a_seventh_of_standards_memory(length: int) -> None:
     chunked, standard = measure("chunked", length), measure("standard", length)
     scores = 16 * length * length * 4
-    assert standard > 1.9 * scores  # the measurement is real: scores and weights
+    assert standard > 1.9 * scores  # holds scores and weights at once, so a smaller number would be a wrong measurement
     assert chunked <= standard / 7
 
 
@@ -289,7 +291,7 @@ class TestMaskForms:
         mask = torch.ones(3, 3, dtype=torch.bool)
         with pytest.raises(ValueError, match=r"mask must be clear, got \[3, 3\] where B = Lq.*\nhint: mask\[:, None, :\]"):
             attention(self.q, self.q, self.q, mask=mask)
-        attention(self.q, self.q, self.q, mask=mask.float())  # additive: pairs without doubt
+        attention(self.q, self.q, self.q, mask=mask.float())  # an additive mask can only be [Lq, Lk]
 
     @pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 3, 3), (3, 3, 3, 3), (3, 2, 3, 4), (1, 1, 1, 3, 3)])
     def test_mask_that_does_not_fit(self, shape: tuple[int, ...]) -> None:
@@ -347,7 +349,7 @@ class TestRefusals:
     )
     @pytest.mark.usefixtures("sage")
     def test_what_kernels_of_a_gpu_state(self, backend: str, q: Any, call: dict[str, Any], reason: str | None) -> None:
-        if isinstance(q, str):  # what a refusal reads of a CUDA tensor
+        if isinstance(q, str):  # becomes a stand-in with the attributes of a CUDA tensor that a refusal reads
             words = q.split()
             q = types.SimpleNamespace(
                 device=types.SimpleNamespace(type=words[0]),

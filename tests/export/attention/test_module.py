@@ -1,4 +1,4 @@
-"""The attention module: what every option changes, how it chooses, falls back and reports."""
+"""The attention module: the effect of every option, the choice of a backend, fallbacks and their log."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_masks_and_causality_reach_the_kernel(backend: str) -> None:
     torch.testing.assert_close(causal[:, 0], layer(query[:, :1])[:, 0])
     torch.testing.assert_close(causal, layer(query, mask=torch.ones(1, 5, 5, dtype=torch.bool).tril()))
     blind = layer(query, mask=torch.zeros(2, 5, dtype=torch.bool))
-    torch.testing.assert_close(blind, layer.to_out[0].bias.expand_as(blind))  # zeros, then to_out
+    torch.testing.assert_close(blind, layer.to_out[0].bias.expand_as(blind))  # the heads give zeros
 
 
 class TestEveryOptionDoesSomething:
@@ -163,9 +163,9 @@ class TestEveryOptionDoesSomething:
         found = torch.stack([layer(query) for _ in range(300)])
         dropped = found == 0  # the output's own dropout
         assert float(dropped.float().mean()) == pytest.approx(0.4, abs=0.01)
-        assert float((found.mean(0) - exact).norm() / exact.norm()) < 0.15  # right in the mean
+        assert float((found.mean(0) - exact).norm() / exact.norm()) < 0.15  # the mean is right
         kept = found[:, 0, 0, 0][~dropped[:, 0, 0, 0]]
-        assert float(kept.std()) > 1e-3  # and the weights' dropout makes what is kept vary
+        assert float(kept.std()) > 1e-3  # kept outputs vary, because weights are dropped too
         layer.to_out[1].p = 0.0
         weights_only = layer(query)
         assert not bool((weights_only == 0).any()) and not torch.allclose(weights_only, exact)
@@ -233,7 +233,7 @@ class TestRefusals:
 
 
 def tensor_on(device: str, dtype: torch.dtype, queries: int = 4, size: int = 64) -> Any:
-    """What a choice reads of a tensor, for devices that are not here."""
+    """A stand-in with the attributes of a tensor that the choice reads, for devices that this machine lacks."""
     place = types.SimpleNamespace(type=device)
     return types.SimpleNamespace(device=place, dtype=dtype, shape=torch.Size((1, 2, queries, size)), requires_grad=False)
 
@@ -279,7 +279,7 @@ class TestChoice:
         monkeypatch.setenv("USE_SAGEATTN", "1")
         layer = build()
         monkeypatch.delenv("USE_SAGEATTN")
-        assert layer.choose(q, q, q, call) == "sage"  # read when it was built
+        assert layer.choose(q, q, q, call) == "sage"  # the layer read the variable when it was built
         assert layer.choose(q, q, q, dropped) == "flash"
         assert build().choose(q, q, q, call) == "flash"
         monkeypatch.setitem(sys.modules, "sageattention", None)
@@ -302,7 +302,7 @@ class TestFallbacks:
             )
         ]
         layer(query)
-        assert len(caplog.records) == len(messages)  # once each
+        assert len(caplog.records) == len(messages)  # each fallback is logged only once
         monkeypatch.setattr(module, "BACKENDS", BACKENDS)
         torch.testing.assert_close(found, layer(query))
 

@@ -81,7 +81,7 @@ def test_verify_wants_the_weights_of_a_checkpoint(tmp_path: Path, micro: Weights
 
 
 def test_its_plan_is_compared_like_every_other(exported: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a runner in the place of the GPU: `verify --engine` used to stop at the encoder and check nothing."""
+    """`verify --engine` checks the encoder's plan too. Here ONNX Runtime takes the place of the GPU."""
     onnx_folder = exported(precision="fp16")
     build_engines(onnx_folder, tmp_path, find_target("tensorrt-rtx", ("SM89",)))
     monkeypatch.setattr(parity, "PlanRunner", lambda _plans, _target: OnnxRunner(onnx_folder))

@@ -64,7 +64,7 @@ def test_import_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dit_runs_its_plain_path_on_sage_and_its_bias_on_sdpa(
     narrow: DiTConfig, sage: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, draw: Draw
 ) -> None:
-    # On a GPU, a bias is all that sage would refuse of these calls.
+    # On a GPU, sage would refuse only the calls with a bias, so the stand-in refuses just these.
     takes_cpu = dataclasses.replace(BACKENDS["sage"], refusal=lambda _q, _k, _v, call: "no bias" if call.terms else None)
     monkeypatch.setattr(function, "BACKENDS", {**BACKENDS, "sage": takes_cpu})
     model, plain = random_model(narrow, attention_backend="sage"), random_model(narrow)
@@ -74,7 +74,7 @@ def test_dit_runs_its_plain_path_on_sage_and_its_bias_on_sdpa(
     assert len(sage) == blocks
     scale = torch.tensor([5.0, 2.0])
     torch.testing.assert_close(model.guided(latents, t, context, scale), plain.guided(latents, t, context, scale))
-    assert len(sage) == 2 * blocks  # the conditional branch again; the unconditional one has a bias
+    assert len(sage) == 2 * blocks  # the unconditional branch has a bias, so only the other ran on sage
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

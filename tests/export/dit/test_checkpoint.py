@@ -36,7 +36,7 @@ def write_parts(path: Path, parts: Mapping[str, State]) -> Path:
 
 
 def neighbours() -> dict[str, State]:
-    """What lies beside the DiT in a pipeline's file; the key names are chosen to collide."""
+    """The parts beside the DiT in a pipeline's file. Some of their keys end like keys of the DiT."""
     return {
         "vae": {"post_kl.weight": torch.ones(3, 2), "cond_in.weight": torch.ones(2, 2)},
         "conditioner": {"main_image_encoder.model.layer.0.weight": torch.ones(4), "latent_in.weight": torch.ones(1, 1)},
@@ -128,7 +128,7 @@ def test_header_length_that_looks_like_a_pickle(narrow: DiTConfig, tmp_path: Pat
     path = write_parts(tmp_path / "model.safetensors", {"model": state})
     data = path.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
-    padded = size + (0x0280 - size) % 0x10000  # first two bytes 80 02, as of a pickle
+    padded = size + (0x0280 - size) % 0x10000  # the file then begins with 80 02, like a pickle
     path.write_bytes(struct.pack("<Q", padded) + data[8 : 8 + size] + b" " * (padded - size) + data[8 + size :])
     assert path.read_bytes()[:2] == b"\x80\x02"
     assert_equal(load_checkpoint(path).state_dict(), state)
@@ -161,7 +161,7 @@ def test_weights_stay_mapped(tiny: DiTConfig, tmp_path: Path, suffix: str) -> No
     assert size_mib > 180
     run = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
     found = json.loads(run.stdout)
-    # Nothing is copied at load: the file's pages are the weights. Reading them all then costs the file once, not twice.
+    # Loading copies nothing, because the weights are the file's mapped pages: reading all of them takes the file's size once.
     assert found["private"] < 0.15 * size_mib, found
     assert found["peak"] < 1.4 * size_mib, found
     assert found["total"] != 0

@@ -1,4 +1,4 @@
-"""The guided evaluation is the two-batch one, exactly; and in half precision no worse than the plain graph."""
+"""The guided evaluation equals the two-batch evaluation, and in half precision is no less exact than the plain graph."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ class TestBias:
         assert null_token_bias(1370, torch.float64, torch.device("cpu")).item() == math.log(1370)
 
 
-# Token counts whose logarithm rounds worst among the small ones: 0.19 % in fp16, 1.5 % in bf16.
+# Small token counts T whose rounded ln(T) is furthest off: its exponential misses T by 0.19 % in fp16 and 1.5 % in bf16.
 WORST = {torch.float16: (197, 262), torch.bfloat16: (125, 241, 385)}
 
 
 @pytest.fixture
 def one_copy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
-    """Switches the copies of the null token off and on."""
+    """one_copy(True) leaves a single copy of the null token; one_copy(False) restores all copies."""
     copies = dict(model_module._NULL_REMAINDERS)
     yield lambda single: monkeypatch.setattr(model_module, "_NULL_REMAINDERS", {} if single else copies)
 
@@ -132,7 +132,7 @@ def test_copies_remove_the_error_of_the_rounded_bias(
     """Errors of the unconditional velocity (scale 0) against float64, over several networks and token counts.
 
     Rounding noise hides a small systematic error in a plain norm, so the error is also projected on the change that a
-    miscounted token makes: 1 there means the graph computes the velocity of another T, 0 that it counts right.
+    single rounded bias makes. 1 means that the graph has this whole error, as if T were another number, and 0 that it has none.
     """
     config = dataclasses.replace(CONFIG, hidden_size=32, num_heads=1, depth=1)
     norms: dict[str, list[Tensor]] = {"plain": [], "copies": [], "one": []}

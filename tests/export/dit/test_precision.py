@@ -1,4 +1,4 @@
-"""Which arithmetic happens in which precision, and what the model refuses."""
+"""The precision of each part of the arithmetic, and the inputs that the model refuses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_timestep_embedding_by_its_formula() -> None:
     angles = 1000 * t.double()[:, None] * 1000 ** (-k / 128)
     assert found.shape == (4, 256) and found.dtype == torch.float32
     expected = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    # float32 angles of 5000 resolve half a thousandth
+    # t = 5 makes angles of 5000, which float32 resolves only to 0.0005, so the tolerance is wider with it.
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(found[:3].double(), expected[:3], rtol=0, atol=1e-4)
 
@@ -73,7 +73,7 @@ def test_timestep_embedding_by_its_formula() -> None:
 def test_timestep_embedding_is_float32_for_every_input_type() -> None:
     frequencies = sinusoid_frequencies()
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        t = torch.tensor([0.125, 0.75], dtype=dtype)  # exact in all of them
+        t = torch.tensor([0.125, 0.75], dtype=dtype)  # values that every dtype holds exactly
         assert torch.equal(timestep_embedding(t, frequencies), timestep_embedding(t.float(), frequencies))
 
 

@@ -70,9 +70,9 @@ def test_an_exported_graph_holds_them_and_computes_none(dtype: torch.dtype, narr
     assert "aten.cos.default" in targets and "aten.exp.default" not in targets
 
 
-@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # torch, importing itself
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # a warning of torch's own import
 def test_a_compiled_graph_takes_them_from_the_model(narrow: DiTConfig, draw: Draw) -> None:
-    """A tensor that is made from host memory in the graph itself would be a copy that no CUDA graph can hold."""
+    """A graph that made the frequencies itself would copy them from host memory, which no CUDA graph can do."""
     model, taken, made = random_model(narrow), set(), []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[object]) -> Callable[..., object]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hunyuan3d_export.dit import DiTConfig, Hunyuan3DDiT, random_model
 
-# B, L, T: all different within and across, 1 included.
+# (B, L, T): the sizes within a shape differ, so that no two axes can be confused, and each size is 1 once.
 SHAPES = [(1, 5, 9), (2, 33, 17), (3, 8, 70), (4, 1, 2), (2, 19, 1)]
 TOLERANCE = 1e-6
 
@@ -63,7 +63,7 @@ def test_velocity_is_the_official_one(
     theirs.load_state_dict(ours.state_dict(), strict=True)
     for shape in SHAPES:
         latents, t, context = draw(config, *shape, dtype)
-        # The ends of the trajectory, and values that are not representable: angles of 1000 t are where precision goes.
+        # Random t, both ends of the trajectory, and 48/49, which no float holds exactly: the angles 1000 t magnify its error.
         for times in (t, torch.zeros_like(t), torch.ones_like(t), torch.full_like(t, 48 / 49)):
             guidance = torch.linspace(1.3, 7.7, shape[0], dtype=dtype) if guidance_embed else None
             expected = theirs(latents, times, {"main": context}, guidance=guidance)

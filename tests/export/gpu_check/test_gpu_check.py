@@ -17,7 +17,7 @@ from hunyuan3d_export.gpu_check import __main__ as gpu_check
 from hunyuan3d_export.gpu_check.rows import Job, Row, Skip, cells, collect, table
 from hunyuan3d_export.gpu_check.setting import OneAtATime, flop, inputs_of
 
-# All that is there on some GPU machines is torch, einops, numpy, onnx, onnxruntime and what these need.
+# Some GPU machines have only torch, einops, numpy, onnx, onnxruntime and what these need, so the others are blocked.
 BLOCKED = (
     "tritonclient", "grpc", "typer", "rich", "safetensors", "onnxscript", "pytriton", "psutil", "matplotlib", "scipy", "skimage",
     "PIL", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "hypothesis",

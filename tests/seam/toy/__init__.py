@@ -1,1 +1,1 @@
-"""A network that the project does not know: its folder, its row, and its row of the contract. Nothing else is written for it."""
+"""A network that the project does not know: this folder, with the network's row of NETWORKS and its row of the contract."""
