@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
 import urllib.request
 from collections.abc import Sequence
@@ -97,10 +96,6 @@ def mean(before: dict[str, float], after: dict[str, float], name: str) -> float:
 def percentiles(times_s: Sequence[float]) -> dict[str, float]:
     """p50, p95 and p99 in seconds."""
     return {f"p{percent}": float(np.percentile(times_s, percent)) for percent in (50, 95, 99)}
-
-
-def median(values: Sequence[float]) -> float:
-    return float(statistics.median(values))
 
 
 def say(text: str) -> None:

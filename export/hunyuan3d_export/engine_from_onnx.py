@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hunyuan3d_client import contract
 
+from .engines import targets
 from .engines.log import log_of
 from .engines.progress import watched
 from .engines.structure import structure_digest
@@ -171,7 +172,7 @@ def _made_from(folder: Path, manifest: Manifest, target: Target, *, options: Eng
         "compute_capabilities": list(target.compute_capabilities),
         "gpu": target.gpu.name if target.gpu else None,
         "profile": {axis: [size.min, size.opt, size.max] for axis, size in axes.items()},
-        "code": code_digest([Path(__file__)]),
+        "code": code_digest([Path(__file__), Path(targets.__file__)]),
         **chosen,
     }
 

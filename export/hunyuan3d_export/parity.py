@@ -65,7 +65,7 @@ def verify_engines(plans: Path, weights: Source | None = None, onnx: Path | None
     results = {}
     sources = read_artifacts(onnx, hint=remake) if onnx else {}
     for folder, manifest in read_artifacts(plans, hint=_BUILD).items():
-        _check_loadable(folder, manifest, [source.files for source in sources.values()])
+        _check_loadable(folder, manifest, {source.model: source.files for source in sources.values()})
         checks = list(_plan_checks(plans, manifest, weights, onnx))
         write_receipt(folder, manifest, checks)
         results[manifest.model] = checks
@@ -107,15 +107,16 @@ def why_skipped(plans: Path) -> str | None:
     return None
 
 
-def _check_loadable(folder: Path, manifest: Manifest, sources: list[Mapping[str, str]]) -> None:
+def _check_loadable(folder: Path, manifest: Manifest, sources: Mapping[str, Mapping[str, str]]) -> None:
     if manifest.made_from.get("weight_stripped"):
         raise PlanLoadError(
             f"{folder} must hold a plan with weights, got a weight-stripped one\n"
             "hint: hunyuan3d-export refit --plan DIR --onnx DIR --out DIR"
         )
-    if sources and manifest.made_from["onnx"] not in sources:
+    if sources and manifest.made_from["onnx"] not in sources.values():
+        found = "another" if manifest.model in sources else "none of this model"
         raise PlanLoadError(
-            f"{folder} must be compared with the ONNX artifact it was built from, got another\nhint: --artifacts DIR of that export"
+            f"{folder} must be compared with the ONNX artifact it was built from, got {found}\nhint: --artifacts DIR of that export"
         )
 
 

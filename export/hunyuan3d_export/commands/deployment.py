@@ -44,11 +44,13 @@ def deploy(
 ) -> None:
     """Artifacts whose manifests match -> a Triton model repository; or weights as a checkpoint, for `serve --config torch`."""
     named = bool(preset or checkpoint)
-    if (artifacts is None) != named or ((torch or require_parity) and named == require_parity):
+    if (artifacts is None) != named or (torch and not named):
         got = "both" if named or torch else "neither"
         raise ValueError(
             f"deploy must get artifacts or weights, got {got}\nhint: --artifacts DIR, or --preset, --checkpoint and --torch"
         )
+    if require_parity and artifacts is None:
+        raise ValueError("--require-parity must come with artifacts, got weights\nhint: --artifacts DIR")
     if artifacts is not None:
         models = deploy_artifacts(artifacts, repository, require_parity=require_parity)
     else:

@@ -45,10 +45,9 @@ def weights_of(manifest: Manifest, given: Source | None) -> ConditionerSource:
     random = {name: identity[name] for name in ("variant", "seed") if name in identity}
     path = None if random or given is None else given.checkpoint
     source = ConditionerSource(path=path, **random, **manifest.serving)
-    if source.identity() != identity:
-        raise ManifestError(
-            f"{manifest.model} must be checked with its own weights, got {source.identity()}\nhint: --checkpoint FILE"
-        )
+    found = source.identity() if random or path else "none"
+    if found != identity:
+        raise ManifestError(f"{manifest.model} must be checked with its own weights, got {found}\nhint: --checkpoint FILE")
     return source
 
 
