@@ -21,7 +21,6 @@ from .dit import PRESETS, Preset, save_checkpoint
 from .dit import network as dit
 from .graphs import Graph, Source
 from .manifest import Manifest, ManifestError
-from .pbtxt import write_configs
 from .runners import Runner
 
 # This model's folder holds the Python code that serves the graphs of all networks; the folders of the other models link to it.
@@ -161,5 +160,7 @@ def remake(model: str) -> str:
 
 
 if __name__ == "__main__":
+    from .pbtxt import write_configs  # needs tritonclient, which a machine for gpu-check may lack
+
     for row in NETWORKS.values():
         write_configs(_HERE.parent.parent / "model_repository", row.configs(row.base))

@@ -44,9 +44,9 @@ CONTEXT = np.ones((1, 3, 1536), np.float16)
         ({"TLS_CLIENT_CA_FILE": "/nowhere"}, "TLS_CERT_FILE must be a readable, non-empty file, got ''"),
     ],
 )
-def test_wrong_settings(environment: dict[str, str], message: str, root: Path, settings: dict[str, str]) -> None:
+def test_wrong_settings(environment: dict[str, str], message: str, image: Path, settings: dict[str, str]) -> None:
     done = subprocess.run(
-        [root / "docker" / "entrypoint.sh"],
+        [image / "entrypoint.sh"],
         env={"PATH": "/usr/bin:/bin", **settings, **environment},
         capture_output=True,
         text=True,
@@ -56,10 +56,10 @@ def test_wrong_settings(environment: dict[str, str], message: str, root: Path, s
     assert f"error: {message}" in done.stderr and "\nhint: " in done.stderr
 
 
-def test_a_weak_key_is_refused_and_not_shown(tmp_path: Path, root: Path, settings: dict[str, str]) -> None:
+def test_a_weak_key_is_refused_and_not_shown(tmp_path: Path, image: Path, settings: dict[str, str]) -> None:
     (tmp_path / "key").write_text("hunter2")
     done = subprocess.run(
-        [root / "docker" / "entrypoint.sh"],
+        [image / "entrypoint.sh"],
         env={"PATH": "/usr/bin:/bin", **settings, "API_KEY_FILE": str(tmp_path / "key")},
         capture_output=True,
         text=True,

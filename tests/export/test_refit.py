@@ -63,10 +63,13 @@ def test_structure_is_the_networks_and_not_the_weights(artifacts: Callable[..., 
 def test_a_stripped_plan_is_nobodys(rtx: Target, artifacts: Callable[..., Path]) -> None:
     folders = [artifacts(precision="fp16", seed=seed) / contract.DIT for seed in (0, 1)]
     manifests = [Manifest.read(folder, hint="") for folder in folders]
-    both = [_made_from(folder, manifest, rtx, STRIPPED) for folder, manifest in zip(folders, manifests, strict=True)]
+    both = [
+        _made_from(folder, manifest, rtx, options=STRIPPED, axes=contract.denoiser().axes)
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
     assert both[0] == both[1]  # equal, so a plan built from one seed is kept for the other
     assert (both[0]["weights"], both[0]["onnx"], both[0]["weight_stripped"]) == (None, None, True)
-    whole = _made_from(folders[0], manifests[0], rtx, EngineOptions())
+    whole = _made_from(folders[0], manifests[0], rtx, options=EngineOptions(), axes=contract.denoiser().axes)
     assert (whole["weights"], whole["weight_stripped"]) == (manifests[0].made_from["weights"], False)
 
 
