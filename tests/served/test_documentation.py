@@ -14,7 +14,15 @@ pytestmark = pytest.mark.served
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/client.md"])
-def test_python_blocks_run(document: str, served: Endpoints, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    document: str,
+    served: Endpoints,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the blocks write files
     blocks = re.findall(r"^```python\n(.*?)^```", (root / document).read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     namespace: dict[str, Any] = {}
