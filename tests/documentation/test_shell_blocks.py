@@ -31,7 +31,7 @@ DOCUMENTS = (
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("examples/*/*.md")),
 )
-WAIT_S = 300.0
+WAIT_S = 900.0
 
 # scene -> its commands, in order. A command that serves stays in the background; the clients after it find its address in
 # HUNYUAN3D_URL.
@@ -318,16 +318,17 @@ class Tree:
             self.stop()
             self._serve(command)
             return
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
+        call = subprocess.Popen(
+            ["bash", "-c", command], cwd=self.folder, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        limit = threading.Timer(WAIT_S, os.killpg, (call.pid, signal.SIGKILL))  # all of it: a command may start others
+        limit.start()
+        try:
+            output, _ = call.communicate()
+        finally:
+            limit.cancel()
+        assert call.returncode == 0, f"$ {command}\n{output}"
 
     def _serve(self, command: str) -> None:
         with (self.folder / "server.log").open("w") as log:
@@ -338,17 +339,18 @@ class Tree:
         assert self._server.stdout
         limit = threading.Timer(WAIT_S, os.killpg, (self._server.pid, signal.SIGKILL))
         limit.start()
-        for line in self._server.stdout:
-            if line.startswith("{"):
-                self.environment["HUNYUAN3D_URL"] = json.loads(line)["grpc"]
-                limit.cancel()
-                return
+        ready = next((line for line in self._server.stdout if line.startswith("{")), None)
+        limit.cancel()
+        if ready is not None:
+            self.environment["HUNYUAN3D_URL"] = json.loads(ready)["grpc"]
+            return
         raise AssertionError(f"$ {command}\n{(self.folder / 'server.log').read_text()}")
 
     def stop(self) -> None:
         """Ends the server as Ctrl-C in a terminal does: every process of its group gets the signal."""
         if self._server is not None:
-            os.killpg(self._server.pid, signal.SIGINT)
+            if self._server.poll() is None:
+                os.killpg(self._server.pid, signal.SIGINT)
             assert self._server.stdout
             self._server.stdout.read()
             self._server.wait(timeout=60)
@@ -390,6 +392,7 @@ def add_encoder(checkpoint: Path) -> None:
 
 
 @pytest.mark.served
+@pytest.mark.timeout(1200)  # the demo takes minutes on cores that others share
 @pytest.mark.parametrize("scene", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCENES])
 def test_scene(scene: str, tree: Tree, artifacts: Callable[..., Path]) -> None:
     prepare(tree, artifacts)
