@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import reference_sampler
+from hunyuan3d_export.dit import reference_sampler
 from hunyuan3d_export.dit.config import SCHEDULES
 
 UPSTREAM = {
