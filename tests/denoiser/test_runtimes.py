@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch_network
 
-from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.attention import BACKENDS
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
 

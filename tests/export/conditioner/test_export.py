@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from hunyuan3d_client import contract
 from hunyuan3d_export import parity
 from hunyuan3d_export.commands import app
+from hunyuan3d_export.dit import network
 from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.engine_from_onnx import build_engines
 from hunyuan3d_export.engines.targets import find_target
 from hunyuan3d_export.manifest import Manifest, ManifestError
+from hunyuan3d_export.repository_from_artifacts import deploy
 from hunyuan3d_export.runners import OnnxRunner
 
 Export = Callable[..., Path]
@@ -80,17 +83,33 @@ def test_verify_wants_the_weights_of_a_checkpoint(tmp_path: Path, micro: Weights
     assert checks[0].passed
 
 
-def test_its_plan_is_compared_like_every_other(exported: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`verify --engine` checks the encoder's plan too. Here ONNX Runtime takes the place of the GPU."""
-    onnx_folder = exported(precision="fp16")
-    build_engines(onnx_folder, tmp_path, find_target("tensorrt-rtx", ("SM89",)))
-    monkeypatch.setattr(parity, "PlanRunner", lambda _plans, _target: OnnxRunner(onnx_folder))
+def test_a_folder_with_both_networks_plans_is_compared_whole(
+    artifacts: Export, exported: Export, micro: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`verify --engine` on a folder with a denoiser's and an encoder's plan, with ONNX Runtime in the place of the GPU."""
+    onnx_folder = tmp_path / "onnx"
+    for source, model in ((artifacts, contract.DIT), (exported, contract.CONDITIONER)):
+        shutil.copytree(source(precision="fp16") / model, onnx_folder / model)
+    build_engines(onnx_folder, tmp_path / "plans", find_target("tensorrt-rtx", ("SM89",)))
     whole = parity.TorchRunner
+    monkeypatch.setattr(parity, "PlanRunner", lambda _plans, _target: OnnxRunner(onnx_folder))
     monkeypatch.setattr(parity, "TorchRunner", lambda network, graphs, **_: whole(network, graphs))
-    (checks,) = parity.verify_engines(tmp_path, onnx=onnx_folder).values()
-    assert [check.name for check in checks] == ["1 x 518 px, torch", "1 x 518 px, ONNX Runtime"]
-    assert all(check.passed for check in checks) and checks[0].relative_l2 > 0
-    assert (tmp_path / contract.CONDITIONER / parity.RECEIPT).is_file()
+    monkeypatch.setattr(network, "_MOST_STEPS", 4)
+    results = parity.verify_engines(tmp_path / "plans", micro, onnx_folder)
+    assert [check.name for check in results[contract.CONDITIONER]] == ["1 x 518 px, torch", "1 x 518 px, ONNX Runtime"]
+    assert [check.name for check in results[contract.DIT]][-1] == "4 steps, two-batch, ONNX Runtime"
+    assert all(check.passed for checks in results.values() for check in checks)
+    assert all(checks[0].relative_l2 > 0 for checks in results.values())
+    assert all((tmp_path / "plans" / model / parity.RECEIPT).is_file() for model in results)
+
+
+def test_a_damaged_encoder_is_told_its_own_command(exported: Export, tmp_path: Path) -> None:
+    shutil.copytree(exported(), tmp_path / "artifacts")
+    (tmp_path / "artifacts" / contract.CONDITIONER / "model.onnx").write_bytes(b"")
+    with pytest.raises(ManifestError, match="must have sha256 .*\nhint: export again with: hunyuan3d-export conditioner"):
+        parity.verify(tmp_path / "artifacts")
+    with pytest.raises(ManifestError, match="\nhint: make them again with: hunyuan3d-export conditioner --out"):
+        deploy(tmp_path / "artifacts", tmp_path / "repository")
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
