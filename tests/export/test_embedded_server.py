@@ -8,14 +8,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from hunyuan3d_client import contract
+from hunyuan3d_client import Client, Hunyuan3DError, contract
 from hunyuan3d_export.repository_from_artifacts import DeployError, deploy
 from hunyuan3d_export.server import wheel
 from hunyuan3d_export.server.embedded import EmbeddedServer, ServerOptions, ServerStartError
@@ -172,8 +174,26 @@ def test_the_command_says_where_it_listens_and_ends_on_a_signal(signals: list[si
 
 
 @pytest.mark.served
-def test_the_command_ends_with_the_server(repository: Path) -> None:
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "mid-sample"])
+def test_the_command_ends_with_a_killed_server_and_says_so(busy: bool, repository: Path) -> None:
+    """As after an out-of-memory kill: the models' processes outlive the server and hold the pipe of its log."""
+    context = np.zeros((1, 40, 1536), np.float16)
     with serve(repository) as command:
-        assert command.stdout is not None
-        psutil.Process(json.loads(command.stdout.readline())["pid"]).kill()
-        assert command.wait(WAIT_S) != 0
+        assert command.stdout is not None and command.stderr is not None
+        endpoints = json.loads(command.stdout.readline())
+        family = psutil.Process(command.pid).children(recursive=True)
+        with Client(endpoints["grpc"], retries=0) as client:
+            if busy:
+                steps = client.stream(context, steps=1000, num_latents=512)
+                assert next(steps).index == 1
+            psutil.Process(endpoints["pid"]).kill()
+            began = time.monotonic()
+            code = command.wait(WAIT_S)
+            took_s = time.monotonic() - began
+            if busy:
+                with pytest.raises(Hunyuan3DError):
+                    list(steps)
+        assert code == 128 + signal.SIGKILL and took_s < 5
+        assert "tritonserver was killed by signal 9 (out of memory?)" in command.stderr.read()
+    _, alive = psutil.wait_procs(family, timeout=WAIT_S)
+    assert alive == []

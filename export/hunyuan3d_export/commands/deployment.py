@@ -17,8 +17,10 @@ from ..dit.configs import torch_parameters
 from ..dit.weights import Weights
 from ..repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
 from ..repository_from_artifacts import deploy as deploy_artifacts
-from ..server.embedded import EmbeddedServer, ServerOptions
-from .options import CheckpointOption, PresetOption, SeedOption, console
+from ..server.embedded import EmbeddedServer, ServerOptions, ended
+from .options import CheckpointOption, PresetOption, SeedOption, console, errors
+
+_KILLED = 128  # a shell's exit code of a command that signal N ended is 128 + N
 
 
 def deploy(
@@ -78,11 +80,12 @@ def serve(
             sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
             sys.stdout.flush()
             code = server.wait()
+            errors.print(ended(code), markup=False, highlight=False)
         except KeyboardInterrupt:
             for each in (signal.SIGINT, signal.SIGTERM):  # an interrupted stop would leave the server running
                 signal.signal(each, signal.SIG_IGN)
             logging.getLogger(__name__).info("stopping tritonserver ...")
-    raise typer.Exit(code)
+    raise typer.Exit(code if code >= 0 else _KILLED - code)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -9,7 +9,9 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -28,6 +30,7 @@ from .wheel import ServerStartError, lay_out
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
+_LOG_END_S = 5.0
 _KEPT_LOG_LINES = 30
 _KEPT_ERRORS = 5
 _ERROR_LINE = re.compile(r"E\d{4} |error:")  # error lines of glog, and the last message of the server itself
@@ -94,7 +97,12 @@ class EmbeddedServer:
             launcher = lay_out(runtime)
             command = _command(launcher, self.repository, models, ports, self.options)
             self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # a process group of its own, so that its models' processes can be ended with it
             )
             self._resources.callback(self._process.stdout.close if self._process.stdout else bool)
             self._reader = threading.Thread(target=self._follow_log, daemon=True)
@@ -119,13 +127,25 @@ class EmbeddedServer:
                 process.kill()
                 process.wait()
         if process is not None:
-            self._reader.join(5)
+            self._end_models(process)
         self._resources.close()
 
     def wait(self) -> int:
-        """Waits until the server ends by itself. Returns its exit code."""
+        """Waits until the server ends by itself, and ends its models' processes. Returns its exit code; see `ended`."""
         assert self._process is not None, "start() first"
-        return self._process.wait()
+        code = self._process.wait()
+        self._end_models(self._process)
+        return code
+
+    def _end_models(self, process: subprocess.Popen[str]) -> None:
+        """Kills what a server that has ended left of its process group.
+
+        The process of a Python model outlives a server that was killed. It holds the log's pipe, so that the reader of the log
+        would wait for ever, and closing the pipe would wait for the reader.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self._reader.join(_LOG_END_S)
 
     def _follow_log(self) -> None:
         assert self._process is not None and self._process.stdout is not None
@@ -140,7 +160,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + self.options.ready_timeout_s
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                self._reader.join(5)
+                self._end_models(self._process)
                 raise ServerStartError(
                     f"tritonserver must stay up, got exit code {self._process.returncode}\n{self._last_lines()}"
                 )
@@ -154,6 +174,13 @@ class EmbeddedServer:
     def _last_lines(self) -> str:
         sections = {"errors": self._errors, "last log lines": self._log}
         return "\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items() if lines)
+
+
+def ended(code: int) -> str:
+    """What happened to a server that ended with this exit code of subprocess, as a sentence."""
+    if code < 0:
+        return f"tritonserver was killed by signal {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
+    return f"tritonserver ended with exit code {code}"
 
 
 def loadable_models(repository: Path, config_name: str) -> list[str]:
