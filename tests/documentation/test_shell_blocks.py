@@ -40,7 +40,7 @@ SCENES: dict[str, tuple[str, ...]] = {
         "make export-onnx CHECKPOINT=model.fp16.safetensors PRECISION=fp16",
         "make verify CHECKPOINT=model.fp16.safetensors PRECISION=fp16",
         "make deploy CHECKPOINT=model.fp16.safetensors PRECISION=fp16",
-        "hunyuan3d-export serve --grpc-port 0 --http-port 0 --metrics-port 0",
+        "hunyuan3d-export serve --grpc-port 0",
         "hunyuan3d health",
         "hunyuan3d sample --context context.npy --steps 10 --num-latents 128 --out latents.npy",
         "hunyuan3d denoise --latents latents.npy --t 0.5 --context context.npy --out velocity.npy",
@@ -62,7 +62,7 @@ SCENES: dict[str, tuple[str, ...]] = {
         "hunyuan3d-export conditioner --checkpoint model.fp16.safetensors --precision fp16 --out build/encoder",
         "hunyuan3d-export verify --artifacts build/encoder --checkpoint model.fp16.safetensors",
         "hunyuan3d-export deploy --artifacts build/encoder",
-        "hunyuan3d-export serve --grpc-port 0 --http-port 0 --metrics-port 0",
+        "hunyuan3d-export serve --grpc-port 0",
         "hunyuan3d generate picture.png --steps 10 --num-latents 128 --out latents.npy",
     ),
     "prompts": (

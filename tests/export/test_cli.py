@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.commands import app
+from hunyuan3d_export.commands import app, deployment
 from hunyuan3d_export.dit import network
 from hunyuan3d_export.engines.gpu import first_gpu
 from hunyuan3d_export.manifest import Manifest
@@ -187,3 +187,19 @@ def test_verify_of_plans_without_a_gpu_is_skipped(call: Callable[..., Result], a
     assert found.code == 2 and "verify must get a folder, got none\nhint: --artifacts DIR" in found.err
     found = call("refit", "--plan", plans, "--onnx", onnx, "--out", tmp_path / "out")
     assert found.code == 2 and "must hold a weight-stripped plan, got none\nhint: hunyuan3d-export engine" in found.err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((None, None, None), (8001, 8000, 8002)),
+        ((0, None, None), (0, 0, 0)),
+        ((None, 0, 9002), (0, 0, 9002)),
+        ((9001, None, None), (9001, 8000, 8002)),
+    ],
+    ids=str,
+)
+def test_a_free_port_for_one_means_free_ports_for_all_that_are_not_given(
+    given: tuple[Any, ...], expected: tuple[int, ...]
+) -> None:
+    assert tuple(deployment.ports(*given).values()) == expected

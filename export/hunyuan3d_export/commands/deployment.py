@@ -20,6 +20,8 @@ from ..repository_from_artifacts import deploy as deploy_artifacts
 from ..server.embedded import EmbeddedServer, ServerOptions, ended
 from .options import CheckpointOption, PresetOption, SeedOption, console, errors
 
+_PORTS = (8001, 8000, 8002)  # gRPC, HTTP, metrics: Triton's own
+_PORT = "Default {}. 0 picks a free port, and then also for the ports that are not given."
 _KILLED = 128  # a shell's exit code of a command that signal N ended is 128 + N
 
 
@@ -65,14 +67,14 @@ def deploy(
 def serve(
     repository: Annotated[Path, typer.Option(help="Model repository with deployed artifacts.")] = DEFAULT_REPOSITORY,
     config: Annotated[str, typer.Option(help="Runtime: the name of a file in each model's configs/ folder.")] = "cpu",
-    grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
+    grpc_port: Annotated[int | None, typer.Option(help=_PORT.format(8001))] = None,
+    http_port: Annotated[int | None, typer.Option(help=_PORT.format(8000))] = None,
+    metrics_port: Annotated[int | None, typer.Option(help=_PORT.format(8002))] = None,
 ) -> None:
     """Runs the embedded tritonserver until SIGINT or SIGTERM. Once it is ready, a line of JSON on stdout has its addresses."""
     for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
         signal.signal(each, _interrupt)
-    options = ServerOptions(config=config, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
+    options = ServerOptions(config=config, **ports(grpc_port, http_port, metrics_port))
     server = EmbeddedServer(repository, options)
     code = 0
     with server as endpoints:
@@ -86,6 +88,16 @@ def serve(
                 signal.signal(each, signal.SIG_IGN)
             logging.getLogger(__name__).info("stopping tritonserver ...")
     raise typer.Exit(code if code >= 0 else _KILLED - code)
+
+
+def ports(grpc: int | None, http: int | None, metrics: int | None) -> dict[str, int]:
+    """The ports of ServerOptions: those that were given; for the others Triton's own, or free ones where a free one was asked for."""
+    given = {"grpc_port": grpc, "http_port": http, "metrics_port": metrics}
+    free = 0 in given.values()
+    return {
+        name: 0 if port is None and free else usual if port is None else port
+        for (name, port), usual in zip(given.items(), _PORTS, strict=True)
+    }
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
