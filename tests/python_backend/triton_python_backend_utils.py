@@ -12,6 +12,14 @@ from typing import Any
 import numpy as np
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU = "CPU", "GPU"
+
+
+class PreferredMemory:
+    """The memory in which a call between models wants its answer."""
+
+    def __init__(self, preferred_memory_type: str, preferred_device_id: int = 0) -> None:
+        self.memory, self.device = preferred_memory_type, preferred_device_id
 
 
 class TritonModelException(Exception):

@@ -11,8 +11,10 @@ from typing import Any
 import batching
 import numpy as np
 import pytest
+import triton_python_backend_utils as pb_utils
 from arrays import Arrays
 from denoisers import GUIDED, PLAIN, Denoisers
+from device_arrays import Cupy, Tensor
 from outcomes import Ended, NoDenoiser
 from settings import Settings
 
@@ -21,9 +23,12 @@ STATE = {"latents": np.ones((2, 5, 64), np.float32), "t": np.zeros((2, 1), np.fl
 
 
 class Triton:
-    """A stand-in for pb_utils, whose denoisers can be dead, slow or absent."""
+    """A stand-in for pb_utils, whose denoisers can be dead, slow or absent. They compute on a GPU: their answers stay there unless
+    the call asks for them in CPU memory."""
 
     TritonModelException = RuntimeError
+    PreferredMemory = pb_utils.PreferredMemory
+    TRITONSERVER_MEMORY_CPU = pb_utils.TRITONSERVER_MEMORY_CPU
 
     def __init__(self) -> None:
         self.ready = {PLAIN, GUIDED}
@@ -47,22 +52,26 @@ class Triton:
         requested_output_names: list[str],
         inputs: list[Any],
         parameters: dict[str, bool],
+        preferred_memory: pb_utils.PreferredMemory | None = None,
     ) -> Any:
         assert requested_output_names == ["velocity"]
         assert parameters == {batching.CHECKED: True}, "the denoiser need not look at the values again"
         self.request_ids.append(request_id)
-        return SimpleNamespace(async_exec=lambda: self._exec(model_name, dict(inputs)))
+        on_cpu = preferred_memory is not None and preferred_memory.memory == pb_utils.TRITONSERVER_MEMORY_CPU
+        return SimpleNamespace(async_exec=lambda: self._exec(model_name, dict(inputs), on_cpu=on_cpu))
 
-    async def _exec(self, model: str, inputs: dict[str, np.ndarray]) -> Any:
+    async def _exec(self, model: str, inputs: dict[str, np.ndarray], *, on_cpu: bool) -> Any:
         self.calls.append((model, inputs["latents"].shape))
         if self.answer is not None:
             await self.answer(model, inputs)
         if model in self.dead:
             return SimpleNamespace(has_error=lambda: True, error=lambda: SimpleNamespace(message=lambda: "not healthy"))
-        return SimpleNamespace(has_error=lambda: False, velocity=inputs["latents"] * 2)
+        velocity = inputs["latents"] * 2
+        on_device = Cupy().asarray(velocity)
+        return SimpleNamespace(has_error=lambda: False, velocity=Tensor("velocity", velocity if on_cpu else on_device))
 
     def get_output_tensor_by_name(self, response: Any, name: str) -> Any:
-        return SimpleNamespace(as_numpy=lambda: getattr(response, name))
+        return getattr(response, name)
 
     def unload_model(self, *, model_name: str) -> None:
         self.control.append(("unload", model_name))

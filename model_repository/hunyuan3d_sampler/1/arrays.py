@@ -1,7 +1,7 @@
 """Where the states of samples live: in NumPy arrays, or in CuPy arrays on a GPU.
 
-On a GPU a request's context is uploaded once and its latents stay there until a client gets them; tensors reach Triton and come
-back by DLPack, without a copy. The mathematics in trajectory.py is the same for both.
+With CuPy a request's context is uploaded once, and its latents stay on the GPU until a client gets them; tensors go to Triton and
+come back by DLPack. The mathematics in trajectory.py is the same for both.
 """
 
 from __future__ import annotations
@@ -9,21 +9,44 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-from types import ModuleType
+import time
 from typing import Any
 
 import numpy as np
+from rehearsal import rehearse
 from trajectory import SampleRequest
 
 logger = logging.getLogger(__name__)
 
 
 class Arrays:
-    """The array library that `kind` (settings.ARRAYS) stands for; `triton` is pb_utils."""
+    """The array library that `kind` (settings.ARRAYS) stands for; `triton` is pb_utils.
+
+    The kind `auto` takes CuPy if CuPy can make a step on a GPU here. If CuPy fails in any way, the log gets a warning and the
+    states are NumPy arrays: the sampler can always work with these.
+    """
 
     def __init__(self, kind: str, triton: Any) -> None:
         self._triton = triton
-        self._cupy = _cupy() if kind == "auto" else None
+        self._cupy: Any = None
+        if kind == "auto":
+            self._take_cupy()
+
+    def _take_cupy(self) -> None:
+        begin = time.monotonic()
+        try:
+            # CuPy makes its cache folder when it is imported. Where it may not write there, that is an OSError.
+            self._cupy = importlib.import_module("cupy")
+            if not self._cupy.is_available():
+                raise RuntimeError("CuPy must find a GPU, found none")
+            rehearse(self)
+        except Exception as error:
+            self._cupy = None
+            logger.warning(
+                "CuPy cannot be used, so the states of samples are NumPy arrays: %s: %s", type(error).__name__, error
+            )
+        else:
+            logger.info("CuPy holds the states of samples; its rehearsal took %.1f s", time.monotonic() - begin)
 
     @property
     def on_gpu(self) -> bool:
@@ -58,19 +81,12 @@ class Arrays:
         return self._cupy.asarray(tensor.as_numpy()) if tensor.is_cpu() else self._cupy.from_dlpack(tensor)
 
     def call_options(self) -> dict[str, Any]:
-        """Options of a call between models that keep its answer on the device."""
+        """Options of a call between models: they ask for its answer in the memory where the states live.
+
+        Without them the answer of a TensorRT, torch or CUDA denoiser stays in GPU memory, which as_numpy() refuses to read.
+        """
         if self._cupy is None:
-            return {}
-        memory = self._triton.PreferredMemory(self._triton.TRITONSERVER_MEMORY_GPU, self._cupy.cuda.Device().id)
+            memory = self._triton.PreferredMemory(self._triton.TRITONSERVER_MEMORY_CPU, 0)
+        else:
+            memory = self._triton.PreferredMemory(self._triton.TRITONSERVER_MEMORY_GPU, self._cupy.cuda.Device().id)
         return {"preferred_memory": memory}
-
-
-def _cupy() -> ModuleType | None:
-    try:
-        cupy = importlib.import_module("cupy")
-    except ImportError:
-        return None
-    if not cupy.is_available():
-        logger.warning("CuPy finds no GPU: the sampler's states stay on the CPU")
-        return None
-    return cupy

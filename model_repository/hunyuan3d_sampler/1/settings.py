@@ -19,7 +19,7 @@ class Settings:
     lanes: how many calls may run at the same time, as many as the denoiser has instances. evaluation_timeout_s: a call that
     takes longer has failed. max_trajectories samples are stepped; max_queued more may wait, each at most queue_timeout_s.
     total_timeout_s: how long a request may take from its arrival to its end. arrays: where the states of samples live, numpy
-    or auto, which is CuPy if it finds a GPU. restart_denoiser: whether a denoiser that fails even the smallest evaluation is
+    or auto, which is CuPy if it can make a step on a GPU. restart_denoiser: whether a denoiser that fails even the smallest evaluation is
     loaded again, because its process has probably died.
 
     Raises ValueError for a value outside its range.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from outcomes import Expired, Overloaded, outcome
 from settings import Settings
-from trajectory import Group, Part, SamplingPath, Trajectory, combine, context_rows, state_rows
+from trajectory import Group, Part, SamplingPath, Trajectory, combine, context_rows, shares, state_rows
 
 _TICK_S = 0.1  # while nothing else happens, time limits and cancellations are noticed at most this late
 CONTEXTS_HELD = 4
@@ -193,12 +193,12 @@ class Stepper:
             output = await self._denoiser.velocity(path, state, self._context(parts), ids)
             self._observer.evaluated(path, len(state["latents"]), asyncio.get_running_loop().time() - begin)
             velocity = combine(parts, output)
+            rows = shares(parts, velocity)
         except Exception as error:  # the requests of this call end, and all others go on
             for part in parts:
                 self._end(part.trajectory, error)
             return
-        rows = np.split(velocity, np.cumsum([part.samples for part in parts])[:-1])
-        for part, values in zip(parts, rows, strict=True):
+        for part, values in rows:
             part.trajectory.batch = len(velocity)
             self._receive(part, values)
 

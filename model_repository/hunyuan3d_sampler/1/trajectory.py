@@ -273,6 +273,12 @@ def combine(parts: Sequence[Part], output: np.ndarray) -> np.ndarray:
     return unconditional + _scales(parts)[:, :, None] * (conditional - unconditional)
 
 
+def shares(parts: Sequence[Part], velocity: np.ndarray) -> list[tuple[Part, np.ndarray]]:
+    """Each part with its own rows of the velocity [R, L, 64]."""
+    ends = np.cumsum([part.samples for part in parts]).tolist()
+    return list(zip(parts, np.split(velocity, ends[:-1]), strict=True))
+
+
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
