@@ -91,6 +91,20 @@ def test_versions_stand_in_one_place(root: Path, versions: dict[str, str]) -> No
     assert f"onnxruntime=={versions['ONNXRUNTIME_VERSION']}" in pins and f"numpy=={versions['NUMPY_VERSION']}" in pins
 
 
+def test_cupys_cache_lies_where_the_server_may_write(root: Path, compose: dict[str, Any], versions: dict[str, str]) -> None:
+    """CuPy makes the folder at import. User 1000 cannot make it below HOME on a read-only root."""
+    text = (root / "docker" / "server.Dockerfile").read_text()
+    (cache,) = re.findall(r"^ENV CUPY_CACHE_DIR=(\S+)$", text, re.MULTILINE)
+    assert any(Path(mounted) in Path(cache).parents for mounted in compose["services"]["server"]["tmpfs"])
+    deployment = yaml.safe_load((root / "docker" / "kubernetes" / "base" / "deployment.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    writable = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+    mounts = pod["containers"][0]["volumeMounts"]
+    assert any(Path(mount["mountPath"]) in Path(cache).parents for mount in mounts if mount["name"] in writable)
+    assert '"cupy-cuda13x[ctk]==${CUPY_VERSION}"' in text, "CuPy compiles kernels with the CUDA headers of [ctk]"
+    assert '"numpy==${GPU_NUMPY_VERSION}"' in text and versions["GPU_NUMPY_VERSION"].startswith("2."), "CuPy 14 wants NumPy 2"
+
+
 def test_every_build_argument_is_one_of_the_dockerfiles(root: Path, compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         if "build" in service:
