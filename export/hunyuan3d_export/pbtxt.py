@@ -14,8 +14,12 @@ from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, atomic_path
 
 _HEADER = "# Rendered from the contract by python -m hunyuan3d_export.networks; a test compares this file with it.\n"
 MAX_BATCH = contract.AXES["B"].max
-# How long a request waits for others to share its batch. Kept short, because a lone sample pays this delay at every step.
-_QUEUE_DELAY_US = 500
+# How long a request waits for others to share its batch. Triton takes max_batch_size for the preferred size where a config names
+# none, so with a delay every smaller batch would wait its full length, at each step of a sample. Without one, requests that arrive
+# while an evaluation runs still share the next.
+_QUEUE_DELAY_US = 0
+# The GPUs on which Triton makes instances of a plan. Without this list it makes an instance on every GPU that it sees.
+_GPUS = (0,)
 _QUEUE_TIMEOUT_US = 60_000_000
 _MAX_QUEUE = 64
 # The size of each free axis in the warm-up evaluation on a CPU. Small sizes are enough there, because the evaluation only has
@@ -82,10 +86,24 @@ def _batched(spec: contract.ModelSpec, *, device: str, usual: bool) -> pb.ModelC
             pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor)[1:])
             for tensor in spec.outputs
         ],
-        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value(device))],
+        instance_group=[_instance_group(device)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=_QUEUE_DELAY_US, default_queue_policy=policy),
         model_warmup=[_warmup(spec, usual=usual)],
     )
+
+
+def _instance_group(device: str) -> pb.ModelInstanceGroup:
+    """One instance. Only KIND_GPU may name GPUs: KIND_AUTO becomes KIND_CPU on a machine without a GPU, and Triton refuses a
+    KIND_CPU that names any.
+    """
+    return pb.ModelInstanceGroup(
+        count=1, kind=pb.ModelInstanceGroup.Kind.Value(device), gpus=_GPUS if device == "KIND_GPU" else ()
+    )
+
+
+def instances(config: pb.ModelConfig) -> int:
+    """How many instances of a model evaluate at the same time: in each group `count` on each of its GPUs."""
+    return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 
 def _warmup(spec: contract.ModelSpec, *, usual: bool) -> pb.ModelWarmup:
@@ -132,7 +150,8 @@ def python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str], *, hol
     config.backend = "python"
     folder = "" if spec.name == holder else f"../../{holder}/1/"
     own = {"runtime": "torch", "model_file": folder + CHECKPOINT_FILE, "limits": _limits(spec)}
-    # The last parameter is Triton's own: with it, a tensor on a GPU is passed without a copy to the CPU.
+    # The last parameter is Triton's own: with it, an input on a GPU stays there. Only code that takes inputs from any device may
+    # have it, as torch does by DLPack; NumPy would fail.
     set_parameters(config, {**own, **parameters, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
     return config
 

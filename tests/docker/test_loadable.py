@@ -11,6 +11,7 @@ import pytest
 
 from hunyuan3d_client import Client, contract
 from hunyuan3d_export.repository_from_artifacts import SOURCE, deploy, deploy_checkpoint
+from hunyuan3d_export.server import loadable as rule
 from hunyuan3d_export.server.embedded import loadable_models
 
 
@@ -43,6 +44,40 @@ def test_the_same_as_serve_loads(loadable: Any, whole: Path, micro: Any, tmp_pat
     deploy_checkpoint(micro, tmp_path / "torch")
     assert loadable(tmp_path / "torch", "torch") == set(loadable_models(tmp_path / "torch", "torch"))
     assert contract.DIT not in loadable(whole, "default")
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, (path, old)
+    path.write_text(text.replace(old, new))
+
+
+LANES = '"lanes"\n  value {\n    string_value: "%d"'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "count"),
+    [
+        ("gpus: 0", "gpus: 0\n  gpus: 1", 2),
+        ("gpus: 0", "gpus: [0, 1, 2]", 3),
+        ("count: 1", "count: 2", 2),
+    ],
+)
+def test_lanes_that_leave_instances_idle_are_told(old: str, new: str, count: int, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("model.onnx*", "checkpoint.*", "__pycache__"))
+    for model in (contract.DIT, contract.DIT_GUIDED):
+        (repository / model / "1" / "model.plan").touch()
+    assert rule.loadable(repository, "default").warnings == []
+    for model in (contract.DIT, contract.DIT_GUIDED):
+        edited(repository / model / "config.pbtxt", old, new)
+    assert rule.loadable(repository, "default").warnings == [
+        f"{contract.SAMPLER}: lanes must be {count}, one for each instance of {model}, got 1; "
+        "set both in their configs, or instances stay idle or calls wait"
+        for model in (contract.DIT, contract.DIT_GUIDED)
+    ]
+    edited(repository / contract.SAMPLER / "config.pbtxt", LANES % 1, LANES % count)
+    assert rule.loadable(repository, "default").warnings == []
 
 
 @pytest.mark.served

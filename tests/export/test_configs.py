@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from hunyuan3d_client import contract
+from hunyuan3d_export import pbtxt
 from hunyuan3d_export.dit import PRESETS
 from hunyuan3d_export.dit.configs import config_files
-from hunyuan3d_export.pbtxt import artifact_file, read_config, write_configs
+from hunyuan3d_export.networks import NETWORKS
+from hunyuan3d_export.pbtxt import artifact_file, instances, read_config, write_configs
 
 DISTILLED = [name for name, preset in PRESETS.items() if preset.config.guidance_embed]
 SERVED = (contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY)
@@ -67,7 +71,8 @@ def test_denoisers_batch_warm_up_and_bound_their_queue(preset: str) -> None:
     assert len(denoisers) == (4 if preset in DISTILLED else 8)
     for path, config in denoisers.items():
         assert config.max_batch_size == contract.AXES["B"].max
-        assert 0 < config.dynamic_batching.max_queue_delay_microseconds <= 10_000
+        # Triton's preferred size is max_batch_size unless a config names another, so a delay would slow every smaller batch.
+        assert not config.dynamic_batching.preferred_batch_size and not config.dynamic_batching.max_queue_delay_microseconds
         policy = config.dynamic_batching.default_queue_policy
         assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0 and policy.allow_timeout_override
         assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
@@ -124,12 +129,58 @@ def test_the_samplers_defaults_are_the_presets(name: str) -> None:
     files = [f"{contract.SAMPLER}/{file}" for file in ("config.pbtxt", "configs/cpu.pbtxt", "configs/torch.pbtxt")]
     texts = [{key: value.string_value for key, value in parsed(name)[file].parameters.items()} for file in files]
     settings, on_cpu, with_torch = (parse(Settings, parameters) for parameters in texts)
-    assert on_cpu == dataclasses.replace(settings, arrays="numpy", restart_denoiser=True) != settings
-    assert with_torch == dataclasses.replace(settings, restart_denoiser=True)
-    assert ["FORCE_CPU_ONLY_INPUT_TENSORS" in parameters for parameters in texts] == [True, False, True]
+    assert on_cpu == with_torch == dataclasses.replace(settings, restart_denoiser=True) != settings
+    assert settings.arrays == "numpy", "no GPU has yet shown CuPy to be faster"
     assert (settings.steps, settings.guidance_scale) == (preset.steps, preset.guidance_scale)
     assert (settings.schedule, settings.guidance_embed) == (preset.schedule, preset.config.guidance_embed)
     assert settings.max_batch == contract.AXES["B"].max
+
+
+# Config -> why its code may get inputs in GPU memory. All other Python models read their inputs by as_numpy(), which fails there.
+_TAKES_DEVICE_INPUTS = {
+    f"{contract.DIT}/configs/torch.pbtxt": "torch_network.to_array takes a tensor by DLPack on whatever device it is",
+    f"{contract.DIT_GUIDED}/configs/torch.pbtxt": "it is served by the same code",
+}
+
+
+def all_configs() -> dict[str, pb.ModelConfig]:
+    files = {path: text for network in NETWORKS.values() for path, text in network.configs(network.base).items()}
+    return {path: parse_config(text) for path, text in files.items()}
+
+
+def test_only_code_that_handles_device_inputs_gets_them() -> None:
+    import torch_network
+
+    configs = all_configs()
+    found = {path for path, config in configs.items() if "FORCE_CPU_ONLY_INPUT_TENSORS" in config.parameters}
+    assert found == set(_TAKES_DEVICE_INPUTS)
+    for path in found:
+        assert configs[path].parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
+        assert configs[path].parameters["runtime"].string_value == "torch"
+    tensor = torch.arange(3.0)
+    on_device = SimpleNamespace(to_dlpack=lambda: torch.utils.dlpack.to_dlpack(tensor))  # has no as_numpy
+    assert torch.equal(torch_network.to_array(on_device), tensor)
+
+
+def test_a_plan_runs_on_one_gpu_and_lanes_follow_the_instances() -> None:
+    """Without a list of GPUs, Triton makes an instance on each of them, while one lane keeps only one busy."""
+    configs = all_configs()
+    groups = {path: group for path, config in configs.items() for group in config.instance_group}
+    assert {group.kind for group in groups.values()} >= {pb.ModelInstanceGroup.KIND_GPU, pb.ModelInstanceGroup.KIND_AUTO}
+    for path, group in groups.items():
+        # KIND_AUTO becomes KIND_CPU on a machine without a GPU, and Triton refuses a KIND_CPU that names GPUs.
+        assert list(group.gpus) == ([0] if group.kind == pb.ModelInstanceGroup.KIND_GPU else []), path
+    for name in ("config.pbtxt", "configs/cpu.pbtxt", "configs/torch.pbtxt"):
+        lanes = int(configs[f"{contract.SAMPLER}/{name}"].parameters["lanes"].string_value)
+        assert lanes == instances(configs[f"{contract.DIT}/{name}"]) == instances(configs[f"{contract.DIT_GUIDED}/{name}"])
+
+
+def test_more_gpus_give_the_sampler_more_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pbtxt, "_GPUS", (0, 2, 3))
+    configs = parsed("v2-0")
+    assert list(configs[f"{contract.DIT_GUIDED}/config.pbtxt"].instance_group[0].gpus) == [0, 2, 3]
+    assert configs[f"{contract.SAMPLER}/config.pbtxt"].parameters["lanes"].string_value == "3"
+    assert configs[f"{contract.SAMPLER}/configs/cpu.pbtxt"].parameters["lanes"].string_value == "1"
 
 
 @pytest.mark.parametrize("name", DISTILLED)

@@ -10,7 +10,16 @@ from tritonclient.grpc import model_config_pb2 as pb
 from hunyuan3d_client import contract
 
 from ..attention import BACKENDS
-from ..pbtxt import MAX_BATCH, code_model, config_text, native_onnxruntime, python_onnxruntime, python_torch, tensorrt
+from ..pbtxt import (
+    MAX_BATCH,
+    code_model,
+    config_text,
+    instances,
+    native_onnxruntime,
+    python_onnxruntime,
+    python_torch,
+    tensorrt,
+)
 from .config import Preset
 
 _MAX_TRAJECTORIES = 64
@@ -25,12 +34,12 @@ _TORCH_PARAMETERS = {
     "cuda_graphs": ("false", "true|false"),
     "threads": ("0", r"\d+"),
 }
-# Config file -> the sampler's parameters that depend on the denoiser's runtime. A plan runs inside the server, so there is no
-# denoiser process that could die and need a restart.
+# Config file -> the sampler's parameters that depend on the denoiser's runtime, besides `lanes`, which follows from the
+# denoiser's config. A plan runs inside the server, so there is no denoiser process that could die and need a restart.
 _SAMPLER_RUNTIMES = {
-    "config.pbtxt": {"arrays": "auto", "restart_denoiser": "false"},
-    "configs/cpu.pbtxt": {"arrays": "numpy", "restart_denoiser": "true"},
-    "configs/torch.pbtxt": {"arrays": "auto", "restart_denoiser": "true"},
+    "config.pbtxt": {"restart_denoiser": "false"},
+    "configs/cpu.pbtxt": {"restart_denoiser": "true"},
+    "configs/torch.pbtxt": {"restart_denoiser": "true"},
 }
 
 
@@ -59,7 +68,8 @@ def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)
         files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, torch or torch_parameters(), holder=contract.DIT)
     for name, runtime in _SAMPLER_RUNTIMES.items():
-        files[f"{contract.SAMPLER}/{name}"] = _sampler(preset, runtime)
+        lanes = instances(files[f"{contract.DIT}/{name}"])
+        files[f"{contract.SAMPLER}/{name}"] = _sampler(preset, {"lanes": str(lanes), **runtime})
     files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = code_model(contract.MODELS[contract.SAMPLER_UNARY])
     return {name: config_text(config) for name, config in files.items()}
 
@@ -74,12 +84,10 @@ def _sampler(preset: Preset, runtime: Mapping[str, str]) -> pb.ModelConfig:
         "max_tokens_per_step": str(_MAX_TOKENS),
         "max_trajectories": str(_MAX_TRAJECTORIES),
         "max_queued": str(_MAX_TRAJECTORIES),
-        "lanes": "1",  # one lane for each instance of the denoiser
         "queue_timeout_s": "600",
         "total_timeout_s": "14400",  # 50 steps of v2-0 on a laptop's CPU take hours
         "evaluation_timeout_s": "1800",
+        "arrays": "numpy",  # on GPUs too, until a GPU has shown that CuPy is faster
         **runtime,
     }
-    if runtime["arrays"] == "auto":
-        parameters["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"  # the denoiser's velocities stay on the GPU
     return code_model(contract.MODELS[contract.SAMPLER], decoupled=True, parameters=parameters)

@@ -195,6 +195,8 @@ def loadable_models(repository: Path, config_name: str) -> list[str]:
         raise DeployError(f"{repository} must be a model repository, found no config.pbtxt\n{hint}")
     for name, reason in found.missing.items():
         logger.info("%s: not served, %s", name, reason)
+    for warning in found.warnings:
+        logger.warning("%s", warning)
     served = [folder for folder in found.models if found.files[folder.name]]
     if not served:
         wanted = ", ".join(sorted({Path(file).name for file in found.files.values() if file}))

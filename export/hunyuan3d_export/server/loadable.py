@@ -17,17 +17,20 @@ from pathlib import Path
 VERSION = "1"
 _FILE = re.compile(r'default_model_filename:\s*"([^"]+)"|key:\s*"model_file"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
 _NEEDS = re.compile(r'key:\s*"needs"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
+_LANES = re.compile(r'key:\s*"lanes"\s*value\s*\{\s*string_value:\s*"(\d+)"')
+_GROUP = re.compile(r"instance_group\s*:?\s*\[?\s*\{([^}]*)\}")
 _STEP = re.compile(r'model_name:\s*"([^"]+)"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Loadable:
     """models: the folders that can be loaded. missing: model -> the reason why it cannot be loaded. files: model -> the file
-    that its config serves, "" for a model that consists of code alone."""
+    that its config serves, "" for a model that consists of code alone. warnings: sentences about configs that do not fit together."""
 
     models: list[Path]
     missing: dict[str, str]
     files: dict[str, str]
+    warnings: list[str]
 
 
 def loadable(repository: Path, config: str) -> Loadable:
@@ -44,7 +47,34 @@ def loadable(repository: Path, config: str) -> Loadable:
         name: model for name in folders if name not in missing and (model := _lacking(texts[name], folders, missing))
     }:
         missing |= {name: f"it needs {model}" for name, model in lacking.items()}
-    return Loadable([folder for name, folder in folders.items() if name not in missing], missing, files)
+    models = [folder for name, folder in folders.items() if name not in missing]
+    return Loadable(models, missing, files, _lane_warnings({folder.name: texts[folder.name] for folder in models}))
+
+
+def _lane_warnings(texts: dict[str, str]) -> list[str]:
+    """A sentence for each model whose `lanes` are not as many as the instances of a model that it needs. texts: of all models."""
+    found = []
+    for name, text in texts.items():
+        lanes, needs = _LANES.search(text), _NEEDS.search(text)
+        if lanes is None or needs is None:
+            continue
+        for model in re.split("[ |]", needs[1]):
+            if model in texts and (count := instances(texts[model])) != int(lanes[1]):
+                found.append(
+                    f"{name}: lanes must be {count}, one for each instance of {model}, got {lanes[1]}; "
+                    "set both in their configs, or instances stay idle or calls wait"
+                )
+    return found
+
+
+def instances(text: str) -> int:
+    """How many instances of a model evaluate at the same time: in each group `count` (1 if left out) on each of its GPUs."""
+    total = 0
+    for group in _GROUP.findall(text):
+        count = re.search(r"count:\s*(\d+)", group)
+        gpus = " ".join(re.findall(r"gpus:\s*\[?([\d,\s]+)", group))
+        total += (int(count[1]) if count else 1) * max(1, len(re.findall(r"\d+", gpus)))
+    return max(1, total)
 
 
 def _lacking(text: str, folders: dict[str, Path], missing: dict[str, str]) -> str:
@@ -70,3 +100,4 @@ if __name__ == "__main__":
     for folder in found.models:
         (Path(sys.argv[3]) / folder.name).symlink_to(folder)
     sys.stderr.write("".join(f"{name}: not served, {reason}\n" for name, reason in found.missing.items()))
+    sys.stderr.write("".join(f"warning: {text}\n" for text in found.warnings))
