@@ -17,9 +17,16 @@ help:
 	@echo "variables: PRESET= CHECKPOINT= PRECISION=fp32|fp16|bf16 TARGET=tensorrt|tensorrt-rtx OUT= REPOSITORY="
 .PHONY: setup  ## make .venv with everything the other targets need
 setup: $(STAMP)
+# onnxruntime and onnxruntime-gpu share a package folder, so the first goes before the second comes. The file .venv/.gpu makes
+# later setups keep the choice.
+.PHONY: setup-gpu  ## the same with TensorRT, in the server image's version, and with ONNX Runtime for CUDA
+setup-gpu:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip uninstall --quiet --yes onnxruntime
+	rm -f $(STAMP) && touch .venv/.gpu && $(MAKE) setup
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,$(if $(wildcard .venv/.gpu),gpu,export)]'
 	$(BIN)/pip install --quiet --no-deps hy3dgen==2.0.2
 # Outside site-packages, because torchvision fails to import beside a CPU torch, and packages that found it there would import it.
 	$(BIN)/pip install --quiet --no-deps --upgrade --constraint constraints.txt --target .venv/torchvision torchvision
@@ -44,7 +51,7 @@ lint: $(STAMP)
 .PHONY: export-onnx  ## weights -> ONNX graphs in OUT
 export-onnx: $(STAMP)
 	$(BIN)/hunyuan3d-export onnx $(WEIGHTS) --precision $(PRECISION) --graph all --out $(OUT)
-.PHONY: export-engine  ## weights -> ONNX -> TensorRT plans, deployed into REPOSITORY (TARGET=tensorrt-rtx: compiled only)
+.PHONY: export-engine  ## weights -> ONNX -> TensorRT plans, deployed into REPOSITORY (after make setup-gpu; TARGET=tensorrt-rtx: compiled only)
 export-engine: PRECISION := $(if $(filter file,$(origin PRECISION)),fp16,$(PRECISION))
 export-engine: $(STAMP)
 	$(BIN)/hunyuan3d-export engine $(WEIGHTS) --precision $(PRECISION) --target $(TARGET) --onnx $(OUT) --out $(OUT)-$(TARGET)

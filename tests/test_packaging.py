@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 # Every package that the extras bring. The import of any of them fails with its name.
 BLOCKED = (
@@ -57,7 +60,7 @@ def test_a_command_without_its_extra_says_what_to_install(package: str, extra: s
         [sys.executable, "-c", blocked + code + f"runpy.run_module('{package}', run_name='__main__')"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert found.returncode != 0 and f'pip install "hunyuan3d-triton[{extra}]"' in found.stderr, found.stderr
+    assert found.returncode != 0 and f"pip install --constraint constraints.txt '.[{extra}]'" in found.stderr, found.stderr
     assert "Traceback" not in found.stderr
 
 
@@ -65,6 +68,71 @@ def test_requirements_of_a_plain_install() -> None:
     requirements = importlib.metadata.requires("hunyuan3d-triton") or []
     plain = [requirement for requirement in requirements if "extra ==" not in requirement]
     assert {requirement.split(">")[0].split("[")[0] for requirement in plain} == {"numpy", "tritonclient"}
+
+
+def extras(root: Path) -> dict[str, list[str]]:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no reader of TOML")
+    return dict(tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+
+def resolved(root: Path, *names: str) -> set[str]:
+    """The distributions that these extras of the project bring, those of the extras inside them included."""
+    known, todo, found = extras(root), list(names), set()
+    while todo:
+        for text in known[todo.pop()]:
+            requirement = Requirement(text)
+            if requirement.name == "hunyuan3d-triton":
+                todo += requirement.extras
+            else:
+                found.add(requirement.name)
+    return found
+
+
+ADDED = ("cli", "rtx", "embedded", "conditioner", "shapes", "test", "dev")
+
+
+def test_an_environment_gets_one_onnx_runtime(root: Path) -> None:
+    """onnxruntime and onnxruntime-gpu share a package folder, and an environment with both loses CUDA."""
+    assert {*ADDED, "export-base", "export", "gpu"} == set(extras(root)), "every extra is in this test"
+    for chosen, runtime in (("export", "onnxruntime"), ("gpu", "onnxruntime-gpu")):
+        everything = resolved(root, chosen, *ADDED)
+        assert {name for name in everything if name.startswith("onnxruntime")} == {runtime}
+        assert resolved(root, chosen) >= {"torch", "onnx", "onnxscript", "einops", "typer"}
+    assert "tensorrt" in resolved(root, "gpu") and "tensorrt" not in resolved(root, "export", *ADDED)
+
+
+def test_setup_gpu_exchanges_the_onnx_runtime_and_setup_keeps_it(root: Path, tmp_path: Path) -> None:
+    """The Makefile itself, with a pip that only writes down what it is asked for."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(root / name, tmp_path)
+    stubs = tmp_path / ".venv" / "typings" / "tensorrt_bindings" / "tensorrt.pyi"
+    for path, text in {".venv/bin/python": "", ".venv/bin/pip": 'echo "$*" >> pip.log', stubs: ""}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / path).chmod(0o755)
+
+    def asked(target: str) -> list[str]:
+        (tmp_path / "pip.log").write_text("")
+        subprocess.run(["make", "-s", target], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        return (tmp_path / "pip.log").read_text().splitlines()
+
+    assert any("--constraint constraints.txt --editable .[dev,export]" in line for line in asked("setup"))
+    first, second, *_ = asked("setup-gpu")
+    assert first == "uninstall --quiet --yes onnxruntime"
+    assert second == "install --quiet --constraint constraints.txt --editable .[dev,gpu]"
+    assert asked("setup") == [], "nothing has changed"
+    (tmp_path / ".venv" / ".installed").unlink()
+    assert ".[dev,gpu]" in asked("setup")[0]
+
+
+def test_no_hint_names_a_package_that_no_index_has(root: Path) -> None:
+    names = re.compile(r"pip install [^\n]*hunyuan3d-triton")
+    folders = ("client", "export", "model_repository", "docs", "docker", "examples", "README.md", "Makefile", "compose.yaml")
+    paths = [path for name in folders for path in ((root / name).rglob("*") if (root / name).is_dir() else [root / name])]
+    texts = {path: path.read_text() for path in paths if path.suffix in (".py", ".md", ".sh", ".yaml", ".Dockerfile", "")
+             and path.is_file()}  # fmt: skip
+    assert len(texts) > 100 and names.search('pip install "hunyuan3d-triton[gpu]"')
+    assert [str(path) for path, text in texts.items() if names.search(text)] == []
 
 
 @pytest.mark.slow
@@ -77,4 +145,5 @@ def test_the_wheel_holds_both_packages_and_nothing_else(root: Path, tmp_path: Pa
         name.removeprefix("hunyuan3d_export/") for name in zipfile.ZipFile(wheel).namelist() if "model_repository/" in name
     }
     tracked = [*root.glob("model_repository/*/*.pbtxt"), *root.glob("model_repository/*/*/*.p*")]
+    assert zipfile.ZipFile(wheel).read("hunyuan3d_export/versions.env") == (root / "docker" / "versions.env").read_bytes()
     assert inside == {str(path.relative_to(root)) for path in tracked if path.suffix in (".py", ".pbtxt")}

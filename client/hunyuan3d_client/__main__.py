@@ -2,6 +2,8 @@
 
 import sys
 
+from .install import install_hint
+
 
 def main() -> None:
     """Run the command, or say which package it needs and how to install it."""
@@ -11,7 +13,7 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich", "safetensors"):
             raise
-        sys.stderr.write(f'This command needs {missing}, which is not installed.\nhint: pip install "hunyuan3d-triton[cli]"\n')
+        sys.stderr.write(f"This command needs {missing}, which is not installed.\nhint: {install_hint('cli')}\n")
         raise SystemExit(2) from error
     app()
 

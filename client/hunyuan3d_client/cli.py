@@ -24,6 +24,7 @@ from . import errors
 from .array_files import load, save, writable
 from .blocking import Client
 from .grpc_transport import GrpcTransport
+from .install import install_hint
 from .options import GenerateOptions, SampleOptions, expanded, options_of, show
 from .requests import Step
 from .round_robin import RoundRobin
@@ -248,9 +249,7 @@ def _draw(latents: npt.NDArray[Any], prompt: str, picture: Path | None, ply: Pat
         try:
             pictures.save_grid({f"{prompt} {i}" if i else prompt: cloud for i, cloud in enumerate(clouds)}, picture)
         except ImportError as error:
-            raise errors.invalid(
-                "--picture", "drawn by matplotlib", str(error), 'pip install "hunyuan3d-triton[shapes]"'
-            ) from error
+            raise errors.invalid("--picture", "drawn by matplotlib", str(error), install_hint("shapes")) from error
 
 
 @contextlib.contextmanager

@@ -2,13 +2,15 @@
 
 import sys
 
+from hunyuan3d_client.install import install_hint
+
 
 def main() -> None:
     """Runs the command line. Without the extra `export`, the process ends with a hint on how to install it."""
     try:
         from .commands.app import run
     except ImportError as error:
-        sys.exit(f'error: hunyuan3d-export needs {error.name}\nhint: pip install "hunyuan3d-triton[export]"')
+        sys.exit(f"error: hunyuan3d-export needs {error.name}\nhint: {install_hint('export')}")
     sys.exit(run())
 
 

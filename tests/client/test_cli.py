@@ -280,7 +280,7 @@ def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys
     main = importlib.import_module("hunyuan3d_client.__main__").main
     with pytest.raises(SystemExit) as exit_:
         main()
-    assert exit_.value.code == 2 and 'pip install "hunyuan3d-triton[cli]"' in capsys.readouterr().err
+    assert exit_.value.code == 2 and "pip install --constraint constraints.txt '.[cli]'" in capsys.readouterr().err
 
 
 def test_module_entry_point() -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from hunyuan3d_client.install import install_hint
+
 from ..files import sha256
 from .config import FOLDER_FILE, IMAGE_SIZES, VIEWS
 
@@ -65,8 +67,7 @@ class ConditionerSource:
             from .checkpoint import load_conditioner, random_conditioner
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"{error.name} must be installed for the image encoder, got none\n"
-                'hint: pip install "hunyuan3d-triton[conditioner]"'
+                f"{error.name} must be installed for the image encoder, got none\nhint: {install_hint('export,conditioner')}"
             ) from error
         sizes = {"image_size": self.image_size, "views": self.views}
         if self.path is None:

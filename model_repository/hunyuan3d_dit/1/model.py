@@ -70,5 +70,5 @@ def _runtime(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise pb_utils.TritonModelException(
             f"runtime {name} must have its packages in the server's Python, missing {error.name}\n"
-            'hint: pip install "hunyuan3d-triton[export]" there'
+            "hint: in the project's folder, with the server's Python: python3 -m pip install '.[export]'"
         ) from error
