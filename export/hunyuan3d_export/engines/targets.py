@@ -6,6 +6,9 @@ import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any, cast
 
+from hunyuan3d_client.install import install_hint
+
+from . import server_image
 from .api import TensorRT
 from .gpu import Gpu, first_gpu
 
@@ -62,14 +65,6 @@ def find_target(name: str, compute_capabilities: tuple[str, ...] = ()) -> Target
     return Target(name, library, tuple(wanted), None)
 
 
-def installed_version(name: str) -> str | None:
-    """The version of a target's library on this machine; None when it is not installed."""
-    try:
-        return str(_import(name).__version__)
-    except TargetMissing:
-        return None
-
-
 def _compute_capabilities(library: Any) -> Any:
     return library.ComputeCapability
 
@@ -87,8 +82,8 @@ def _tensorrt(library: TensorRT, compute_capabilities: tuple[str, ...]) -> Targe
 
 
 _TENSORRT_HINT = (
-    'hint: on a GPU machine: pip install "hunyuan3d-triton[gpu]", then make export-engine;\n'
-    "      or run the same inside the Triton image that will serve the plan, with the pip TensorRT that matches it"
+    f"hint: on a GPU machine, in the image that will serve the plan: {server_image.BUILD}\n"
+    "      make setup-gpu installs the same TensorRT into .venv, for make export-engine and make gpu-check"
 )
 
 
@@ -104,5 +99,5 @@ def _import(name: str) -> TensorRT:
         raise TargetMissing(f"target tensorrt must have the package tensorrt, found none\n{_TENSORRT_HINT}")
     raise TargetMissing(
         f"target {name} must have the package tensorrt-rtx, found none\n"
-        'hint: pip install "hunyuan3d-triton[rtx]"; it compiles without a GPU'
+        f"hint: {install_hint('export,rtx')}; it compiles without a GPU"
     )
