@@ -14,13 +14,14 @@ from hunyuan3d_client import contract
 
 from .engines import targets
 from .engines.log import log_of
+from .engines.memory import plan_memory
 from .engines.progress import watched
 from .engines.structure import structure_digest
 from .engines.targets import Target
 from .files import ONNX_FILE, PLAN_FILE, atomic_folder, atomic_path, separate
 from .graphs import Axes, read_spec
 from .manifest import Manifest, code_digest, file_digests, read_artifacts, reusable, versions_of
-from .networks import remake
+from .networks import network_of, remake
 
 if TYPE_CHECKING:
     import tensorrt
@@ -41,7 +42,7 @@ class BuildCancelled(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """profile: (min, opt, max) of some axes, which replace the graph's own ranges. optimization_level: the builder's level,
+    """profile: (min, opt, max) of some axes, which replace the ranges that the weights are served with. optimization_level: the builder's level,
     0 to 5. workspace_bytes: the limit of the builder's workspace; None lets it use all memory.
 
     version_compatible: later versions of the library can run the plan too.
@@ -112,7 +113,8 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
             with atomic_folder(destination) as temporary:
                 job = _Job(folder / ONNX_FILE, manifest, spec, axes, target, options)
                 tensors = _build_one(job, temporary / PLAN_FILE)
-                _write_manifest(temporary, manifest, made_from, target, tensors)
+                memory = _memory(job, temporary / PLAN_FILE)
+                _write_manifest(temporary, manifest, made_from, target, {"tensors": tensors, "memory": memory})
         folders.append(destination)
     return folders
 
@@ -141,12 +143,14 @@ class _Job:
 
 
 def _spec_and_axes(manifest: Manifest, options: EngineOptions) -> tuple[contract.ModelSpec, Axes]:
-    """The graph's tensors, and the range of each axis: the options' range where they name one, the traced range elsewhere.
+    """The graph's tensors, and the range of each axis: the options' range where they name one, else the range that the weights
+    are served with, else the traced range.
 
     Raises ValueError for a range beyond the traced one.
     """
     spec, traced = read_spec(manifest.model, manifest.made_from["spec"])
-    wanted = options.profile or {}
+    network = network_of(manifest.model)
+    wanted = {**network.plan_profile(network.serving(manifest)), **(options.profile or {})}
     axes = {axis: wanted.get(axis, size) for axis, size in traced.items()}
     for axis, size in axes.items():
         if size.min < traced[axis].min or size.max > traced[axis].max:
@@ -177,14 +181,21 @@ def _made_from(folder: Path, manifest: Manifest, target: Target, *, options: Eng
     }
 
 
-def _write_manifest(folder: Path, onnx: Manifest, made_from: dict[str, Any], target: Target, tensors: dict[str, Any]) -> None:
+def _memory(job: _Job, plan: Path) -> dict[str, Any]:
+    """The PlanMemory of a plan. One for TensorRT for RTX is not loaded, because it may be for other GPUs than this machine's."""
+    library = job.target.library if job.target.gpu else None
+    return dataclasses.asdict(plan_memory(plan, job.onnx, {axis: size.max for axis, size in job.axes.items()}, library))
+
+
+def _write_manifest(folder: Path, onnx: Manifest, made_from: dict[str, Any], target: Target, found: dict[str, Any]) -> None:
+    """found: the manifest's `tensors` and `memory`."""
     Manifest(
         model=onnx.model,
         made_from=made_from,
         serving=onnx.serving,
         versions={target.name: target.version, **versions_of("onnx", "torch")},
         files=file_digests(folder),
-        tensors=tensors,
+        **found,
     ).write(folder)
 
 

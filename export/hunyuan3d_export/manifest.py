@@ -27,7 +27,7 @@ class Manifest:
     model is the Triton model that the artifact belongs to. made_from holds the weights' identity, the graph's tensors and axes,
     the options and a digest of the code. serving holds the facts that deployment needs: the network's own dataclass as JSON,
     which Network.serving reads. files maps names to sha256. tensors describes a plan: dtype, shape and profile of every input,
-    dtype and shape of every output.
+    dtype and shape of every output. memory is a plan's engines.memory.PlanMemory as JSON.
     """
 
     model: str
@@ -36,6 +36,7 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, str]
     tensors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    memory: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -61,7 +62,7 @@ class Manifest:
     def _check_fields(self) -> None:
         if self.format != FORMAT:
             raise ValueError(f"format {self.format!r}")
-        for field in ("made_from", "serving", "versions", "files", "tensors"):
+        for field in ("made_from", "serving", "versions", "files", "tensors", "memory"):
             if not isinstance(getattr(self, field), dict):
                 raise ValueError(f"{field} {getattr(self, field)!r}")
         # Names become paths in a model repository, so none of them may lead out of its folder.

@@ -19,7 +19,8 @@ from .conditioner import network as conditioner
 from .conditioner.weights import ConditionerServing
 from .dit import PRESETS, Preset, save_checkpoint
 from .dit import network as dit
-from .graphs import Graph, Source
+from .dit.sizes import plan_profile
+from .graphs import Axes, Graph, Source
 from .manifest import Manifest, ManifestError
 from .runners import Runner
 
@@ -44,6 +45,10 @@ def _no_facts(_serving: Any) -> dict[str, str]:
     return {}
 
 
+def _as_traced(_serving: Any) -> Axes:
+    return {}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network(Generic[S]):
     """One network. S is its dataclass of the facts that deployment needs about weights; Manifest.serving holds an S as JSON.
@@ -57,7 +62,8 @@ class Network(Generic[S]):
     weights_of: the source of an artifact's weights, found from its manifest and the source that the user named.
     checks: the comparisons that `verify` runs. configs: path in the repository -> text of a config file.
     facts: path in the repository -> text of a file that each deployment writes anew.
-    plan_sizes: the sizes of each axis that a plan must accept. base: the weights whose configs are in git.
+    plan_sizes: the sizes of each axis that a plan must accept. plan_profile: the ranges of the axes that a plan is built for, where
+    they are narrower than the graph's. base: the weights whose configs are in git.
     save: writes the checkpoint of the torch runtime; None for a network without a torch runtime.
     """
 
@@ -77,6 +83,7 @@ class Network(Generic[S]):
     configs: Callable[..., dict[str, str]]
     facts: Callable[[S], dict[str, str]] = _no_facts
     plan_sizes: Callable[[S], Mapping[str, tuple[int, ...]]]
+    plan_profile: Callable[[S], Axes] = _as_traced
     base: S
     save: Callable[..., None] | None = None
 
@@ -115,6 +122,7 @@ NETWORKS: dict[str, Network[Any]] = {
         configs=dit.config_files,
         facts=dit.facts,
         plan_sizes=dit.plan_sizes,
+        plan_profile=plan_profile,
         base=PRESETS["v2-0"],
         save=save_checkpoint,
     ),

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hunyuan3d_client import contract
+
 from .checks import Check, Profile
 from .engines.gpu import first_gpu
 from .engines.runtime import PlanLoadError
@@ -55,10 +57,32 @@ def verify(artifacts: Path, weights: Source | None = None) -> dict[str, list[Che
     return results
 
 
-def verify_engines(plans: Path, weights: Source | None = None, onnx: Path | None = None) -> dict[str, list[Check]]:
+def parse_at_most(texts: list[str]) -> dict[str, int]:
+    """Axis -> the largest size to compare at. Each text looks like latents=512. Raises ValueError for any other text."""
+    axes = {name: axis for axis, name in contract.AXIS_NAMES.items()}
+    most = {}
+    for text in texts:
+        name, _, size = text.partition("=")
+        if name not in axes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"--at-most must be one of {', '.join(axes)}, = and a size, got {text!r}\nhint: --at-most latents=512"
+            )
+        most[axes[name]] = int(size)
+    return most
+
+
+def narrowed(profile: Profile, at_most: Mapping[str, int]) -> Profile:
+    """The profile with smaller largest sizes, but no smaller than its smallest ones, which the plan needs."""
+    return {axis: [min(size, max(sizes[0], at_most.get(axis, size))) for size in sizes] for axis, sizes in profile.items()}
+
+
+def verify_engines(
+    plans: Path, weights: Source | None = None, onnx: Path | None = None, *, at_most: Mapping[str, int] | None = None
+) -> dict[str, list[Check]]:
     """Compares every plan below `plans` with float32 torch on the GPU, and with the ONNX artifacts below `onnx` on the CPU.
 
-    Writes a receipt beside each plan's manifest. weights: as in verify. Returns the checks of each model.
+    Writes a receipt beside each plan's manifest. weights: as in verify. at_most: axis -> the largest size to compare at, for a
+    slow machine. Returns the checks of each model.
 
     Raises ManifestError for damaged artifacts or other weights, PlanLoadError for a plan that this machine cannot load.
     """
@@ -66,7 +90,8 @@ def verify_engines(plans: Path, weights: Source | None = None, onnx: Path | None
     sources = read_artifacts(onnx, hint=remake) if onnx else {}
     for folder, manifest in read_artifacts(plans, hint=_BUILD).items():
         _check_loadable(folder, manifest, {source.model: source.files for source in sources.values()})
-        checks = list(_plan_checks(plans, manifest, weights, onnx))
+        profile = narrowed(manifest.made_from["profile"], at_most or {})
+        checks = list(_plan_checks(plans, manifest, weights, onnx, profile=profile))
         write_receipt(folder, manifest, checks)
         results[manifest.model] = checks
         gc.collect()
@@ -74,9 +99,10 @@ def verify_engines(plans: Path, weights: Source | None = None, onnx: Path | None
     return results
 
 
-def _plan_checks(plans: Path, manifest: Manifest, weights: Source | None, onnx: Path | None) -> Iterator[Check]:
+def _plan_checks(
+    plans: Path, manifest: Manifest, weights: Source | None, onnx: Path | None, *, profile: Profile
+) -> Iterator[Check]:
     network = network_of(manifest.model)
-    profile: Profile = manifest.made_from["profile"]
     engine = PlanRunner(plans, find_target(manifest.made_from["target"]))
     reference = _reference(network, manifest, weights, device="cuda")
     yield from network.checks(manifest, engine, reference, profile=profile, against=", torch")

@@ -70,8 +70,13 @@ def _batched_input(spec: contract.TensorSpec) -> pb.ModelInput:
     return pb.ModelInput(name=spec.name, data_type=triton_type(spec.dtype), dims=[1], reshape=pb.ModelTensorReshape())
 
 
-def _batched(spec: contract.ModelSpec, *, device: str, usual: bool) -> pb.ModelConfig:
-    """The part of a config that all runtimes share where Triton batches requests. usual: warm up at the axes' usual sizes."""
+def _batched(
+    spec: contract.ModelSpec, *, device: str, profile: Mapping[str, contract.AxisRange] | None = None
+) -> pb.ModelConfig:
+    """The part of a config that all runtimes share where Triton batches requests.
+
+    profile: the ranges of a plan, which bound the batch and whose usual sizes the warm-up has. Without it the warm-up is small.
+    """
     policy = pb.ModelQueuePolicy(
         timeout_action=pb.ModelQueuePolicy.REJECT,
         default_timeout_microseconds=_QUEUE_TIMEOUT_US,
@@ -80,7 +85,7 @@ def _batched(spec: contract.ModelSpec, *, device: str, usual: bool) -> pb.ModelC
     )
     return pb.ModelConfig(
         name=spec.name,
-        max_batch_size=MAX_BATCH,
+        max_batch_size=profile["B"].max if profile else MAX_BATCH,
         input=[_batched_input(tensor) for tensor in spec.inputs],
         output=[
             pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor)[1:])
@@ -88,7 +93,7 @@ def _batched(spec: contract.ModelSpec, *, device: str, usual: bool) -> pb.ModelC
         ],
         instance_group=[_instance_group(device)],
         dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=_QUEUE_DELAY_US, default_queue_policy=policy),
-        model_warmup=[_warmup(spec, usual=usual)],
+        model_warmup=[_warmup(spec, profile)],
     )
 
 
@@ -106,39 +111,39 @@ def instances(config: pb.ModelConfig) -> int:
     return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 
-def _warmup(spec: contract.ModelSpec, *, usual: bool) -> pb.ModelWarmup:
+def _warmup(spec: contract.ModelSpec, profile: Mapping[str, contract.AxisRange] | None) -> pb.ModelWarmup:
     warmup = pb.ModelWarmup(name="one evaluation", batch_size=1)
     for tensor in spec.inputs:
-        dims = [_warmup_size(dim, usual=usual) for dim in tensor.dims[1:]] or [1]
+        dims = [_warmup_size(dim, profile) for dim in tensor.dims[1:]] or [1]
         data = warmup.inputs[tensor.name]
         data.data_type, data.zero_data = triton_type(tensor.dtype), True
         data.dims.extend(dims)
     return warmup
 
 
-def _warmup_size(dim: str | int, *, usual: bool) -> int:
+def _warmup_size(dim: str | int, profile: Mapping[str, contract.AxisRange] | None) -> int:
     if isinstance(dim, int):
         return dim
-    return contract.AXES[dim].opt if usual else min(_CPU_WARMUP, contract.AXES[dim].opt)
+    return profile[dim].opt if profile else min(_CPU_WARMUP, contract.AXES[dim].opt)
 
 
-def tensorrt(spec: contract.ModelSpec) -> pb.ModelConfig:
-    """A plan in Triton's TensorRT backend."""
-    config = _batched(spec, device="KIND_GPU", usual=True)
+def tensorrt(spec: contract.ModelSpec, profile: Mapping[str, contract.AxisRange] | None = None) -> pb.ModelConfig:
+    """A plan in Triton's TensorRT backend. profile: the ranges of the plan's axes, where they differ from the contract's."""
+    config = _batched(spec, device="KIND_GPU", profile={**contract.AXES, **(profile or {})})
     config.platform, config.backend, config.default_model_filename = "tensorrt_plan", "tensorrt", PLAN_FILE
     return config
 
 
 def native_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
     """A graph in Triton's own ONNX Runtime backend."""
-    config = _batched(spec, device="KIND_AUTO", usual=False)
+    config = _batched(spec, device="KIND_AUTO")
     config.backend, config.default_model_filename = "onnxruntime", ONNX_FILE
     return config
 
 
 def python_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
     """A graph on ONNX Runtime's CPU kernels, in the Python backend."""
-    config = _batched(spec, device="KIND_CPU", usual=False)
+    config = _batched(spec, device="KIND_CPU")
     config.backend = "python"
     set_parameters(config, {"runtime": "onnxruntime", "model_file": ONNX_FILE, "threads": "0", "limits": _limits(spec)})
     return config
@@ -146,7 +151,7 @@ def python_onnxruntime(spec: contract.ModelSpec) -> pb.ModelConfig:
 
 def python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str], *, holder: str) -> pb.ModelConfig:
     """The torch network in the Python backend. holder: the model whose folder holds the checkpoint that all models read."""
-    config = _batched(spec, device="KIND_AUTO", usual=False)
+    config = _batched(spec, device="KIND_AUTO")
     config.backend = "python"
     folder = "" if spec.name == holder else f"../../{holder}/1/"
     own = {"runtime": "torch", "model_file": folder + CHECKPOINT_FILE, "limits": _limits(spec)}
@@ -213,6 +218,14 @@ def ensemble(spec: contract.ModelSpec, models: Mapping[str, contract.ModelSpec])
         scheduled.output_map.update({name: name for name in outputs})
         known |= set(outputs)
     return config
+
+
+def same_but_for_warmup(first: str, second: str) -> bool:
+    """Whether two config texts say the same, apart from the sizes of the warm-up."""
+    configs = [text_format.Parse(text, pb.ModelConfig()) for text in (first, second)]
+    for config in configs:
+        config.ClearField("model_warmup")
+    return bool(configs[0] == configs[1])
 
 
 def write_configs(repository: Path, files: Mapping[str, str]) -> None:

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .engines import server_image
 from .engines.gpu import first_gpu
-from .engines.targets import installed_version
 from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, atomic_path, sha256
 from .graphs import Source
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, reusable, versions_of
 from .networks import CODE_OF_GRAPHS, NETWORKS, Network, command_of, network_of, remake
 from .parity import receipt_problem
+from .pbtxt import same_but_for_warmup
 from .precisions import PRECISIONS, check_precision
 
 _CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
@@ -62,7 +63,7 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_pa
         _check_parity(folder, manifest, required=require_parity)
     new = [_gathered(network, manifests) for network in NETWORKS.values() if _any_of(network, manifests)]
     for each in new:
-        _check_profiles(each)
+        _check_profiles(each, each.serving)
     _check_beside(new, repository)
     _prepare(repository, new, {each.network.name: each.network.configs(each.serving) for each in new})
     for each in new:
@@ -114,15 +115,15 @@ def deploy_checkpoint(
 
 
 def check_plan(manifest: Manifest, folder: Path) -> None:
-    """Compares a plan with this machine's GPU and TensorRT. An ONNX artifact passes. Where the machine has no GPU or no
-    TensorRT, that part of the comparison is left out.
+    """Compares a plan with the TensorRT of the server's image and with this machine's GPU. An ONNX artifact passes. On a machine
+    without a GPU, the GPU is not compared.
 
-    Raises DeployError, with the command that makes the right plan, for a plan that Triton on this machine could not load.
+    Raises DeployError, with the command that makes the right plan, for a plan that Triton could not load.
     """
     target = manifest.made_from.get("target")
     if target is None:
         return
-    hint = "hint: on the machine that will serve: hunyuan3d-export engine --target tensorrt --onnx DIR --out DIR"
+    hint = f"hint: on the machine that will serve: {server_image.BUILD}"
     if target != "tensorrt":
         raise DeployError(f"{folder} must hold a plan of target tensorrt, which Triton's backend loads, got {target}\n{hint}")
     if manifest.made_from.get("weight_stripped"):
@@ -130,9 +131,8 @@ def check_plan(manifest: Manifest, folder: Path) -> None:
             f"{folder} must hold a plan with weights, got a weight-stripped one\n"
             f"hint: hunyuan3d-export refit --plan DIR --onnx DIR --out DIR, then deploy that"
         )
-    version, wanted = installed_version("tensorrt"), manifest.made_from["library_version"]
-    if version is not None and version != wanted and not manifest.made_from["version_compatible"]:
-        raise DeployError(f"{folder} must be built by this machine's TensorRT {version}, got {wanted}\n{hint}")
+    if problem := server_image.refusal(manifest.made_from, server_image.tensorrt_version()):
+        raise DeployError(f"{folder} {problem}\n{hint}")
     gpu, capabilities = first_gpu(), manifest.made_from["compute_capabilities"]
     if gpu is not None and gpu.compute_capability not in capabilities and not manifest.made_from["hardware_compatible"]:
         raise DeployError(
@@ -169,15 +169,15 @@ def _gathered(network: Network[Any], manifests: Mapping[Path, Manifest]) -> _Dep
     return _Deployed(network, network.serving(manifest), own)
 
 
-def _check_profiles(new: _Deployed) -> None:
+def _check_profiles(new: _Deployed, configured: Any) -> None:
     """Raises DeployError for a plan whose profile is too narrow: a plan must accept the batches and the warm-up that the
-    configs ask for, and the default sizes of the weights.
+    configs ask for, and the default sizes of the weights. configured: the `serving` that the configs were rendered from.
     """
     for folder, manifest in new.manifests.items():
         profile = manifest.made_from.get("profile")
         if profile is None:
             continue
-        for axis, sizes in new.network.plan_sizes(new.serving).items():
+        for axis, sizes in new.network.plan_sizes(configured).items():
             low, _, high = profile[axis]
             if low > min(sizes) or high < max(sizes):
                 raise DeployError(
@@ -210,8 +210,10 @@ def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mappi
     names = {each.network.name for each in new}
     kept = [network for network in NETWORKS.values() if network.name not in names and _is_deployed(network, repository)]
     wanted = {path: text for files in configs.values() for path, text in files.items()}
-    if repository.resolve() == SOURCE.resolve():
-        _check_unchanged(wanted, new)
+    if _is_in_git(repository):
+        _check_unchanged(repository, wanted, new)
+        for each in new:
+            _check_profiles(each, each.network.base)
     else:
         for network in kept:  # copy their code again too, so that all code in a repository is of one version
             manifest = next(
@@ -230,8 +232,22 @@ def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mappi
                 temporary.write_text(text)
 
 
-def _check_unchanged(wanted: Mapping[str, str], new: list[_Deployed]) -> None:
-    different = [name for name, text in wanted.items() if not (SOURCE / name).is_file() or (SOURCE / name).read_text() != text]
+def _is_in_git(repository: Path) -> bool:
+    """Whether this is the repository of a checkout: of this code's own one, or of one that is mounted into the export image."""
+    repository = repository.resolve()
+    return repository == SOURCE.resolve() or (
+        repository.name == SOURCE.name and (repository.parent / "docker" / "versions.env").is_file()
+    )
+
+
+def _check_unchanged(repository: Path, wanted: Mapping[str, str], new: list[_Deployed]) -> None:
+    """Raises DeployError when these weights need other configs than those in git. The sizes of the warm-up may differ: what
+    warms up the base weights warms up these weights too, and _check_profiles sees to it that their plans accept it."""
+    different = [
+        name
+        for name, text in wanted.items()
+        if not (repository / name).is_file() or not same_but_for_warmup((repository / name).read_text(), text)
+    ]
     if different:
         labels = " and ".join(each.network.label(each.serving) for each in new)
         raise DeployError(

@@ -16,6 +16,7 @@ from hunyuan3d_client import contract
 from hunyuan3d_export import pbtxt
 from hunyuan3d_export.dit import PRESETS
 from hunyuan3d_export.dit.configs import config_files
+from hunyuan3d_export.dit.sizes import plan_profile
 from hunyuan3d_export.networks import NETWORKS
 from hunyuan3d_export.pbtxt import artifact_file, instances, read_config, write_configs
 
@@ -65,12 +66,13 @@ def test_tensors_are_the_contracts(preset: str) -> None:
         assert [tensor.optional for tensor in config.input] == [tensor.optional for tensor in spec.inputs]
 
 
-@pytest.mark.parametrize("preset", ["v2-0", "v2-0-turbo"])
+@pytest.mark.parametrize("preset", ["v2-0", "v2-0-turbo", "v2-mv"])
 def test_denoisers_batch_warm_up_and_bound_their_queue(preset: str) -> None:
     denoisers = {name: config for name, config in parsed(preset).items() if config.max_batch_size}
     assert len(denoisers) == (4 if preset in DISTILLED else 8)
     for path, config in denoisers.items():
-        assert config.max_batch_size == contract.AXES["B"].max
+        plan = path.endswith("/config.pbtxt")
+        assert config.max_batch_size == (plan_profile(PRESETS[preset])["B"].max if plan else contract.AXES["B"].max)
         # Triton's preferred size is max_batch_size unless a config names another, so a delay would slow every smaller batch.
         assert not config.dynamic_batching.preferred_batch_size and not config.dynamic_batching.max_queue_delay_microseconds
         policy = config.dynamic_batching.default_queue_policy
@@ -129,11 +131,12 @@ def test_the_samplers_defaults_are_the_presets(name: str) -> None:
     files = [f"{contract.SAMPLER}/{file}" for file in ("config.pbtxt", "configs/cpu.pbtxt", "configs/torch.pbtxt")]
     texts = [{key: value.string_value for key, value in parsed(name)[file].parameters.items()} for file in files]
     settings, on_cpu, with_torch = (parse(Settings, parameters) for parameters in texts)
-    assert on_cpu == with_torch == dataclasses.replace(settings, restart_denoiser=True) != settings
+    all_rows = dataclasses.replace(settings, max_batch=contract.AXES["B"].max)
+    assert on_cpu == with_torch == dataclasses.replace(all_rows, restart_denoiser=True) != settings
     assert settings.arrays == "numpy", "no GPU has yet shown CuPy to be faster"
     assert (settings.steps, settings.guidance_scale) == (preset.steps, preset.guidance_scale)
     assert (settings.schedule, settings.guidance_embed) == (preset.schedule, preset.config.guidance_embed)
-    assert settings.max_batch == contract.AXES["B"].max
+    assert settings.max_batch == plan_profile(preset)["B"].max and on_cpu.max_batch == contract.AXES["B"].max
 
 
 # Config -> why its code may get inputs in GPU memory. All other Python models read their inputs by as_numpy(), which fails there.

@@ -12,15 +12,16 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from hunyuan3d_client import Client, Hunyuan3DError, contract
-from hunyuan3d_export.repository_from_artifacts import DeployError, deploy
+from hunyuan3d_export.repository_from_artifacts import DeployError, deploy, deploy_checkpoint
 from hunyuan3d_export.server import wheel
-from hunyuan3d_export.server.embedded import EmbeddedServer, ServerOptions, ServerStartError
+from hunyuan3d_export.server.embedded import EmbeddedServer, ServerOptions, ServerStartError, _command
 
 WAIT_S = 90.0
 
@@ -139,9 +140,18 @@ def test_a_platform_without_the_wheel(monkeypatch: pytest.MonkeyPatch, repositor
 def test_the_wheel_is_missing(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(
-        ServerStartError, match='nvidia-pytriton must be installed, found none\nhint: .*"hunyuan3d-triton.embedded."'
+        ServerStartError,
+        match=r"nvidia-pytriton must be installed, found none\nhint: .* -m pip install '\.\[export,embedded\]'",
     ):
         EmbeddedServer(repository).start()
+
+
+def test_a_server_that_may_use_a_gpu_gets_the_pool_that_the_tensors_need(micro: Any, tmp_path: Path) -> None:
+    deploy_checkpoint(micro, tmp_path / "torch")
+    facts = json.loads((tmp_path / "torch" / contract.SAMPLER / "1" / "preset.json").read_text())
+    for config, flags in (("torch", [f"--cuda-memory-pool-byte-size=0:{facts['cuda_memory_pool_bytes']}"]), ("cpu", [])):
+        command = _command(tmp_path / "bin" / "tritonserver", tmp_path / "torch", [], (1, 2, 3), ServerOptions(config=config))
+        assert [flag for flag in command if "memory-pool" in flag] == flags
 
 
 def serve(repository: Path) -> subprocess.Popen[str]:

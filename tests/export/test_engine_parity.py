@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hunyuan3d_client import contract
+from hunyuan3d_export import parity
 from hunyuan3d_export.checks import within
+from hunyuan3d_export.dit import network
 from hunyuan3d_export.dit.network import CASES, compare_denoisers
 from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
 from hunyuan3d_export.engine_from_onnx import EngineOptions, build_engines, parse_profile
@@ -24,7 +26,8 @@ from hunyuan3d_export.engines.gpu import Gpu, first_gpu
 from hunyuan3d_export.engines.runtime import PlanLoadError, load_engine
 from hunyuan3d_export.engines.targets import TargetMissing, find_target
 from hunyuan3d_export.manifest import Manifest, ManifestError
-from hunyuan3d_export.parity import RECEIPT, verify_engines, why_skipped
+from hunyuan3d_export.parity import RECEIPT, narrowed, parse_at_most, verify_engines, why_skipped
+from hunyuan3d_export.runners import OnnxRunner
 
 without_gpu = pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU: plans are tried")
 
@@ -104,6 +107,47 @@ def test_a_narrow_profile_is_compared_once_where_cases_meet(artifacts: Callable[
         ("50 steps, guided, torch", (1, 16, 9)),
     ]
     assert all(check.passed for check in checks)
+
+
+@pytest.fixture
+def on_onnx(artifacts: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The graphs in fp16, which stand in for the plans: ONNX Runtime runs them instead of a GPU, and torch runs on the CPU."""
+    onnx, whole = artifacts(precision="fp16"), parity.TorchRunner
+    monkeypatch.setattr(network, "_MOST_STEPS", 2)
+    monkeypatch.setattr(parity, "PlanRunner", lambda _plans, _target: OnnxRunner(onnx))
+    monkeypatch.setattr(parity, "TorchRunner", lambda model, graphs, **_: whole(model, graphs))
+    return onnx
+
+
+@pytest.mark.usefixtures("on_onnx")
+def test_a_plan_is_compared_at_its_presets_sizes_too(plans: Path, micro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """v2-0's sizes here, whose attention a CPU computes in seconds when the network has two blocks."""
+    shutil.rmtree(plans / contract.DIT_GUIDED)
+    monkeypatch.setattr(network, "CASES", ())
+    (checks,) = verify_engines(plans, micro).values()
+    assert [(check.name, check.sizes) for check in checks][0] == ("evaluation, torch", (1, 3072, 1370))
+    assert all(check.passed and check.relative_l2 > 0 for check in checks)
+
+
+def test_a_slow_machine_compares_at_smaller_sizes(plans: Path, on_onnx: Path, micro: Any) -> None:
+    results = verify_engines(plans, micro, on_onnx, at_most=parse_at_most(["latents=64", "context=50"]))
+    for checks in results.values():
+        own = [check.name for check in checks if check.sizes == (1, 64, 50)]
+        assert own == ["evaluation, torch", "evaluation, ONNX Runtime"]
+        assert all(check.sizes[1] <= 64 and check.sizes[2] <= 50 and check.passed for check in checks)
+
+
+def test_a_bound_stays_within_the_profile() -> None:
+    profile = {"B": [1, 2, 8], "L": [100, 512, 3072], "T": [1, 1370, 1370]}
+    assert narrowed(profile, {}) == profile
+    assert narrowed(profile, {"L": 600, "T": 20}) == {"B": [1, 2, 8], "L": [100, 512, 600], "T": [1, 20, 20]}
+    assert narrowed(profile, {"L": 5})["L"] == [100, 100, 100], "the plan takes no less"
+
+
+@pytest.mark.parametrize("text", ["latents", "latents=", "latents=0", "latents=-3", "width=3", "latents=1..2"])
+def test_a_malformed_bound_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--at-most must be one of batch, latents, context, views, = and a size"):
+        parse_at_most([text])
 
 
 @pytest.mark.gpu

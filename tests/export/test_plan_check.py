@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,13 @@ from hunyuan3d_export.files import sha256
 from hunyuan3d_export.manifest import Manifest
 from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan, deploy
 
-HINT = "hint: on the machine that will serve: hunyuan3d-export engine --target tensorrt --onnx DIR --out DIR"
+HINT = "hint: on the machine that will serve: docker compose --profile export run --rm export engine --checkpoint FILE"
 
 
 @pytest.fixture
 def ada(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with TensorRT 11.1.0.1 and an SM89 GPU."""
-    monkeypatch.setattr(repository_from_artifacts, "installed_version", lambda _name: "11.1.0.1")
+    """A machine with an SM89 GPU, where the server's image has TensorRT 11.1.0."""
+    monkeypatch.setenv("TENSORRT_VERSION", "11.1.0")
     monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: Gpu("An Ada", "SM89"))
 
 
@@ -45,7 +48,7 @@ def plan(**changes: Any) -> Manifest:
     "changes",
     [
         {},
-        {"library_version": "10.15", "version_compatible": True},
+        {"library_version": "11.0.0.114", "version_compatible": True},
         {"compute_capabilities": ["SM80"], "hardware_compatible": True},
     ],
     ids=str,
@@ -59,7 +62,7 @@ def test_plans_of_this_machine_pass(changes: dict[str, Any]) -> None:
     ("changes", "message"),
     [
         ({"target": "tensorrt-rtx"}, "must hold a plan of target tensorrt, which Triton's backend loads, got tensorrt-rtx"),
-        ({"library_version": "11.3.0.2"}, "must be built by this machine's TensorRT 11.1.0.1, got 11.3.0.2"),
+        ({"library_version": "11.3.0.2"}, "must be built by the server image's TensorRT 11.1.0, got 11.3.0.2"),
         ({"compute_capabilities": ["SM90"]}, r"must be built for this machine's SM89 \(An Ada\), got SM90"),
     ],
     ids=["target", "library", "GPU"],
@@ -75,23 +78,39 @@ def test_a_stripped_plan_is_refused_with_the_refit() -> None:
         check_plan(plan(weight_stripped=True), Path("plans"))
 
 
-def test_where_nothing_can_be_asked_a_plan_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository_from_artifacts, "installed_version", lambda _name: None)
+def test_without_a_gpu_only_the_gpu_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: None)
-    check_plan(plan(library_version="1.0", compute_capabilities=["SM75"]), Path("plans"))
+    check_plan(plan(library_version=f"{versions_env()}.1", compute_capabilities=["SM75"]), Path("plans"))
+    with pytest.raises(DeployError, match=f"must be built by the server image's TensorRT {versions_env()}, got 1.0"):
+        check_plan(plan(library_version="1.0", compute_capabilities=["SM75"]), Path("plans"))
+
+
+def test_the_library_of_this_machine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that the local TensorRT made and can load is still refused, because the image serves it."""
+    monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: None)
+    library = types.ModuleType("tensorrt")
+    library.__version__, library.Builder = "11.4.0.106", object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    with pytest.raises(DeployError, match="must be built by the server image's TensorRT .*, got 11.4.0.106"):
+        check_plan(plan(library_version="11.4.0.106"), Path("plans"))
+
+
+def versions_env() -> str:
+    text = (Path(__file__).parents[2] / "docker" / "versions.env").read_text()
+    return next(line.partition("=")[2] for line in text.splitlines() if line.startswith("TENSORRT_VERSION="))
 
 
 FITTING = {"B": [1, 2, 8], "L": [1, 3072, 3072], "T": [1, 1370, 1370]}
 
 
-def place(folder: Path, profile: dict[str, list[int]]) -> Path:
+def place(folder: Path, profile: dict[str, list[int]], preset: str = "v2-0") -> Path:
     """An artifact folder whose plan is an empty file and whose manifest has this profile."""
-    preset = dataclasses.asdict(PRESETS["v2-0"])
-    made_from = {**plan(profile=profile).made_from, "weights": {"preset": "v2-0", "seed": 0}}
+    serving = dataclasses.asdict(PRESETS[preset])
+    made_from = {**plan(profile=profile).made_from, "weights": {"preset": preset, "seed": 0}}
     (folder / contract.DIT).mkdir(parents=True)
     (folder / contract.DIT / "model.plan").write_bytes(b"")
     files = {"model.plan": sha256(folder / contract.DIT / "model.plan")}
-    Manifest(model=contract.DIT, made_from=made_from, serving=preset, versions={}, files=files).write(folder / contract.DIT)
+    Manifest(model=contract.DIT, made_from=made_from, serving=serving, versions={}, files=files).write(folder / contract.DIT)
     return folder
 
 
@@ -110,3 +129,37 @@ def test_a_plan_too_narrow_for_its_configs_is_refused(axis: str, sizes: list[int
     with pytest.raises(DeployError, match=message):
         deploy(place(tmp_path / "narrow", {**FITTING, axis: sizes}), tmp_path / "repository")
     assert (tmp_path / "repository" / contract.DIT / "1" / "model.plan").is_file(), "the one before stays"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout beside this code's own one, as it is mounted into the export image."""
+    skip = shutil.ignore_patterns("model.*on*", "model.plan", "*.json", "__pycache__")
+    shutil.copytree(repository_from_artifacts.SOURCE, tmp_path / "work" / "model_repository", ignore=skip, symlinks=True)
+    (tmp_path / "work" / "docker").mkdir()
+    (tmp_path / "work" / "docker" / "versions.env").write_text("")
+    return tmp_path / "work" / "model_repository"
+
+
+@pytest.mark.usefixtures("ada")
+def test_the_export_image_treats_a_mounted_checkout_as_one(checkout: Path, tmp_path: Path) -> None:
+    """Deploying there changes no tracked file: neither configs nor the links between the folders of the models."""
+    tracked = {path: path.readlink() if path.is_symlink() else path.read_bytes() for path in checkout.rglob("*.p*")}
+    deploy(place(tmp_path / "plans", FITTING), checkout)
+    assert (checkout / contract.DIT / "1" / "model.plan").is_file()
+    found = {path: path.readlink() if path.is_symlink() else path.read_bytes() for path in tracked}
+    assert found == tracked
+    with pytest.raises(DeployError, match="must keep its configs, and v2-mv needs others"):
+        deploy(place(tmp_path / "views", {"B": [1, 2, 4], "L": [1, 3072, 3404], "T": [1, 5480, 5480]}, "v2-mv"), checkout)
+
+
+@pytest.mark.usefixtures("ada")
+def test_in_git_a_plan_must_take_the_warm_up_of_the_configs_there(checkout: Path, tmp_path: Path) -> None:
+    """The mini preset has the base configs but for its warm-up, so a plan that takes both sizes may go there."""
+    own = {"B": [1, 2, 8], "L": [1, 512, 512], "T": [1, 1370, 1370]}
+    with pytest.raises(DeployError, match="L from 3072 to 3072, as the sampler will ask, got 1 to 512"):
+        deploy(place(tmp_path / "narrow", own, "v2-mini"), checkout)
+    deploy(place(tmp_path / "wide", {**own, "L": [1, 512, 3072]}, "v2-mini"), checkout)
+    deploy(tmp_path / "narrow", tmp_path / "copy")
+    text = (tmp_path / "copy" / contract.DIT / "config.pbtxt").read_text()
+    assert "dims: 512\n" in text and "dims: 3072\n" not in text

@@ -70,6 +70,7 @@ def test_a_new_repository_is_complete(artifacts: Callable[..., Path], tmp_path: 
         "preset": "custom",
         "num_latents": 3072,
         "scale_factor": 0.9990943042622529,
+        "cuda_memory_pool_bytes": 2 * 8 * (3072 * 64 * 4 * 2 + 1370 * 1536 * 2 + 4 + 4),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,15 @@ from ..conditioner.weights import ConditionerSource
 from ..dit import PRESETS, Preset, compute
 from ..dit.weights import Weights
 from ..engine_from_onnx import EngineOptions, build_engines, parse_profile
+from ..engines import server_image
+from ..engines.memory import PlanMemory
 from ..engines.refit import refit_plans
-from ..engines.targets import find_target
+from ..engines.targets import Target, find_target
 from ..manifest import Manifest
 from ..onnx_from_torch import OnnxOptions, export_onnx
 from .options import EXIT_FAILED, AttentionOption, CheckpointOption, PrecisionOption, PresetOption, SeedOption, console
+
+logger = logging.getLogger(__name__)
 
 
 def onnx(
@@ -86,6 +91,7 @@ def engine(
 ) -> None:
     """ONNX -> TensorRT plans, strongly typed, one optimization profile over the free axes. Unchanged plans are kept."""
     found = find_target(target, tuple(compute_capability or ()))  # before the export, so that a missing target writes nothing
+    _warn_of_another_tensorrt(found, version_compatible=version_compatible)
     options = EngineOptions(
         profile=parse_profile(profile) if profile else None,
         optimization_level=optimization_level,
@@ -99,6 +105,14 @@ def engine(
         export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
     for folder in build_engines(onnx_folder, out, found, options):
         console.print(str(folder), soft_wrap=True)
+        _print_memory(Manifest.read(folder, hint="build it again"))
+
+
+def _warn_of_another_tensorrt(target: Target, *, version_compatible: bool) -> None:
+    """Says before a long build that `deploy` will refuse its plans."""
+    made_from = {"library_version": target.version, "version_compatible": version_compatible}
+    if target.name == "tensorrt" and (problem := server_image.refusal(made_from, server_image.tensorrt_version())):
+        logger.warning("deploy will refuse these plans, which %s; hint: make setup-gpu, or %s", problem, server_image.BUILD)
 
 
 def refit(
@@ -123,21 +137,30 @@ def verify(
         Path | None, typer.Option(help="Folder that `onnx` wrote; with --engine, plans are compared with these graphs too.")
     ] = None,
     engine: Annotated[Path | None, typer.Option(help="Folder that `engine` or `refit` wrote; needs its GPU.")] = None,
+    at_most: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=SIZE, for a slow machine: with --engine, no larger batch, latents, context or views; repeatable."
+        ),
+    ] = None,
     preset: PresetOption = None,
     checkpoint: CheckpointOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Compares each artifact with torch. Prints a table and writes a receipt beside each manifest."""
+    """Compares each artifact with torch, a plan also at its preset's own sizes. Prints a table and writes a receipt beside each manifest."""
     if artifacts is None and engine is None:
         raise ValueError("verify must get a folder, got none\nhint: --artifacts DIR, --engine DIR or both")
+    if at_most and engine is None:
+        raise ValueError("--at-most must come with --engine, got none\nhint: graphs are compared at small sizes")
     weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed) if preset or checkpoint else None
+    most = parity.parse_at_most(at_most or [])
     passed = True
     if artifacts is not None:
         passed &= print_checks(parity.verify(artifacts, weights))
     if engine is not None and (reason := parity.why_skipped(engine)):
         console.print(f"{engine}: skipped: {reason}", soft_wrap=True)
     elif engine is not None:
-        passed &= print_checks(parity.verify_engines(engine, weights, artifacts))
+        passed &= print_checks(parity.verify_engines(engine, weights, artifacts, at_most=most))
     if not passed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -179,6 +202,12 @@ def _artifact_info(artifact: Path) -> None:
     manifest = Manifest.read(folder, hint="pass a folder that onnx or engine wrote")
     manifest.check_files(folder, hint="make it again")
     console.print_json(json.dumps(dataclasses.asdict(manifest)))
+    _print_memory(manifest)
+
+
+def _print_memory(manifest: Manifest) -> None:
+    if manifest.memory:
+        console.print(str(PlanMemory(**manifest.memory)), soft_wrap=True, highlight=False)
 
 
 def _preset_info(preset: Preset, latents: int | None, context: int | None) -> None:

@@ -21,10 +21,9 @@ from ..pbtxt import (
     tensorrt,
 )
 from .config import Preset
+from .sizes import MAX_TOKENS, plan_profile
 
 _MAX_TRAJECTORIES = 64
-# The tokens of a full batch at the usual sizes. Longer sequences get fewer rows in a call, which bounds the latency of a step.
-_MAX_TOKENS = MAX_BATCH * (contract.AXES["L"].opt + contract.AXES["T"].opt)
 # Name -> (default, pattern of allowed values). The torch runtime in model_repository/ explains each parameter.
 _TORCH_PARAMETERS = {
     "device": ("auto", r"auto|cpu|cuda|cuda:\d+"),
@@ -62,26 +61,29 @@ def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
 def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
     """Path inside the repository -> text, for the denoisers of `preset` and the samplers."""
     files = {}
+    profile = plan_profile(preset)
     for spec in preset.specs.values():
-        files[f"{spec.name}/config.pbtxt"] = tensorrt(spec)
+        files[f"{spec.name}/config.pbtxt"] = tensorrt(spec, profile)
         files[f"{spec.name}/configs/cpu.pbtxt"] = python_onnxruntime(spec)
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)
         files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, torch or torch_parameters(), holder=contract.DIT)
     for name, runtime in _SAMPLER_RUNTIMES.items():
+        # A plan takes only as many rows as its profile; the sampler's default config serves plans.
+        max_batch = profile["B"].max if name == "config.pbtxt" else MAX_BATCH
         lanes = instances(files[f"{contract.DIT}/{name}"])
-        files[f"{contract.SAMPLER}/{name}"] = _sampler(preset, {"lanes": str(lanes), **runtime})
+        files[f"{contract.SAMPLER}/{name}"] = _sampler(preset, {"lanes": str(lanes), **runtime}, max_batch=max_batch)
     files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = code_model(contract.MODELS[contract.SAMPLER_UNARY])
     return {name: config_text(config) for name, config in files.items()}
 
 
-def _sampler(preset: Preset, runtime: Mapping[str, str]) -> pb.ModelConfig:
+def _sampler(preset: Preset, runtime: Mapping[str, str], *, max_batch: int) -> pb.ModelConfig:
     parameters = {
         "steps": str(preset.steps),
         "guidance_scale": f"{preset.guidance_scale:g}",
         "schedule": preset.schedule,
         "guidance_embed": str(preset.config.guidance_embed).lower(),
-        "max_batch": str(MAX_BATCH),
-        "max_tokens_per_step": str(_MAX_TOKENS),
+        "max_batch": str(max_batch),
+        "max_tokens_per_step": str(MAX_TOKENS),
         "max_trajectories": str(_MAX_TRAJECTORIES),
         "max_queued": str(_MAX_TRAJECTORIES),
         "queue_timeout_s": "600",

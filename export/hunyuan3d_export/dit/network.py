@@ -19,9 +19,10 @@ from ..runners import Runner
 from .config import DiTConfig, Preset
 from .model import Hunyuan3DDiT
 from .reference_sampler import Denoiser, RunnerDenoiser, sample, sigmas
+from .sizes import memory_pool_bytes, plan_profile
 from .weights import SHIPPED, Weights
 
-PRESET_FILE = "preset.json"  # lies beside the sampler's model.py; holds default L and scale factor of the deployed weights
+PRESET_FILE = "preset.json"  # lies beside the sampler's model.py; holds facts() of the deployed weights
 # Form of attention in the graph -> the torch backend whose trace has this form.
 ATTENTION_FORMS = {"op": "sdpa", "decomposed": "standard"}
 EXAMPLE_SIZES = {"B": 2, "L": 24, "T": 37}
@@ -110,13 +111,16 @@ def compare_denoisers(
 ) -> Iterator[Check]:
     """Compares evaluations at several sizes within `profile`, then a whole sampling, of one artifact's model, with CPU tensors.
 
+    profile: the ranges of a plan's axes, or narrower ones; with a profile, one evaluation is at the preset's own L and T.
     against: the end of each check's name; it says which runtime expected_by uses.
     """
     tolerance = TOLERANCES[manifest.made_from["precision"]]
     guided = manifest.model == contract.DIT_GUIDED
     preset = preset_from_json(manifest.serving)
     scale_input = "guidance_scale" if guided else "guidance" if preset.config.guidance_embed else None
-    for sizes in dict.fromkeys(within(profile, case) for case in CASES):
+    # A plan is also compared at the sizes that it serves: FP16 sums in attention lose accuracy as the number of keys grows.
+    cases = (*CASES, (1, preset.num_latents, preset.context_tokens)) if profile else CASES
+    for sizes in dict.fromkeys(within(profile, case) for case in cases):
         found, expected = (_evaluate(run, sizes, scale_input) for run in (found_by, expected_by))
         yield compare(f"evaluation{against}", sizes, found, expected, tolerance=tolerance.evaluation)
     times = sigmas(preset.schedule, min(preset.steps, _MOST_STEPS))
@@ -153,12 +157,8 @@ def _evaluate(denoiser: Denoiser, sizes: tuple[int, ...], scale_input: str | Non
 
 
 def plan_sizes(preset: Preset) -> dict[str, tuple[int, ...]]:
-    """The sizes of B, L and T that a plan must accept: Triton's batches, the warm-up, and the preset's defaults."""
-    return {
-        "B": (1, contract.AXES["B"].max),
-        "L": (preset.num_latents, contract.AXES["L"].opt),
-        "T": (preset.context_tokens, contract.AXES["T"].opt),
-    }
+    """The sizes of B, L and T that a plan must accept: Triton's batches, and the preset's defaults, which also warm it up."""
+    return {"B": (1, plan_profile(preset)["B"].max), "L": (preset.num_latents,), "T": (preset.context_tokens,)}
 
 
 def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -169,6 +169,12 @@ def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict
 
 
 def facts(preset: Preset) -> dict[str, str]:
-    """Path inside the repository -> text that each deployment writes anew: the preset's name, L and scale factor as JSON."""
-    values = {"preset": preset.name, "num_latents": preset.num_latents, "scale_factor": preset.scale_factor}
+    """Path inside the repository -> text that each deployment writes anew: the preset's name, its L, its scale factor and
+    the size of the CUDA memory pool as JSON."""
+    values = {
+        "preset": preset.name,
+        "num_latents": preset.num_latents,
+        "scale_factor": preset.scale_factor,
+        "cuda_memory_pool_bytes": memory_pool_bytes(preset),
+    }
     return {f"{contract.SAMPLER}/1/{PRESET_FILE}": json.dumps(values) + "\n"}

@@ -95,6 +95,7 @@ def _write_manifest(folder: Path, plan: Manifest, weights: Manifest, made_from: 
         versions={target.name: target.version, **versions_of("onnx")},
         files=file_digests(folder),
         tensors=plan.tensors,
+        memory=plan.memory,
     ).write(folder)
 
 

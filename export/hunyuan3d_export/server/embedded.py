@@ -25,7 +25,7 @@ from pathlib import Path
 from ..files import PLAN_FILE
 from ..manifest import Manifest
 from ..repository_from_artifacts import DeployError, check_plan
-from .loadable import VERSION, loadable
+from .loadable import VERSION, loadable, memory_pool_flags
 from .wheel import ServerStartError, lay_out
 
 READY_TIMEOUT_S = 180.0
@@ -223,6 +223,7 @@ def _command(
         f"--http-port={http_port}",
         f"--metrics-port={metrics_port}",
         "--disable-auto-complete-config",
+        *memory_pool_flags(loadable(repository, options.config), options.config),
         *options.extra,
     ]
 

@@ -4,21 +4,26 @@ Without model control, Triton loads every folder that it finds and does not star
 server and the container both follow the rule in this file. The container runs the file by itself, so it imports only the
 standard library.
 
-    python loadable.py REPOSITORY CONFIG FOLDER    fills FOLDER with links to the models that can be loaded
+    python loadable.py REPOSITORY CONFIG FOLDER    fills FOLDER with links to the models that can be loaded, and prints the
+                                                   server's flag for the memory of a GPU, if any of them may use one
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
 
 VERSION = "1"
+FACTS, POOL_BYTES = "preset.json", "cuda_memory_pool_bytes"
 _FILE = re.compile(r'default_model_filename:\s*"([^"]+)"|key:\s*"model_file"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
 _NEEDS = re.compile(r'key:\s*"needs"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
 _LANES = re.compile(r'key:\s*"lanes"\s*value\s*\{\s*string_value:\s*"(\d+)"')
 _GROUP = re.compile(r"instance_group\s*:?\s*\[?\s*\{([^}]*)\}")
+# An instance group that may be on a GPU. Without a kind, which is what a rendered KIND_AUTO looks like, it is where there is one.
+_GPU = re.compile(r"instance_group\s*\[?\s*\{(?![^}]*KIND_CPU)")
 _STEP = re.compile(r'model_name:\s*"([^"]+)"')
 
 
@@ -77,6 +82,19 @@ def instances(text: str) -> int:
     return max(1, total)
 
 
+def memory_pool_flags(found: Loadable, config: str) -> list[str]:
+    """The size of the CUDA memory pool on the first GPU as a flag of tritonserver, if a model may run on a GPU.
+
+    Calls between models take their tensors from this pool. A deployment writes the size that its tensors need into a JSON file
+    of facts beside the code. Triton's own size would be too small for several contexts of four views.
+    """
+    if not any(_GPU.search(_config(folder, config)) for folder in found.models):
+        return []
+    facts = [json.loads(path.read_text()) for folder in found.models for path in folder.glob(f"{VERSION}/{FACTS}")]
+    sizes = [int(fact[POOL_BYTES]) for fact in facts if POOL_BYTES in fact]
+    return [f"--cuda-memory-pool-byte-size=0:{max(sizes)}"] if sizes else []
+
+
 def _lacking(text: str, folders: dict[str, Path], missing: dict[str, str]) -> str:
     """The first model that this config needs but that cannot be loaded; "" for none. An ensemble needs each of its steps."""
     needs = _NEEDS.search(text)
@@ -99,5 +117,6 @@ if __name__ == "__main__":
     found = loadable(Path(sys.argv[1]).resolve(), sys.argv[2])
     for folder in found.models:
         (Path(sys.argv[3]) / folder.name).symlink_to(folder)
+    sys.stdout.write("".join(f"{flag}\n" for flag in memory_pool_flags(found, sys.argv[2])))
     sys.stderr.write("".join(f"{name}: not served, {reason}\n" for name, reason in found.missing.items()))
     sys.stderr.write("".join(f"warning: {text}\n" for text in found.warnings))
