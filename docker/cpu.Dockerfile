@@ -7,7 +7,8 @@ ARG NUMPY_VERSION=1.26.4
 ARG PILLOW_VERSION=13.0.0
 RUN pip install --no-cache-dir "nvidia-pytriton==${PYTRITON_VERSION}" "onnxruntime==${ONNXRUNTIME_VERSION}" \
     "numpy==${NUMPY_VERSION}" "pillow==${PILLOW_VERSION}"
-COPY export/hunyuan3d_export/server/wheel.py export/hunyuan3d_export/server/loadable.py /opt/hunyuan3d/
+COPY export/hunyuan3d_export/server/wheel.py export/hunyuan3d_export/server/loadable.py \
+    export/hunyuan3d_export/engines/server_image.py /opt/hunyuan3d/
 RUN python /opt/hunyuan3d/wheel.py /opt/tritonserver
 COPY docker/entrypoint.sh docker/json_log.py docker/health.py /opt/hunyuan3d/
 COPY model_repository /models

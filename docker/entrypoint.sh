@@ -14,10 +14,11 @@ METRICS_PORT=${METRICS_PORT:-8002}
 EXIT_TIMEOUT_S=${EXIT_TIMEOUT_S:-600}
 LOG_FORMAT=${LOG_FORMAT:-text}
 OTEL_TRACES_RATE=${OTEL_TRACES_RATE:-1}
+REFUSAL_EXIT_CODE=${REFUSAL_EXIT_CODE:-2} # compose.yaml sets 0, because Docker restarts a container that exits with another code
 
 fail() {
     printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
-    exit 2
+    exit "$REFUSAL_EXIT_CODE"
 }
 
 # number NAME VALUE MIN MAX
@@ -38,8 +39,13 @@ number OTEL_TRACES_RATE "$OTEL_TRACES_RATE" 1 999999
 [[ $CONFIG =~ ^(default|cpu|onnxruntime|torch)$ ]] || fail "CONFIG must be default, cpu, onnxruntime or torch, got '$CONFIG'" "CONFIG=default serves TensorRT plans"
 [[ $LOG_FORMAT =~ ^(text|json)$ ]] || fail "LOG_FORMAT must be text or json, got '$LOG_FORMAT'" "LOG_FORMAT=json writes one JSON object per line"
 [[ -r $MODEL_REPOSITORY/hunyuan3d_sampler/config.pbtxt ]] || fail "MODEL_REPOSITORY must be a model repository, got '$MODEL_REPOSITORY'" "make one with hunyuan3d-export deploy --repository DIR and mount it there"
-case $CONFIG in default) artifact=model.plan ;; torch) artifact=checkpoint.safetensors ;; *) artifact=model.onnx ;; esac
-[[ -r $MODEL_REPOSITORY/hunyuan3d_dit/1/$artifact ]] || fail "hunyuan3d_dit must have a deployed $artifact for CONFIG=$CONFIG, found none in '$MODEL_REPOSITORY'" "make export-engine on a GPU machine for model.plan, make deploy for model.onnx"
+compose_export="docker compose --profile export run --rm export"
+case $CONFIG in
+    default) artifact=model.plan hint="$compose_export engine --checkpoint FILE --onnx build/onnx --out build/plans, then $compose_export deploy --artifacts build/plans" ;;
+    torch) artifact=checkpoint.safetensors hint="hunyuan3d-export deploy --checkpoint FILE --repository DIR" ;;
+    *) artifact=model.onnx hint="make deploy CHECKPOINT=FILE" ;;
+esac
+[[ -r $MODEL_REPOSITORY/hunyuan3d_dit/1/$artifact ]] || fail "hunyuan3d_dit must have a deployed $artifact for CONFIG=$CONFIG, found none in '$MODEL_REPOSITORY'" "$hint"
 
 # Every API except inference and health requires the key. Without API_KEY_FILE the key is random, so nobody can use those APIs.
 if [[ -n ${API_KEY_FILE:-} ]]; then
@@ -58,7 +64,14 @@ here=$(dirname "$0")
 state=$(mktemp -d "${TMPDIR:-/tmp}/hunyuan3d.XXXXXX")
 trap 'rm -rf "$state"' EXIT
 mkdir "$state/models"
-python3 "$here/loadable.py" "$MODEL_REPOSITORY" "$CONFIG" "$state/models"
+pool=$(python3 "$here/loadable.py" "$MODEL_REPOSITORY" "$CONFIG" "$state/models")
+compatible=
+if [[ $CONFIG == default ]]; then # TensorRT's own words about a plan of another version name neither the cause nor a remedy
+    code=0
+    compatible=$(python3 "$here/server_image.py" "$state/models") || code=$?
+    ((code != 2)) || exit "$REFUSAL_EXIT_CODE"
+    ((code == 0)) || exit "$code"
+fi
 
 flags=(
     "--model-repository=$state/models"
@@ -73,6 +86,7 @@ flags=(
     "--grpc-restricted-protocol=$restricted:hunyuan3d-key=$key"
     "--http-restricted-api=$restricted:hunyuan3d-key=$key"
 )
+for flag in "$pool" "$compatible"; do [[ -z $flag ]] || flags+=("$flag"); done
 if [[ -n ${TLS_CERT_FILE:-}${TLS_KEY_FILE:-}${TLS_CLIENT_CA_FILE:-} ]]; then
     readable TLS_CERT_FILE "${TLS_CERT_FILE:-}"
     readable TLS_KEY_FILE "${TLS_KEY_FILE:-}"

@@ -12,9 +12,11 @@ COPY pyproject.toml README.md LICENSE NOTICE constraints.txt ./
 COPY client client
 COPY export export
 COPY model_repository model_repository
+COPY docker/versions.env docker/versions.env
 # hadolint ignore=DL3013  (the project itself; its packages are pinned by the constraints)
 RUN pip install --no-cache-dir --constraint constraints.txt "tensorrt==${TENSORRT_VERSION}.*" ".[export]"
-USER 1000:1000
+COPY docker/export_entrypoint.sh /opt/hunyuan3d/
+ENV TENSORRT_VERSION=${TENSORRT_VERSION} XDG_CACHE_HOME=/cache HOME=/tmp
 WORKDIR /work
-ENTRYPOINT ["hunyuan3d-export"]
+ENTRYPOINT ["/opt/hunyuan3d/export_entrypoint.sh"]
 CMD ["--help"]

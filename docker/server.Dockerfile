@@ -2,16 +2,23 @@
 ARG TRITON_TAG=26.07-py3
 ARG TRITON_DIGEST=
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}${TRITON_DIGEST}
+ARG TENSORRT_VERSION=11.1.0
 ARG CUPY_VERSION=14.2.0
 ARG GPU_NUMPY_VERSION=2.4.6
 ARG PILLOW_VERSION=13.0.0
+# The entrypoint refuses plans of another TensorRT than TENSORRT_VERSION, so this must be the image's version.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN find / -xdev -name "libnvinfer.so.${TENSORRT_VERSION}*" | grep -q . \
+    || { echo "TENSORRT_VERSION must be the image's version, got ${TENSORRT_VERSION}; found $(find / -xdev -name 'libnvinfer.so.*')" >&2; exit 1; }
+ENV TENSORRT_VERSION=${TENSORRT_VERSION}
 # CuPy makes this folder when it is imported. User 1000 may write nowhere but in /tmp, which compose and Kubernetes mount there.
 ENV CUPY_CACHE_DIR=/tmp/cupy
 # CuPy can hold the sampler's arrays on the GPU; [ctk] has the CUDA headers with which it compiles. Pillow decodes pictures. The
 # import shows that these versions fit together.
 RUN pip install --no-cache-dir "cupy-cuda13x[ctk]==${CUPY_VERSION}" "numpy==${GPU_NUMPY_VERSION}" "pillow==${PILLOW_VERSION}" \
     && python3 -c "import cupy" && rm -r "${CUPY_CACHE_DIR}"
-COPY docker/entrypoint.sh docker/json_log.py docker/health.py export/hunyuan3d_export/server/loadable.py /opt/hunyuan3d/
+COPY docker/entrypoint.sh docker/json_log.py docker/health.py export/hunyuan3d_export/server/loadable.py \
+    export/hunyuan3d_export/engines/server_image.py /opt/hunyuan3d/
 COPY model_repository /models
 USER 1000:1000
 EXPOSE 8000 8001 8002

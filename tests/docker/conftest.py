@@ -118,7 +118,8 @@ def settings(triton_home: Path, repository: Path) -> dict[str, str]:
 def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """/opt/hunyuan3d of the CPU image: the files that its Dockerfile copies there."""
     folder = tmp_path_factory.mktemp("opt")
-    copies = re.findall(r"^COPY (.*) /opt/hunyuan3d/$", (root / "docker" / "cpu.Dockerfile").read_text(), re.MULTILINE)
+    text = (root / "docker" / "cpu.Dockerfile").read_text().replace("\\\n", "")
+    copies = re.findall(r"^COPY (.*) /opt/hunyuan3d/$", text, re.MULTILINE)
     for source in " ".join(copies).split():
         shutil.copy2(root / source, folder)
     return folder

@@ -6,6 +6,7 @@ import http.server
 import json
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -54,6 +55,74 @@ def test_wrong_settings(environment: dict[str, str], message: str, image: Path, 
     )
     assert done.returncode == 2 and done.stdout == ""
     assert f"error: {message}" in done.stderr and "\nhint: " in done.stderr
+
+
+@pytest.mark.parametrize("code", ["0", "2"])
+def test_a_repository_without_plans_says_what_to_run(code: str, image: Path, settings: dict[str, str]) -> None:
+    """Under compose, which sets the code to 0, Docker does not restart the container."""
+    done = started(image, settings, CONFIG="default", REFUSAL_EXIT_CODE=code)
+    assert done.returncode == int(code) and done.stdout == ""
+    hint = done.stderr.partition("\nhint: ")[2]
+    commands = [f"docker compose --profile export run --rm export {command}" for command in ("engine", "deploy")]
+    assert all(command in hint for command in commands), done.stderr
+
+
+@pytest.fixture
+def gpu_image(root: Path, tmp_path: Path) -> Path:
+    """/opt/hunyuan3d of the GPU image, and a tritonserver that prints its flags."""
+    text = (root / "docker" / "server.Dockerfile").read_text().replace("\\\n", "")
+    (tmp_path / "opt" / "bin").mkdir(parents=True)
+    for source in " ".join(re.findall(r"^COPY (.*) /opt/hunyuan3d/$", text, re.MULTILINE)).split():
+        shutil.copy2(root / source, tmp_path / "opt")
+    (tmp_path / "opt" / "bin" / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "opt" / "bin" / "tritonserver").chmod(0o755)
+    return tmp_path / "opt"
+
+
+@pytest.fixture
+def plans(repository: Path, tmp_path: Path) -> Path:
+    """The deployed repository with an empty plan of TensorRT 11.1.0.106 in place of each graph of a denoiser."""
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    for folder in models.glob("hunyuan3d_dit*"):
+        (folder / "1" / "model.onnx").rename(folder / "1" / "model.plan")
+        made_from = {"library_version": "11.1.0.106", "version_compatible": False}
+        (folder / "1" / "manifest.json").write_text(json.dumps({"made_from": made_from}))
+    return models
+
+
+def started(image: Path, settings: dict[str, str], **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {"PATH": "/usr/bin:/bin", **settings, **environment}
+    return subprocess.run([image / "entrypoint.sh"], env=variables, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("code", ["0", "2"])
+def test_a_plan_of_another_tensorrt_is_refused_before_triton_sees_it(
+    code: str, gpu_image: Path, plans: Path, settings: dict[str, str]
+) -> None:
+    here = {"CONFIG": "default", "TRITON_HOME": str(gpu_image), "MODEL_REPOSITORY": str(plans), "REFUSAL_EXIT_CODE": code}
+    done = started(gpu_image, settings, **here, TENSORRT_VERSION="11.3.0")
+    assert done.returncode == int(code) and done.stdout == "", "tritonserver was not started"
+    assert "must be built by the server image's TensorRT 11.3.0, got 11.1.0.106\nhint: docker compose" in done.stderr
+    done = started(gpu_image, settings, **here, TENSORRT_VERSION="11.1.0")
+    assert done.returncode == 0 and "--model-config-name=default" in done.stdout, done.stderr
+    assert "version-compatible" not in done.stdout
+    for manifest in plans.glob("hunyuan3d_dit*/1/manifest.json"):
+        manifest.write_text(manifest.read_text().replace("false", "true"))
+    done = started(gpu_image, settings, **here, TENSORRT_VERSION="11.3.0")
+    assert "--backend-config=tensorrt,version-compatible=true" in done.stdout.splitlines(), done.stderr
+
+
+def test_the_pool_of_a_gpu_is_as_large_as_the_deployed_tensors_need(
+    gpu_image: Path, plans: Path, settings: dict[str, str]
+) -> None:
+    facts = json.loads((plans / "hunyuan3d_sampler" / "1" / "preset.json").read_text())
+    flag = f"--cuda-memory-pool-byte-size=0:{facts['cuda_memory_pool_bytes']}"
+    here = {"CONFIG": "default", "TRITON_HOME": str(gpu_image), "MODEL_REPOSITORY": str(plans)}
+    assert flag in started(gpu_image, settings, **here).stdout.splitlines()
+    (plans / "hunyuan3d_sampler" / "1" / "preset.json").unlink()
+    assert "--cuda-memory-pool" not in started(gpu_image, settings, **here).stdout
+    on_cpu = started(gpu_image, settings, TRITON_HOME=str(gpu_image))
+    assert on_cpu.returncode == 0 and "--cuda-memory-pool" not in on_cpu.stdout
 
 
 def test_a_weak_key_is_refused_and_not_shown(tmp_path: Path, image: Path, settings: dict[str, str]) -> None:

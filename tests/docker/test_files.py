@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import yaml
 
 KUBERNETES = "1.32"
 DOCKERFILES = ("server", "cpu", "export")
+SCRIPTS = ("entrypoint.sh", "export_entrypoint.sh")
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +55,22 @@ def test_dockerfiles(name: str, root: Path) -> None:
     assert done.returncode == 0, done.stdout
     text = path.read_text()
     assert len(text.splitlines()) <= 40
-    copied = [source for line in re.findall(r"^COPY (.*)", text, re.MULTILINE) for source in line.split()[:-1]]
+    copies = re.findall(r"^COPY (.*)", text.replace("\\\n", ""), re.MULTILINE)
+    copied = [source for line in copies for source in line.split()[:-1]]
     assert copied and all((root / source).exists() for source in copied)
 
 
 def test_the_serving_images_have_no_compiler_and_no_export_code(root: Path) -> None:
     server, cpu = ((root / "docker" / f"{name}.Dockerfile").read_text() for name in ("server", "cpu"))
-    # This file decides which models can be loaded, and imports the standard library alone.
-    rule = "export/hunyuan3d_export/server/loadable.py"
-    assert "export" not in re.sub(r"^#.*", "", server, flags=re.MULTILINE).replace(rule, "")
-    assert re.findall(r"export\S*", cpu) == ["export/hunyuan3d_export/server/wheel.py", rule]
+    # These files decide which models and which plans can be loaded, and import the standard library alone.
+    rules = ["export/hunyuan3d_export/server/loadable.py", "export/hunyuan3d_export/engines/server_image.py"]
+    assert re.findall(r"export\S*", re.sub(r"^#.*", "", server, flags=re.MULTILINE)) == rules
+    assert re.findall(r"export\S*", cpu) == ["export/hunyuan3d_export/server/wheel.py", *rules]
     assert "torch" not in cpu and "apt" not in server + cpu
 
 
 def test_scripts(root: Path) -> None:
-    done = tool("shellcheck", root / "docker" / "entrypoint.sh")
+    done = tool("shellcheck", *(root / "docker" / name for name in SCRIPTS))
     assert done.returncode == 0, done.stdout
 
 
@@ -88,6 +93,7 @@ def test_versions_stand_in_one_place(root: Path, versions: dict[str, str]) -> No
         assert [image["newTag"] for image in found["images"]] == [tag]
     pins = (root / "constraints.txt").read_text()
     assert f"nvidia-pytriton=={versions['PYTRITON_VERSION']}" in pins
+    assert f"tensorrt=={versions['TENSORRT_VERSION']}.*\n" in pins, "make setup-gpu installs the image's version"
     assert f"onnxruntime=={versions['ONNXRUNTIME_VERSION']}" in pins and f"numpy=={versions['NUMPY_VERSION']}" in pins
 
 
@@ -130,6 +136,57 @@ def test_servers_are_hardened_and_drain(name: str, compose: dict[str, Any]) -> N
     longest = re.search(r":-(\d+)\}", service["environment"]["EXIT_TIMEOUT_S"])
     assert grace and longest and 60 * int(grace[1]) > int(longest[1])
     assert all(port.startswith(("127.0.0.1:", "${PUBLISH_ADDRESS:-127.0.0.1}:")) for port in service["ports"])
+
+
+@pytest.mark.parametrize("name", ["server", "server-cpu"])
+def test_a_refusal_is_said_once(name: str, compose: dict[str, Any]) -> None:
+    """Docker restarts a server that crashed, but not one that exits with 0, as the entrypoint does here when it refuses to start."""
+    service = compose["services"][name]
+    assert service["restart"] == "on-failure" and service["environment"]["REFUSAL_EXIT_CODE"] == 0
+
+
+def test_images_know_the_tensorrt_that_their_build_has_checked(root: Path) -> None:
+    for name in ("server", "export"):
+        text = (root / "docker" / f"{name}.Dockerfile").read_text()
+        assert re.search(r"^RUN find / .*libnvinfer\.so\.\$\{TENSORRT_VERSION\}", text, re.MULTILINE), name
+        assert re.search(r"^ENV .*TENSORRT_VERSION=\$\{TENSORRT_VERSION\}", text, re.MULTILINE), name
+
+
+def test_the_export_container_writes_as_its_caller(root: Path, compose: dict[str, Any]) -> None:
+    service = compose["services"]["export"]
+    text = (root / "docker" / "export.Dockerfile").read_text()
+    assert "WORKDIR /work\n" in text and ".:/work" in service["volumes"], "relative paths are those of the project's folder"
+    assert service["user"] == "0:0" and service["cap_drop"] == ["ALL"] and set(service["cap_add"]) == {"SETUID", "SETGID"}
+    assert "${CACHE:-./.cache}:/cache" in service["volumes"] and "XDG_CACHE_HOME=/cache" in text
+    assert (root / ".cache" / ".gitignore").is_file(), "Docker would make a missing folder, and root would own it"
+
+
+@pytest.fixture
+def for_everybody() -> Iterator[Path]:
+    """A folder that every user may read, unlike pytest's own ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("owner", [0, 1234])
+def test_the_export_entrypoint_becomes_the_folders_owner(owner: int, root: Path, for_everybody: Path) -> None:
+    command = for_everybody / "bin" / "hunyuan3d-export"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\necho "$(id -u):$(id -g) $*"\n')
+    command.chmod(0o755)
+    (for_everybody / "work").mkdir()
+    os.chown(for_everybody / "work", owner, owner + 1 if owner else 0)
+    done = subprocess.run(
+        [root / "docker" / "export_entrypoint.sh", "engine", "--onnx", "build/a folder"],
+        env={"PATH": f"{command.parent}:/usr/bin:/bin", "WORK": str(for_everybody / "work")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    uid = f"{owner}:{owner + 1}" if owner else "0:0"
+    assert (done.returncode, done.stdout) == (0, f"{uid} engine --onnx build/a folder\n"), done.stderr
 
 
 def test_only_what_an_image_needs_reaches_its_build(root: Path) -> None:
