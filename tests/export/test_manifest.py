@@ -35,6 +35,7 @@ FIELDS: dict[str, Any] = {
     "versions": {"torch": "2"},
     "files": {"weights.bin": "0" * 64},
     "tensors": {"t": {"dtype": "FLOAT"}},
+    "memory": {"weights_bytes": 1},
     "format": FORMAT,
 }
 
@@ -137,7 +138,7 @@ def test_any_json_is_a_manifest_or_a_manifest_error(
     except ManifestError as error:
         assert str(error).endswith(f"\nhint: {HINT}")
     else:
-        assert not dropped - {"format", "tensors"} and manifest.format == FORMAT
+        assert not dropped - {"format", "tensors", "memory"} and manifest.format == FORMAT
         with pytest.raises(ManifestError):
             manifest.check_files(folder, hint=HINT)
 

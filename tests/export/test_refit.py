@@ -46,7 +46,8 @@ def stripped(rtx: Target, artifacts: Callable[..., Path], whole: Path, tmp_path:
         folder.mkdir(parents=True)
         shutil.copyfile(whole / model / "model.plan", folder / "model.plan")
         manifest = Manifest.read(source, hint="")
-        _write_manifest(folder, manifest, _made_from(source, manifest, rtx, STRIPPED), rtx, {})
+        made_from = _made_from(source, manifest, rtx, options=STRIPPED, axes=contract.denoiser().axes)
+        _write_manifest(folder, manifest, made_from, rtx, {})
     return out
 
 
