@@ -84,7 +84,8 @@ def measure(backend: str, length: int, device: torch.device) -> Row:
 def _fits(backend: str, length: int, device: torch.device) -> bool:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     q = torch.empty(1, HEADS, length, HEAD_DIM, device="meta", dtype=_inputs(1, device)[0].dtype)
-    return 1.2 * estimate_bytes(backend, q, q, chunk_size=CHUNK_SIZE) < free
+    call = Call(None, None, False, 0.0, CHUNK_SIZE)
+    return 1.2 * estimate_bytes(backend, q, q, q, call) < free
 
 
 def _apart(backend: str, length: int, device: torch.device) -> Row:

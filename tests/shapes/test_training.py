@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hunyuan3d_export.dit import PRESETS
+from hunyuan3d_export.dit import PRESETS, Hunyuan3DDiT
 from hunyuan3d_export.shapes import TRAINED_PROMPTS, decode_points, frame, solid
 
 pytest.importorskip("scipy", reason="needs the shapes extra")
@@ -69,6 +69,33 @@ def test_a_new_model_already_predicts_the_velocity_of_pure_noise():
     noise = torch.randn(2, 128, 64, generator=torch.Generator().manual_seed(0))
     velocity = train.new_model(PRESETS["tiny"].config, seed=0)(noise, torch.zeros(2), torch.zeros(2, 3, 1536))
     assert float((velocity + noise).detach().std()) < 0.2
+
+
+def test_every_block_of_a_new_model_is_the_identity():
+    generator = torch.Generator().manual_seed(0)
+    latents, context = torch.randn(2, 9, 64, generator=generator), torch.randn(2, 5, 1536, generator=generator)
+    model = train.new_model(PRESETS["tiny"].config, seed=0)
+    assert unchanged(model, latents, context) == [True] * (model.config.depth + model.config.depth_single_blocks)
+    # The constructor alone, like upstream's, draws the gates at random: only the training script sets them to zero.
+    assert not any(unchanged(Hunyuan3DDiT(PRESETS["tiny"].config), latents, context))
+
+
+@torch.no_grad()
+def unchanged(model, latents, context):
+    """For each block, whether both streams, or the one sequence, leave it bit for bit as they entered."""
+    found = []
+    hooks = [
+        block.register_forward_hook(lambda _, inputs, out: found.append(all(map(torch.equal, inputs, out))))
+        for block in model.double_blocks
+    ]
+    hooks += [
+        block.register_forward_hook(lambda _, inputs, out: found.append(torch.equal(inputs[0], out)))
+        for block in model.single_blocks
+    ]
+    model(latents, torch.tensor([0.2, 0.9]), context)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def test_the_loss_of_the_true_velocity_is_zero(pairs):

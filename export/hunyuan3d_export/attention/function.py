@@ -45,6 +45,8 @@ class Call:
             raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
+        if self.bias is not None and not self.bias.is_floating_point():
+            raise ValueError(f"bias must be floating-point, got {self.bias.dtype}\nhint: mask= takes bool")
 
     @property
     def terms(self) -> tuple[Tensor, ...]:
@@ -76,14 +78,14 @@ def attention(
 
     q [B, H, Lq, D], k and v [B, H, Lk, D], all of one dtype -> [B, Lq, H*D].
 
-    bias: finite, of q's dtype, broadcastable to [B, H, Lq, Lk]. It is added to the scores.
+    bias: finite, broadcastable to [B, H, Lq, Lk]. It is rounded to q's dtype, as an additive mask is, and added to the scores.
     mask: bool (True: the query sees this key) or additive (-inf: it does not), of shape [Lq, Lk], [B, Lq, Lk] or
         [B, H, Lq, Lk]; any axis of the last two may be 1. Or bool padding [B, Lk]. A query that sees no key gets zeros.
     causal: query i sees keys 0..i. dropout: the probability of dropping an attention weight, applied whenever it is not 0.
     fall_back: where `backend` refuses the call, run `sdpa`, which takes every call. Each reason is logged once.
 
-    Raises ValueError for an unknown backend, a mask that does not fit or a call that the backend refuses, and ImportError
-    for `sage` without its package.
+    Raises ValueError for an unknown backend, a mask that does not fit, a bias that is not floating-point or a call that the
+    backend refuses, and ImportError for `sage` without its package.
     """
     call = Call(bias, None if mask is None else four_axes(mask, q, k), causal, dropout, chunk_size)
     chosen = BACKENDS[known_backend(backend)]
@@ -169,6 +171,8 @@ def _added(q: Tensor, k: Tensor, call: Call, start: int = 0) -> tuple[Tensor | N
     q holds the queries of the call from number `start` on. Either result is None where nothing of its kind applies.
     """
     bias, mask = call.bias, call.mask
+    if bias is not None and bias.dtype != q.dtype:
+        bias = bias.to(q.dtype)
     if bias is not None and bias.dim() not in (2, 4):  # torch's kernels take no other number of axes
         bias = bias.reshape((1,) * (4 - bias.dim()) + bias.shape)
     if mask is None and not call.causal:
@@ -217,6 +221,11 @@ def _standard(q: Tensor, k: Tensor, v: Tensor, call: Call, start: int = 0) -> Te
     return _cleared(weights @ v, blind)
 
 
+def tracked(q: Tensor, k: Tensor, v: Tensor, call: Call) -> bool:
+    """Whether autograd records the call for a backward pass."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v, *call.terms))
+
+
 def _rows(term: Tensor | None, start: int, stop: int) -> Tensor | None:
     """The part of a bias or mask that belongs to the queries from `start` to `stop`."""
     return term if term is None or term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]
@@ -225,13 +234,13 @@ def _rows(term: Tensor | None, start: int, stop: int) -> Tensor | None:
 def _chunked(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     # Where gradients are needed, the backward pass computes each chunk again. If the forward pass kept the chunks' scores
     # instead, they would add up to the whole score matrix.
-    tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v, *call.terms))
+    learned = tracked(q, k, v, call)
     outputs = []
     for start in range(0, q.shape[-2], call.chunk_size):
         stop = start + call.chunk_size
         part = dataclasses.replace(call, bias=_rows(call.bias, start, stop), mask=_rows(call.mask, start, stop))
         arguments = (q[..., start:stop, :], k, v, part, start)
-        outputs.append(checkpoint(_standard, *arguments, use_reentrant=False) if tracked else _standard(*arguments))
+        outputs.append(checkpoint(_standard, *arguments, use_reentrant=False) if learned else _standard(*arguments))
     return torch.cat(outputs, dim=-2)
 
 
@@ -269,6 +278,14 @@ def flash_refusal(q: Tensor, _k: Tensor, v: Tensor, call: Call) -> str | None:
     if q.shape[-1] > 256:
         return f"heads of at most 256 on CUDA, got {q.shape[-1]}"
     return "neither bias nor mask on CUDA" if call.terms else None
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, call: Call) -> bool:
+    """Whether `sdpa` has a fused kernel for the call, which never holds the scores of all queries.
+
+    On CUDA the memory-efficient kernel takes every dtype but float64. On the CPU there is only the flash kernel.
+    """
+    return flash_refusal(q, k, v, call) is None or (q.device.type == "cuda" and q.dtype != torch.float64)
 
 
 def _sage_refusal(q: Tensor, k: Tensor, v: Tensor, call: Call) -> str | None:

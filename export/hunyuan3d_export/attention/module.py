@@ -6,16 +6,17 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from .function import (
     BACKENDS,
     CHUNK_SIZE,
+    SAGE_SWITCH,
     Call,
     flash_refusal,
     four_axes,
+    fused,
     known_backend,
     log_once,
     require_backend,
@@ -25,9 +26,12 @@ from .memory import PeakMemory, estimate_bytes
 
 AUTO = "auto"
 # When a backend fails, the next in this order tries the call. Each is slower than the one before and needs less memory, down to
-# `chunked`. `standard` comes last, because it makes the fewest demands on the call.
+# `chunked`. `standard` comes last, because it makes the fewest demands on the call; a call that starts with `standard` goes on
+# with `chunked`.
 FALLBACKS = ("sage", "flash", "sdpa", "chunked", "standard")
 SMALLEST_CHUNK = 32
+# `auto` lets no more scores of a head exist at a time than those of chunk_size queries and this many keys.
+KEYS_PER_CHUNK = 8192
 _MIB = 2**20
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +55,7 @@ class EfficientAttention(nn.Module):
         d_context: int | None = None,
         fall_back: bool = True,
         monitor_memory: bool = False,
+        attention_bias: object = None,
     ) -> None:
         """d_context is the width of key and value (None: d_model).
 
@@ -58,11 +63,18 @@ class EfficientAttention(nn.Module):
         fall_back: when a backend refuses a call, is missing or runs out of memory in the forward pass, the next of FALLBACKS
         tries the call. Each reason is logged once.
         monitor_memory: log each call's estimated and measured memory at level INFO.
+        attention_bias: must stay None. Here a bias belongs to a call and is called `bias`; the error says so to those who
+        come with the name of other attention modules.
 
-        Raises ValueError for a size below 1, a dropout outside [0, 1) or an unknown backend, and ImportError for the backend
-        `sage` without its package, unless fall_back is set.
+        Raises ValueError for a size below 1, a dropout outside [0, 1), an unknown backend or an attention_bias, and ImportError
+        for the backend `sage` without its package, unless fall_back is set.
         """
         super().__init__()
+        if attention_bias is not None:
+            raise ValueError(
+                f"attention_bias must be given to a call, got {type(attention_bias).__name__} in the constructor\n"
+                "hint: layer(query, bias=...) adds it to the scores; to_q, to_k and to_v have no bias"
+            )
         d_context = d_model if d_context is None else d_context
         for name, size in (("d_model", d_model), ("num_heads", num_heads), ("d_head", d_head), ("d_context", d_context)):
             if size < 1:
@@ -73,7 +85,7 @@ class EfficientAttention(nn.Module):
             require_backend(backend)
         self.num_heads, self.dropout, self.chunk_size = num_heads, dropout, chunk_size
         self.backend, self.fall_back, self.monitor_memory = backend, fall_back, monitor_memory
-        self.prefer_sage = backend == AUTO and sage_wanted()
+        self.prefer_sage = backend == AUTO and _sage_preferred()
         inner = num_heads * d_head
         self.to_q = nn.Linear(d_model, inner, bias=False)
         self.to_k = nn.Linear(d_context, inner, bias=False)
@@ -115,26 +127,39 @@ class EfficientAttention(nn.Module):
         """The backend that `auto` stands for in this call.
 
         On CUDA: `flash` in half precision without mask and bias, else `sdpa`, whose memory-efficient kernel takes every dtype
-        but float64. On the CPU: `sdpa`, whose flash kernel takes masks, but neither dropout nor a bias that learns. Calls
-        that none of these kernels takes go to `chunked` above chunk_size queries, and to `standard` below.
+        but float64. On the CPU: `sdpa`, whose flash kernel takes masks, but neither dropout nor a bias that learns. Where a mask
+        is so large that `sdpa` would need more than twice the memory of `chunked`, `chunked`. Calls that no fused kernel takes
+        go to `chunked` where a head has more than chunk_size x chunk_size scores, and to `standard` below.
         """
         if self.prefer_sage and BACKENDS["sage"].refusal(q, k, v, call) is None:
             return "sage"
-        fused = flash_refusal(q, k, v, call) is None
-        if q.device.type == "cuda" and (fused or q.dtype != torch.float64):
-            return "flash" if fused else "sdpa"
-        if fused:
-            return "sdpa"
-        return "chunked" if q.shape[-2] > self.chunk_size else "standard"
+        if not fused(q, k, v, call):
+            return "chunked" if q.shape[-2] * k.shape[-2] > self.chunk_size**2 else "standard"
+        chunks = dataclasses.replace(call, chunk_size=self._first_chunk(k))
+        if estimate_bytes("sdpa", q, k, v, call) > 2 * estimate_bytes("chunked", q, k, v, chunks):
+            return "chunked"
+        return "flash" if q.device.type == "cuda" and flash_refusal(q, k, v, call) is None else "sdpa"
+
+    def _first_chunk(self, k: Tensor) -> int:
+        """The chunk that a call starts with: chunk_size, which `auto` halves while the keys are too many for it."""
+        chunk_size = self.chunk_size
+        while (
+            self.backend == AUTO
+            and chunk_size // 2 >= SMALLEST_CHUNK
+            and chunk_size * k.shape[-2] > self.chunk_size * KEYS_PER_CHUNK
+        ):
+            chunk_size //= 2
+        return chunk_size
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         first = self.choose(q, k, v, call) if self.backend == AUTO else self.backend
+        chunk_size = self._first_chunk(k)
         if not self.fall_back:
             reason = BACKENDS[first].refusal(q, k, v, call)
             if reason is not None:
                 raise ValueError(f"attention backend {first} must get {reason}\nhint: fall_back=True, or backend='auto'")
-            return self._run(first, self.chunk_size, q, k, v, call)
-        attempts = list(self._attempts(first))
+            return self._run(first, chunk_size, q, k, v, call)
+        attempts = list(_attempts(first, chunk_size))
         for (name, chunk_size), following in zip(attempts, attempts[1:], strict=False):
             reason = BACKENDS[name].refusal(q, k, v, call)
             if reason is None:
@@ -147,25 +172,38 @@ class EfficientAttention(nn.Module):
             log_once(_logger, f"attention falls back from {_label(name, chunk_size)} to {_label(*following)}: {reason}")
         return self._run(*attempts[-1], q, k, v, call)
 
-    def _attempts(self, first: str) -> Iterator[tuple[str, int]]:
-        for name in FALLBACKS[FALLBACKS.index(first) :]:
-            yield name, self.chunk_size
-            chunk_size = self.chunk_size // 2
-            while name == "chunked" and chunk_size >= SMALLEST_CHUNK:
-                yield name, chunk_size
-                chunk_size //= 2
-
     def _run(self, name: str, chunk_size: int, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         call = dataclasses.replace(call, chunk_size=chunk_size)
         if not self.monitor_memory:
             return BACKENDS[name].run(q, k, v, call)
-        estimated = estimate_bytes(name, q, k, chunk_size=chunk_size) / _MIB
+        estimated = estimate_bytes(name, q, k, v, call) / _MIB
         with PeakMemory(q.device) as peak:
             out = BACKENDS[name].run(q, k, v, call)
         measured = "unknown" if peak.bytes is None else f"{peak.bytes / _MIB:.1f} MiB"
         shape = f"{q.shape[-2]} queries, {k.shape[-2]} keys"
         _logger.info("attention %s, %s: estimated %.1f MiB, peak %s", _label(name, chunk_size), shape, estimated, measured)
         return out
+
+
+def _sage_preferred() -> bool:
+    """Whether USE_SAGEATTN is 1. Logs once when it is, but the package is missing, so that it will have no effect."""
+    preferred = sage_wanted()
+    if preferred:
+        try:
+            require_backend("sage")
+        except ImportError as error:
+            log_once(_logger, f"attention does without sage, although {SAGE_SWITCH} is 1: {str(error).splitlines()[0]}")
+    return preferred
+
+
+def _attempts(first: str, chunk_size: int) -> Iterator[tuple[str, int]]:
+    """The backends to try, in order, each with its chunk size."""
+    for name in ("standard", "chunked") if first == "standard" else FALLBACKS[FALLBACKS.index(first) :]:
+        yield name, chunk_size
+        smaller = chunk_size // 2
+        while name == "chunked" and smaller >= SMALLEST_CHUNK:
+            yield name, smaller
+            smaller //= 2
 
 
 def _check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:

@@ -23,6 +23,21 @@ _KINDS: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool}
 class DiTConfig:
     """Widths and depths of one Hunyuan3DDiT. The names of the fields are those of upstream's config.yaml.
 
+    Every field is given by its name, and none has a default:
+
+    >>> config = DiTConfig(
+    ...     in_channels=64,
+    ...     context_in_dim=1536,
+    ...     hidden_size=1024,
+    ...     mlp_ratio=4.0,
+    ...     num_heads=16,
+    ...     depth=16,
+    ...     depth_single_blocks=32,
+    ...     guidance_embed=False,
+    ... )
+    >>> config == PRESETS["v2-0"].config
+    True
+
     Raises ValueError when a field is of the wrong type or not positive, or when hidden_size is not a multiple of num_heads.
     """
 

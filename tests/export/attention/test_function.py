@@ -194,6 +194,30 @@ def test_large_scores_do_not_overflow_in_half_precision(backend: str) -> None:
     torch.testing.assert_close(out[0, 0], v.mean(2)[0, 0], atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_float32_bias_of_a_half_precision_call(backend: str, learned: bool, dropout: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 6, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+    bias = torch.randn(2, 6, 6, generator=generator).requires_grad_(learned)
+    call = {"dropout": dropout, "backend": backend, "fall_back": True}  # flash takes neither dropout nor a learned bias
+    torch.manual_seed(0)
+    found = attention(q, k, v, bias, **call)
+    torch.manual_seed(0)
+    assert torch.equal(found, attention(q, k, v, bias.to(dtype), **call))
+    assert found.dtype == dtype
+    found.float().sum().backward()
+    assert q.grad is not None and (not learned or (bias.grad is not None and bias.grad.dtype == torch.float32))
+
+
+def test_bias_that_is_no_number_is_refused() -> None:
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(ValueError, match="bias must be floating-point, got torch.bool\nhint: mask= takes bool"):
+        attention(q, q, q, torch.ones(4, 4, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("additive", [False, True])
 def test_query_that_sees_no_key_gets_zeros_and_gives_no_gradient(backend: str, additive: bool) -> None:
@@ -252,9 +276,10 @@ def test_chunked_needs_a_seventh_of_standards_memory(length: int) -> None:
 def test_chunked_runs_where_standard_does_not_fit() -> None:
     length = 16384
     q = torch.empty(1, 16, length, 64, device="meta")
-    if estimate_bytes("standard", q, q, chunk_size=512) < psutil.virtual_memory().total:
+    call = Call(None, None, False, 0.0, 512)
+    if estimate_bytes("standard", q, q, q, call) < psutil.virtual_memory().total:
         pytest.skip("this machine has memory for the whole score matrices of 16384 tokens: 32 GiB")
-    assert measure("chunked", length) < 1.3 * estimate_bytes("chunked", q, q, chunk_size=512)
+    assert measure("chunked", length) < 1.3 * estimate_bytes("chunked", q, q, q, call)
 
 
 MEASURE = """

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hunyuan3d_export.attention import BACKENDS, Backend, Call, EfficientAttention, PeakMemory, estimate_bytes, function, module
+from hunyuan3d_export.attention import BACKENDS, Backend, Call, EfficientAttention, PeakMemory, function, module
 
 ON_CPU = ("auto", "sdpa", "flash", "chunked", "standard")
 Ran = list[tuple[str, int]]
@@ -215,6 +215,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             build(**options)
 
+    def test_bias_of_the_constructor_is_told_where_it_belongs(self) -> None:
+        for bias in (True, torch.zeros(5, 5)):
+            with pytest.raises(ValueError, match=r"(?s)attention_bias must be given to a call, got .*hint: layer\(query, bias"):
+                build(attention_bias=bias)
+
     def test_inputs(self) -> None:
         layer, query = build(), torch.randn(2, 5, 24)
         with pytest.raises(ValueError, match="key must be given with value"):
@@ -235,7 +240,7 @@ class TestRefusals:
 def tensor_on(device: str, dtype: torch.dtype, queries: int = 4, size: int = 64) -> Any:
     """A stand-in with the attributes of a tensor that the choice reads, for devices that this machine lacks."""
     place = types.SimpleNamespace(type=device)
-    return types.SimpleNamespace(device=place, dtype=dtype, shape=torch.Size((1, 2, queries, size)), requires_grad=False)
+    return types.SimpleNamespace(device=place, dtype=dtype, shape=torch.Size((1, 16, queries, size)), requires_grad=False)
 
 
 class TestChoice:
@@ -261,6 +266,39 @@ class TestChoice:
         q = tensor_on(device, dtype, queries)
         call = Call(None, torch.ones(1, 1, 1, 1) if masked else None, False, dropout, 512)
         assert build().choose(q, q, q, call) == expected
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    @pytest.mark.parametrize(
+        ("mask", "length", "expected"),
+        [
+            ((1, 16, 4096, 4096), 4096, "chunked"),
+            ((1, 16, 256, 256), 256, "sdpa"),
+            ((1, 1, 4096, 4096), 4096, "sdpa"),
+            ((1, 1, 2**17, 2**17), 2**17, "chunked"),
+        ],
+    )
+    def test_mask_that_makes_sdpa_quadratic(self, device: str, mask: tuple[int, ...], length: int, expected: str) -> None:
+        q = tensor_on(device, torch.float32, length)
+        call = Call(None, torch.empty(mask, dtype=torch.bool, device="meta"), False, 0.0, 512)
+        assert build().choose(q, q, q, call) == expected
+
+    @pytest.mark.parametrize(
+        ("queries", "keys", "expected"),
+        [
+            (512, 512, ("standard", 512)),
+            (512, 513, ("chunked", 512)),
+            (2000, 20, ("standard", 512)),
+            (512, 60_000, ("chunked", 64)),
+            (4096, 4096, ("chunked", 512)),
+            (8192, 8192, ("chunked", 512)),
+            (16384, 16384, ("chunked", 256)),
+        ],
+    )
+    def test_queries_times_keys_decide_without_a_fused_kernel(self, queries: int, keys: int, expected: tuple[str, int]) -> None:
+        layer, call = build(), Call(None, None, False, 0.1, 512)
+        q, k = tensor_on("cpu", torch.float32, queries), tensor_on("cpu", torch.float32, keys)
+        assert (layer.choose(q, k, k, call), layer._first_chunk(k)) == expected
+        assert build(backend="chunked")._first_chunk(k) == 512  # the caller's own choice stands
 
     def test_learned_bias_in_training(self, ran: Ran) -> None:
         layer, query = build(chunk_size=16), torch.randn(1, 40, 24)
@@ -339,17 +377,54 @@ class TestFallbacks:
         with pytest.raises(ImportError, match='Please install "sageattention"'):
             build(backend="sage", fall_back=False)
 
+    def test_environment_that_has_no_effect_is_logged_once(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "sageattention", None)
+        monkeypatch.setenv("USE_SAGEATTN", "1")
+        build(), build()
+        assert [record.getMessage() for record in caplog.records] == [
+            'attention does without sage, although USE_SAGEATTN is 1: Please install "sageattention"'
+        ]
+
+    def test_standard_goes_on_with_chunked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fails = lambda name, call: name == "standard" or call.chunk_size > 64  # noqa: E731
+        attempts = failing(monkeypatch, fails, torch.OutOfMemoryError("out of memory"))
+        build(backend="standard", chunk_size=256)(torch.randn(1, 40, 24))
+        assert attempts == [("standard", 256), ("chunked", 256), ("chunked", 128), ("chunked", 64)]
+
+    @pytest.mark.parametrize(
+        ("options", "queries", "keys", "room_mib"),
+        [('backend="standard"', 4096, 4096, 300), ("dropout=0.1", 512, 60_000, 400)],
+        ids=["standard", "auto with dropout"],
+    )
+    def test_under_a_real_limit_of_memory(self, options: str, queries: int, keys: int, room_mib: int) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED.format(options=options, queries=queries, keys=keys, room_mib=room_mib)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == f"[1, {queries}, 16] True"
+
+
+# The scores take 4 heads x Lq x Lk x 4 bytes, 256 or 469 MiB, and the weights as much again: neither fits the limit.
+LIMITED = """
+import resource, torch
+from pathlib import Path
+from hunyuan3d_export.attention import EfficientAttention
+torch.set_num_threads(1)
+layer = EfficientAttention(16, 4, 16, {options})
+query, key = torch.randn(1, {queries}, 16), torch.randn(1, {keys}, 16)
+layer(query[:, :40], key[:, :40])
+used = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + {room_mib} * 2**20,) * 2)
+out = layer(query, key)
+print(list(out.shape), bool(out.isfinite().all()))
+"""
+
 
 class TestMemory:
-    def test_estimate(self) -> None:
-        q, k = torch.empty(2, 16, 4096, 64, device="meta"), torch.empty(2, 16, 1024, 64, device="meta")
-        output = 2 * q.numel() * 4
-        assert estimate_bytes("sdpa", q, k, chunk_size=512) == output
-        assert estimate_bytes("standard", q, k, chunk_size=512) == output + 2 * (2 * 16 * 4096 * 1024 * 4)
-        assert estimate_bytes("chunked", q, k, chunk_size=512) == output + 2 * (2 * 16 * 512 * 1024 * 4)
-        assert estimate_bytes("chunked", q, k, chunk_size=10**6) == estimate_bytes("standard", q, k, chunk_size=1)
-        assert estimate_bytes("sdpa", q.half(), k, chunk_size=512) == output // 2
-
     def test_peak_of_this_process(self) -> None:
         script = """
 import torch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 from typing import Any
 
 import pytest
 import torch
 
-from hunyuan3d_export.dit import PRESETS, DiTConfig, Hunyuan3DDiT
+from hunyuan3d_export.dit import PRESETS, DiTConfig, Hunyuan3DDiT, config
 
 OFFICIAL = {
     "in_channels": 64,
@@ -87,6 +88,11 @@ def test_state_dict_keys_and_shapes_of_v2_0() -> None:
         "final_layer.adaLN_modulation.1.weight": (2048, 1024),
     }
     assert {key: shapes[key] for key in expected} == expected
+
+
+def test_the_keyword_form_of_the_docstring_runs() -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(DiTConfig, "DiTConfig", globs=vars(config))
+    assert doctest.DocTestRunner().run(example) == doctest.TestResults(failed=0, attempted=2)
 
 
 def test_from_upstream_takes_the_official_params() -> None:
