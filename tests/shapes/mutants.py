@@ -41,12 +41,12 @@ def _context_after_latents(self, txt, img):
 
 @contextlib.contextmanager
 def _shift_and_scale_swapped() -> Iterator[None]:
-    true = layers.Modulation.forward
+    true = layers.Modulation.parts
 
-    def forward(self, vec):
-        return tuple(layers.Modulate(part.scale, part.shift, part.gate) for part in true(self, vec))
+    def parts(self, values):
+        return tuple(layers.Modulate(part.scale, part.shift, part.gate) for part in true(self, values))
 
-    with mock.patch.object(layers.Modulation, "forward", forward):
+    with mock.patch.object(layers.Modulation, "parts", parts):
         yield
 
 

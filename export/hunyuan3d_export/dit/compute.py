@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-from .config import DiTConfig
+from .config import DiTConfig, check_form
 from .layers import EMBEDDING_DIM
-from .model import Hunyuan3DDiT
+from .model import Hunyuan3DDiT, null_token_bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +35,29 @@ def parameters(config: DiTConfig) -> int:
 
 def plain(config: DiTConfig, *, latent_tokens: int, context_tokens: int) -> Flop:
     """FLOP of one evaluation of one sample. Classifier-free guidance as two batch rows costs twice as much."""
-    return _flop(config, latent_tokens, context_tokens, [latent_tokens + context_tokens])
+    return _flop(config, latent_tokens, context_tokens, [(latent_tokens + context_tokens,) * 2])
 
 
-def guided(config: DiTConfig, *, latent_tokens: int, context_tokens: int, null_tokens: int = 1) -> Flop:
+def guided(config: DiTConfig, *, latent_tokens: int, context_tokens: int, form: str = "bias", null_tokens: int = 1) -> Flop:
     """FLOP of one guided evaluation: linear layers process the tokens of both branches, attention stays within each branch.
 
-    null_tokens: the number of tokens that replace the unconditional context: 1 in fp32, 2 in fp16, 3 in bf16.
+    form: bias, or repeat, in which attention sees the null token's key as often as the unconditional context has tokens.
+    null_tokens: the tokens that replace the unconditional context: 1 in the form repeat; in the form bias as many as
+    null_tokens() says.
     """
-    branches = [latent_tokens + context_tokens, latent_tokens + null_tokens]
-    return _flop(config, 2 * latent_tokens, context_tokens + null_tokens, branches)
+    queries = latent_tokens + null_tokens
+    keys = latent_tokens + context_tokens if check_form(form) == "repeat" else queries
+    attended = [(latent_tokens + context_tokens,) * 2, (queries, keys)]
+    return _flop(config, 2 * latent_tokens, context_tokens + null_tokens, attended)
 
 
-def _flop(config: DiTConfig, latent_tokens: int, context_tokens: int, attention_lengths: list[int]) -> Flop:
+def null_tokens(form: str, dtype: torch.dtype) -> int:
+    """The number of tokens that replace the unconditional context in a form of the guided graph. dtype: of its attention."""
+    return 1 if check_form(form) == "repeat" else null_token_bias(2, dtype, torch.device("cpu")).shape[0]
+
+
+def _flop(config: DiTConfig, latent_tokens: int, context_tokens: int, attended: list[tuple[int, int]]) -> Flop:
+    """attended: for each attention, the numbers of its queries and keys."""
     width, mlp = config.hidden_size, config.mlp_hidden_size
     blocks = config.depth + config.depth_single_blocks
     # qkv, projection and both MLP layers. A single block computes the same products in two linear layers.
@@ -58,4 +68,4 @@ def _flop(config: DiTConfig, latent_tokens: int, context_tokens: int, attention_
     per_sample += embedders * (EMBEDDING_DIM * width + width * width)
     products = per_token * (latent_tokens + context_tokens) + embed_latents * latent_tokens
     products += config.context_in_dim * width * context_tokens + per_sample
-    return Flop(2 * products, sum(2 * 2 * length * length * width * blocks for length in attention_lengths))
+    return Flop(2 * products, sum(2 * 2 * queries * keys * width * blocks for queries, keys in attended))

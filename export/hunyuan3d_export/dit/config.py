@@ -16,6 +16,10 @@ SCHEDULES = ("flow_match", "consistency")
 TIME_FACTOR = 1000.0
 MAX_PERIOD = 1000.0
 
+GUIDED_FORMS = ("bias", "repeat")
+# The arithmetic of a part of the network: that of the weights' dtype, or float32 in a half-precision network.
+PART_PRECISIONS = ("native", "fp32")
+
 _KINDS: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool}
 
 
@@ -105,6 +109,34 @@ class DiTConfig:
             raise ValueError(f"qkv_bias must be true, got {params['qkv_bias']!r}")
         if params.get("time_factor", TIME_FACTOR) != TIME_FACTOR:
             raise ValueError(f"time_factor must be {TIME_FACTOR:g}, got {params['time_factor']!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How a network computes the same velocity. Raises ValueError for an unknown value.
+
+    guided_form: what replaces the zero context of a guided evaluation in attention: `bias` adds ln(T) to the score of one key,
+    `repeat` repeats one key T times, which needs no mask.
+    attention_accumulation: native, or fp32, which casts queries, keys and values to float32 around attention.
+    residual: native, or fp32, which keeps the streams of tokens between the blocks' layers in float32.
+    """
+
+    guided_form: str = "bias"
+    attention_accumulation: str = "native"
+    residual: str = "native"
+
+    def __post_init__(self) -> None:
+        check_form(self.guided_form)
+        for name in ("attention_accumulation", "residual"):
+            if getattr(self, name) not in PART_PRECISIONS:
+                raise ValueError(f"{name} must be one of {', '.join(PART_PRECISIONS)}, got {getattr(self, name)!r}")
+
+
+def check_form(form: str) -> str:
+    """Returns the form of the guided evaluation. Raises ValueError when no such form exists."""
+    if form not in GUIDED_FORMS:
+        raise ValueError(f"guided form must be one of {', '.join(GUIDED_FORMS)}, got {form!r}")
+    return form
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,12 +44,20 @@ class Modulate(NamedTuple):
 class Branch:
     """A part of the joint sequence whose tokens attend to each other only: context_tokens, then latent_tokens.
 
-    key_bias, [context_tokens + latent_tokens], is added to the attention scores of the branch's keys.
+    key_bias, [context_tokens + latent_tokens], is added to the attention scores of the branch's keys. repeats: attention sees
+    the key and the value of the branch's only context token that many times; None, of any number of context tokens, once.
     """
 
     context_tokens: int
     latent_tokens: int
     key_bias: Tensor | None = None
+    repeats: int | None = None
+
+    def join_keys(self, txt: Tensor, img: Tensor) -> Tensor:
+        """The keys, or the values, that the branch attends to: [B, H, context_tokens, d], [B, H, latent_tokens, d]."""
+        if self.repeats is not None:
+            txt = txt.expand(-1, -1, self.repeats, -1)  #                                         [B, H, repeats, d]
+        return torch.cat([txt, img], dim=-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +65,25 @@ class Layout:
     """The order of the joint sequence: for each branch its context tokens, then its latent tokens.
 
     Blocks use a layout without knowing how many branches it has: their linear layers run over all tokens at once, and
-    attend() keeps the branches apart.
+    attention keeps the branches apart. attention_dtype: queries, keys and values are cast to it, and the result back.
     """
 
     branches: tuple[Branch, ...]
     attention_backend: str
+    attention_dtype: torch.dtype
+
+    @property
+    def _context_sizes(self) -> list[int]:
+        return [branch.context_tokens for branch in self.branches]
+
+    @property
+    def _latent_sizes(self) -> list[int]:
+        return [branch.latent_tokens for branch in self.branches]
 
     def join(self, txt: Tensor, img: Tensor) -> Tensor:
         """txt [..., sum of T, width] and img [..., sum of L, width] -> one sequence [..., N, width]."""
-        txt_parts = _cut(txt, [branch.context_tokens for branch in self.branches])
-        img_parts = _cut(img, [branch.latent_tokens for branch in self.branches])
-        return torch.cat([part for pair in zip(txt_parts, img_parts, strict=True) for part in pair], dim=-2)
+        pairs = zip(_cut(txt, self._context_sizes), _cut(img, self._latent_sizes), strict=True)
+        return torch.cat([part for pair in pairs for part in pair], dim=-2)
 
     def split(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of join: (txt, img)."""
@@ -76,25 +92,51 @@ class Layout:
         return _cat(parts[0::2]), _cat(parts[1::2])
 
     def attend(self, heads: Heads) -> Tensor:
-        """Attention of each branch within itself: [B, H, N, d] each -> [B, N, D]."""
+        """Attention of each branch within itself, over the joint sequence: [B, H, N, d] each -> [B, N, D]."""
         sizes = [branch.context_tokens + branch.latent_tokens for branch in self.branches]
         outputs = []
-        for branch, q, k, v in zip(self.branches, *(_cut(part, sizes) for part in heads), strict=True):
-            bias = branch.key_bias  #                                                             [N]
-            if bias is not None:
-                # ONNX Runtime's Attention does not broadcast a bias over the queries.
-                bias = bias.expand(q.shape[-2], -1)  #                                            [N, N]
-            # Where the chosen backend takes no bias, a branch with a bias falls back to another backend. A branch without a
-            # bias runs on the chosen backend, or raises that backend's error.
-            outputs.append(attention(q, k, v, bias, backend=self.attention_backend, fall_back=bias is not None))
+        for branch, part in zip(self.branches, _cut_heads(heads, sizes), strict=True):
+            if branch.repeats is not None:
+                pair = [branch.context_tokens, branch.latent_tokens]
+                part = Heads(part.q, branch.join_keys(*_cut(part.k, pair)), branch.join_keys(*_cut(part.v, pair)))
+            outputs.append(self._attention(branch, part))
         return _cat(outputs)
+
+    def attend_streams(self, txt: Heads, img: Heads) -> tuple[Tensor, Tensor]:
+        """Attention of each branch within itself, over two streams: [B, H, T, d], [B, H, L, d] -> [B, T, D], [B, L, D].
+
+        The tokens are ordered by branch only once, not joined to one sequence first.
+        """
+        outputs = []
+        pairs = zip(_cut_heads(txt, self._context_sizes), _cut_heads(img, self._latent_sizes), strict=True)
+        for branch, (context, latents) in zip(self.branches, pairs, strict=True):
+            q = torch.cat([context.q, latents.q], dim=-2)  #                                      [B, H, N, d]
+            heads = Heads(q, branch.join_keys(context.k, latents.k), branch.join_keys(context.v, latents.v))
+            outputs.append(_cut(self._attention(branch, heads), [branch.context_tokens, branch.latent_tokens]))
+        txt_outputs, img_outputs = zip(*outputs, strict=True)
+        return _cat(txt_outputs), _cat(img_outputs)
+
+    def _attention(self, branch: Branch, heads: Heads) -> Tensor:
+        dtype, bias = heads.q.dtype, branch.key_bias  #                                           [keys]
+        q, k, v = (part.to(self.attention_dtype) for part in heads)  #                            [B, H, N, d] each
+        if bias is not None:
+            # ONNX Runtime's Attention does not broadcast a bias over the queries.
+            bias = bias.expand(q.shape[-2], -1)  #                                                [N, keys]
+        # Where the chosen backend takes no bias, a branch with a bias falls back to another backend. A branch without a
+        # bias runs on the chosen backend, or raises that backend's error.
+        out = attention(q, k, v, bias, backend=self.attention_backend, fall_back=bias is not None)
+        return out.to(dtype)  #                                                                   [B, N, D]
+
+
+def _cut_heads(heads: Heads, sizes: list[int]) -> list[Heads]:
+    return [Heads(*parts) for parts in zip(*(_cut(part, sizes) for part in heads), strict=True)]
 
 
 def _cut(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     return (x,) if len(sizes) == 1 else torch.split(x, sizes, dim=-2)
 
 
-def _cat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+def _cat(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-2)
 
 
@@ -125,8 +167,9 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  #                                         [B, N, D]
 
 
-def modulate(x: Tensor, mod: Modulate) -> Tensor:
-    return (1 + mod.scale) * layer_norm(x) + mod.shift  #                                         [B, N, D]
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The adaptive LayerNorm, in the dtype of the weights. x may be a float32 residual stream."""
+    return ((1 + scale) * layer_norm(x) + shift).to(scale.dtype)  #                               [B, N, D]
 
 
 class RMSNorm(nn.Module):
@@ -181,10 +224,35 @@ class Modulation(nn.Module):
         self.lin = nn.Linear(hidden_size, 3 * count * hidden_size)
         self.count = count
 
-    def forward(self, vec: Tensor) -> tuple[Modulate, ...]:
-        """vec [B, D] -> `count` times (shift, scale, gate)."""
-        chunks = self.lin(F.silu(vec))[:, None, :].chunk(3 * self.count, dim=-1)  #               [B, 1, D] each
+    def parts(self, values: Tensor) -> tuple[Modulate, ...]:
+        """The product of `lin`, [B, 3*count*D] -> `count` times (shift, scale, gate).
+
+        The model evaluates `lin`, because all modulations have the same input and can be one product.
+        """
+        chunks = values[:, None, :].chunk(3 * self.count, dim=-1)  #                              [B, 1, D] each
         return tuple(Modulate(*chunks[3 * i : 3 * i + 3]) for i in range(self.count))
+
+
+class JoinedLinear(nn.Module):
+    """Several linear layers of one input as one matrix product.
+
+    Its tensors are buffers that no state dict contains. The weights of the layers become views of them, which saves memory.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.sizes = [layer.out_features for layer in layers]
+        self.register_buffer("weight", torch.cat([layer.weight.detach() for layer in layers]), persistent=False)
+        self.register_buffer("bias", torch.cat([layer.bias.detach() for layer in layers]), persistent=False)
+        for layer, weight in zip(layers, self.weight.split(self.sizes), strict=True):
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x [B, D] -> the product of each layer, [B, its width]."""
+        return F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
 
 
 class JointAttention(nn.Module):
@@ -221,24 +289,28 @@ class DoubleStreamBlock(nn.Module):
         self.txt_attn = JointAttention(config)
         self.txt_mlp = _mlp(config)
 
-    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """img [B, L, D], txt [B, T, D], vec [B, D] -> img, txt of the same shapes."""
-        img_attn_mod, img_mlp_mod = self.img_mod(vec)  #                                          [B, 1, D] each
-        txt_attn_mod, txt_mlp_mod = self.txt_mod(vec)  #                                          [B, 1, D] each
-        img_heads = self.img_attn.heads(modulate(img, img_attn_mod))  #                           [B, H, L, d] each
-        txt_heads = self.txt_attn.heads(modulate(txt, txt_attn_mod))  #                           [B, H, T, d] each
-        joint = Heads(*map(layout.join, txt_heads, img_heads))  #                                 [B, H, N, d] each
-        txt_out, img_out = layout.split(layout.attend(joint))  #                                  [B, T, D], [B, L, D]
+    def forward(
+        self, img: Tensor, txt: Tensor, img_values: Tensor, txt_values: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor]:
+        """img [B, L, D], txt [B, T, D], the products of both modulations [B, 6*D] -> img, txt of the same shapes."""
+        img_attn_mod, img_mlp_mod = self.img_mod.parts(img_values)  #                             [B, 1, D] each
+        txt_attn_mod, txt_mlp_mod = self.txt_mod.parts(txt_values)  #                             [B, 1, D] each
+        img_heads = self.img_attn.heads(modulate(img, *img_attn_mod[:2]))  #                      [B, H, L, d] each
+        txt_heads = self.txt_attn.heads(modulate(txt, *txt_attn_mod[:2]))  #                      [B, H, T, d] each
+        txt_out, img_out = layout.attend_streams(txt_heads, img_heads)  #                         [B, T, D], [B, L, D]
 
         img = img + img_attn_mod.gate * self.img_attn.proj(img_out)  #                            [B, L, D]
-        img = img + img_mlp_mod.gate * self.img_mlp(modulate(img, img_mlp_mod))  #                [B, L, D]
+        img = img + img_mlp_mod.gate * self.img_mlp(modulate(img, *img_mlp_mod[:2]))  #           [B, L, D]
         txt = txt + txt_attn_mod.gate * self.txt_attn.proj(txt_out)  #                            [B, T, D]
-        txt = txt + txt_mlp_mod.gate * self.txt_mlp(modulate(txt, txt_mlp_mod))  #                [B, T, D]
+        txt = txt + txt_mlp_mod.gate * self.txt_mlp(modulate(txt, *txt_mlp_mod[:2]))  #           [B, T, D]
         return img, txt
 
 
 class SingleStreamBlock(nn.Module):
     """All tokens in one sequence with one set of weights; attention and MLP run side by side."""
+
+    attended_weight: Tensor | None
+    hidden_weight: Tensor | None
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -248,14 +320,31 @@ class SingleStreamBlock(nn.Module):
         self.linear2 = nn.Linear(config.hidden_size + config.mlp_hidden_size, config.hidden_size)
         self.norm = QKNorm(config.head_dim)
         self.modulation = Modulation(config.hidden_size, 1)
+        # The two parts of linear2's weight, as tensors of their own; see Hunyuan3DDiT.prepare_for_graph.
+        self.register_buffer("attended_weight", None, persistent=False)
+        self.register_buffer("hidden_weight", None, persistent=False)
 
-    def forward(self, x: Tensor, vec: Tensor, layout: Layout) -> Tensor:
-        """x [B, N, D], vec [B, D] -> [B, N, D]."""
-        (mod,) = self.modulation(vec)  #                                                          [B, 1, D] each
-        qkv, mlp = torch.split(self.linear1(modulate(x, mod)), self.widths, dim=-1)  #            [B, N, 3*D], [B, N, M]
+    def split_linear2(self) -> None:
+        self.attended_weight, self.hidden_weight = (part.detach() for part in self._linear2_parts())
+
+    def _linear2_parts(self) -> tuple[Tensor, Tensor]:
+        if self.attended_weight is not None and self.hidden_weight is not None:
+            return self.attended_weight, self.hidden_weight
+        width = self.linear2.out_features
+        return self.linear2.weight[:, :width], self.linear2.weight[:, width:]  #                  [D, D], [D, M]
+
+    def forward(self, x: Tensor, values: Tensor, layout: Layout) -> Tensor:
+        """x [B, N, D], the product of the modulation [B, 3*D] -> [B, N, D]."""
+        (mod,) = self.modulation.parts(values)  #                                                 [B, 1, D] each
+        linear1 = self.linear1(modulate(x, mod.shift, mod.scale))  #                              [B, N, 3*D+M]
+        qkv, mlp = torch.split(linear1, self.widths, dim=-1)  #                                   [B, N, 3*D], [B, N, M]
         attended = layout.attend(self.norm(qkv, self.num_heads))  #                               [B, N, D]
-        hidden = torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)  #                [B, N, D+M]
-        return x + mod.gate * self.linear2(hidden)  #                                             [B, N, D]
+        hidden = F.gelu(mlp, approximate="tanh")  #                                               [B, N, M]
+        # A sum of two products, so that no tensor of width D+M has to be put together first.
+        attended_weight, hidden_weight = self._linear2_parts()  #                                 [D, D], [D, M]
+        out = F.linear(attended, attended_weight)  #                                              [B, N, D]
+        out = out + F.linear(hidden, hidden_weight, self.linear2.bias)  #                         [B, N, D]
+        return x + mod.gate * out  #                                                              [B, N, D]
 
 
 class LastLayer(nn.Module):
@@ -264,7 +353,13 @@ class LastLayer(nn.Module):
         self.linear = nn.Linear(config.hidden_size, config.in_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size))
 
-    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
-        """x [B, L, D], vec [B, D] -> [B, L, C]."""
-        shift, scale = self.adaLN_modulation(vec)[:, None, :].chunk(2, dim=-1)  #                 [B, 1, D] each
-        return self.linear((1 + scale) * layer_norm(x) + shift)  #                                [B, L, C]
+    @property
+    def modulation_layer(self) -> nn.Linear:
+        layer = self.adaLN_modulation[1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, x: Tensor, values: Tensor) -> Tensor:
+        """x [B, L, D], the product of the modulation [B, 2*D] -> [B, L, C]."""
+        shift, scale = values[:, None, :].chunk(2, dim=-1)  #                                     [B, 1, D] each
+        return self.linear(modulate(x, shift, scale))  #                                          [B, L, C]

@@ -23,7 +23,7 @@ _VERSIONS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "num
 
 def jobs(setting: Setting) -> Iterator[Job]:
     """Yields a job for every row. The jobs that need the fewest packages come first."""
-    networks = Networks(setting.device)
+    networks = Networks(setting)
     evaluations, samplings = Evaluations(setting, networks), Samplings(setting, networks)
     yield from evaluations.rooflines()
     for preset in setting.presets:

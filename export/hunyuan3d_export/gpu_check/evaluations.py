@@ -71,7 +71,7 @@ class Evaluations:
         denoiser = load()
         run = functools.partial(denoiser.guided if path == "guided" else denoiser, **inputs)
         error = relative_l2(run().cpu(), expected)
-        work = flop(PRESETS[preset], path, precision)
+        work = flop(PRESETS[preset], path, precision, form=self._setting.guided_form)
         return Row(
             part=EVALUATION,
             name=name,
@@ -86,7 +86,8 @@ class Evaluations:
         if (preset, path) not in self._expected:
             network = self._networks.get(preset, "fp32")
             inputs = inputs_of(PRESETS[preset], path, self._setting.device)
-            self._expected[preset, path] = (network.guided if path == "guided" else network)(**inputs).cpu()
+            evaluate: Callable[..., Tensor] = network.guided if path == "guided" else network
+            self._expected[preset, path] = evaluate(**inputs).cpu()
         return self._expected[preset, path]
 
     def _built(self, preset: str, name: str) -> Row:

@@ -83,7 +83,7 @@ class Samplings:
     def _row(self, name: str, preset: Preset, took_s: float) -> Row:
         precision = self._setting.served_precision
         evaluations = max(self._setting.steps - 1, 1)  # the schedule's last step has size 0 and is not evaluated
-        work = evaluations * flop(preset, "guided", precision)
+        work = evaluations * flop(preset, "guided", precision, form=self._setting.guided_form)
         return Row(
             part=PART,
             name=name,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hunyuan3d_client import contract
 
-from ..dit import PRESETS, Hunyuan3DDiT, Preset, compute, random_model
+from ..dit import PRESETS, DiTConfig, Hunyuan3DDiT, Preset, compute, random_model
+from ..dit.config import Arithmetic
 from ..dit.network import example_inputs
 from ..dit.weights import Weights
 from ..onnx_from_torch import OnnxOptions, export_onnx
@@ -25,8 +26,6 @@ from .stopwatch import Stopwatch
 
 PATHS = tuple(path for path in contract.PATHS if path != "distilled")  # the paths of a base preset
 GUIDANCE_SCALE = 5.0
-# The number of null tokens that stand for the unconditional context in the guided graph.
-_NULL_TOKENS = {"fp32": 1, "fp16": 2, "bf16": 3}
 
 Kept = TypeVar("Kept")
 
@@ -61,12 +60,18 @@ class Setting:
         """The precision of the exported and served networks: fp16 on a GPU, and fp32 on a CPU, where fp16 is slow."""
         return "fp16" if self.device.type == "cuda" else "fp32"
 
+    @property
+    def guided_form(self) -> str:
+        """The form of the guided evaluation that this device serves: fused attention kernels of a GPU take no mask."""
+        return "repeat" if self.device.type == "cuda" else "bias"
 
-def flop(preset: Preset, path: str, precision: str) -> int:
-    """Floating-point operations of one evaluation of one sample, at the preset's own sizes."""
+
+def flop(preset: Preset, path: str, precision: str, *, form: str = "bias") -> int:
+    """Floating-point operations of one evaluation of one sample, at the preset's own sizes. form: of a guided evaluation."""
     sizes = {"latent_tokens": preset.num_latents, "context_tokens": preset.context_tokens}
     if path == "guided":
-        return compute.guided(preset.config, **sizes, null_tokens=_NULL_TOKENS[precision]).total
+        null_tokens = compute.null_tokens(form, PRECISIONS[precision])
+        return compute.guided(preset.config, **sizes, form=form, null_tokens=null_tokens).total
     return compute.plain(preset.config, **sizes).total * (2 if path == "two-batch" else 1)
 
 
@@ -111,17 +116,22 @@ class OneAtATime:
 class Networks:
     """The presets' torch models with seeded random weights on the device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, setting: Setting) -> None:
+        self._device, self._form = setting.device, setting.guided_form
         self._whole, self._rounded = OneAtATime(), OneAtATime()
 
     def get(self, preset: str, precision: str) -> Hunyuan3DDiT:
         """The preset's network in this precision. The float32 network is kept, and the other precisions are rounded from it."""
         config = PRESETS[preset].config
-        whole = self._whole.get(preset, lambda: random_model(config, attention_backend="sdpa").to(self._device))
+        whole = self._whole.get(preset, lambda: self._load(config))
         if precision == "fp32":
             return whole
         return self._rounded.get((preset, precision), lambda: copy.deepcopy(whole).to(PRECISIONS[precision]))
+
+    def _load(self, config: DiTConfig) -> Hunyuan3DDiT:
+        network = random_model(config, attention_backend="sdpa").to(self._device)
+        network.arithmetic = Arithmetic(guided_form=self._form)
+        return network
 
 
 def onnx_artifacts(setting: Setting, preset: str) -> Path:
@@ -131,7 +141,8 @@ def onnx_artifacts(setting: Setting, preset: str) -> Path:
     """
     folder = setting.build / f"{preset}-{setting.served_precision}"
     if importlib.util.find_spec("onnxscript") is not None:
-        export_onnx(Weights(preset=preset), folder, options=OnnxOptions(precision=setting.served_precision))
+        choices = {"guided_form": setting.guided_form}
+        export_onnx(Weights(preset=preset), folder, options=OnnxOptions(precision=setting.served_precision, choices=choices))
     elif not folder.is_dir():
         raise Skip(f"an ONNX export needs onnxscript, and {folder} is not there")
     return folder

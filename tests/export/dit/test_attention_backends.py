@@ -75,6 +75,10 @@ def test_dit_runs_its_plain_path_on_sage_and_its_bias_on_sdpa(
     scale = torch.tensor([5.0, 2.0])
     torch.testing.assert_close(model.guided(latents, t, context, scale), plain.guided(latents, t, context, scale))
     assert len(sage) == 2 * blocks  # the unconditional branch has a bias, so only the other ran on sage
+    torch.testing.assert_close(
+        model.guided(latents, t, context, scale, form="repeat"), plain.guided(latents, t, context, scale)
+    )
+    assert len(sage) == 4 * blocks  # without a bias, both branches ran on sage
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

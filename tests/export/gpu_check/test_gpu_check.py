@@ -162,3 +162,5 @@ def test_two_batch_is_the_condition_and_zeros(micro: str) -> None:
     assert not both["context"][1].any() and plain["context"].any()
     assert flop(PRESETS[micro], "two-batch", "fp16") == 2 * flop(PRESETS[micro], "plain", "fp16")
     assert flop(PRESETS[micro], "guided", "bf16") > flop(PRESETS[micro], "guided", "fp32")
+    repeated = [flop(PRESETS[micro], "guided", precision, form="repeat") for precision in ("bf16", "fp32")]
+    assert repeated[0] == repeated[1] > flop(PRESETS[micro], "guided", "fp32")
