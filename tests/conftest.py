@@ -40,9 +40,18 @@ def weights_of_micro(*, seed: int = 0, distilled: bool = False) -> Any:
 
 
 def exported(
-    weights: Any = None, *, precision: str = "fp32", attention: str = "op", distilled: bool = False, seed: int = 0
+    weights: Any = None,
+    *,
+    precision: str = "fp32",
+    attention: str = "op",
+    distilled: bool = False,
+    seed: int = 0,
+    choices: str = "",
 ) -> Path:
-    """A folder with every graph of the given weights or else of the micro weights. Graphs that are there already are kept."""
+    """A folder with every graph of the given weights or else of the micro weights. Graphs that are there already are kept.
+
+    choices: the network's own options, like guided_form=repeat,residual=fp32.
+    """
     from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 
     if weights is None:
@@ -50,7 +59,10 @@ def exported(
         weights = weights_of_micro(seed=seed, distilled=distilled)
     else:
         out = CACHE / f"{weights.preset}-{precision}-{attention}"
-    export_onnx(weights, out, options=OnnxOptions(precision=precision, attention=attention))
+    if choices:
+        out = out.with_name(f"{out.name}-{choices}")
+    options = dict(choice.split("=") for choice in choices.split(",") if choice)
+    export_onnx(weights, out, options=OnnxOptions(precision=precision, attention=attention, choices=options))
     return out
 
 
@@ -74,5 +86,5 @@ def micro_distilled(micro_weights: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def artifacts() -> Callable[..., Path]:
-    """artifacts(weights=None, precision="fp32", attention="op", distilled=False, seed=0): `exported`, cached per session."""
+    """artifacts(weights=None, precision="fp32", attention="op", distilled=False, seed=0, choices=""): `exported`, cached per session."""
     return functools.cache(exported)

@@ -24,6 +24,10 @@ SHARED: list[dict[str, Any]] = [
     {"attention": "decomposed"},
     {"precision": "fp16", "attention": "decomposed"},
     {"precision": "fp16", "distilled": True},
+    {"choices": "guided_form=repeat"},
+    {"precision": "fp16", "choices": "guided_form=repeat"},
+    {"precision": "fp16", "choices": "attention_accumulation=fp32,residual=fp32"},
+    *({"preset": "tiny", "precision": precision, "choices": "guided_form=repeat"} for precision in ("fp16", "bf16")),
     *({"preset": "tiny", "precision": precision, "attention": attention} for precision, attention in FORMS),
 ]
 

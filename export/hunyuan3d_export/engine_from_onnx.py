@@ -171,6 +171,7 @@ def _made_from(folder: Path, manifest: Manifest, target: Target, *, options: Eng
         "structure": structure_digest(folder / ONNX_FILE),
         "precision": manifest.made_from["precision"],
         "attention": manifest.made_from["attention"],
+        "options": manifest.made_from.get("options", {}),
         "target": target.name,
         "library_version": target.version,
         "compute_capabilities": list(target.compute_capabilities),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,15 +21,61 @@ Axes = Mapping[str, contract.AxisRange]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnnxOptions:
-    """How a graph is written. precision: fp32, fp16 or bf16, of weights and activations. attention: op or decomposed."""
+    """How a graph is written. precision: fp32, fp16 or bf16, of weights and activations. attention: op or decomposed.
+
+    choices: the values of options that the network itself declares (GraphOption); the others have their defaults.
+    for_plans: the graph will be compiled to a plan, so the defaults for plans apply.
+    """
 
     precision: str = "fp32"
     attention: str = "op"
+    choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    for_plans: bool = False
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
         if self.attention not in ATTENTION_FORMS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTION_FORMS)}, got {self.attention!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphOption:
+    """An option that only some networks have. values: those that it may have.
+
+    for_plans: the default of a graph that becomes a plan; None takes `default`. graphs: the graphs that the option changes;
+    None means all. halves_only: in an fp32 graph every value would give the same graph, so only the default is allowed.
+    """
+
+    values: tuple[str, ...]
+    default: str
+    for_plans: str | None = None
+    graphs: tuple[str, ...] | None = None
+    halves_only: bool = False
+
+    def changes(self, graph: str) -> bool:
+        return self.graphs is None or graph in self.graphs
+
+
+def resolve(declared: Mapping[str, GraphOption], options: OnnxOptions, *, graphs: Iterable[str]) -> dict[str, str]:
+    """The value of every option that a network declares: the chosen one, or else the default.
+
+    Raises ValueError for an unknown option or value, and for a choice that would change none of `graphs`.
+    """
+    for name, value in options.choices.items():
+        if name not in declared:
+            raise ValueError(f"graph option must be one of {', '.join(declared) or 'none'}, got {name!r}")
+        option = declared[name]
+        if value not in option.values:
+            raise ValueError(f"{name} must be one of {', '.join(option.values)}, got {value!r}")
+        if not any(option.changes(graph) for graph in graphs):
+            raise ValueError(f"{name} must be left out where it changes no graph, got {value} for {', '.join(graphs)}")
+        if option.halves_only and options.precision == "fp32" and value != option.default:
+            raise ValueError(f"{name} must be {option.default} in an fp32 graph, got {value}\nhint: --precision fp16")
+    defaults = {
+        name: option.for_plans if options.for_plans and option.for_plans else option.default
+        for name, option in declared.items()
+    }
+    return {**defaults, **options.choices}
 
 
 class Source(Protocol):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from torch import nn
+
 from hunyuan3d_client import contract
 
 from .checks import Check, Profile
@@ -20,7 +22,7 @@ from .conditioner.weights import ConditionerServing
 from .dit import PRESETS, Preset, save_checkpoint
 from .dit import network as dit
 from .dit.sizes import plan_profile
-from .graphs import Axes, Graph, Source
+from .graphs import Axes, Graph, GraphOption, Source
 from .manifest import Manifest, ManifestError
 from .runners import Runner
 
@@ -41,6 +43,10 @@ class Checks(Protocol):
     ) -> Iterator[Check]: ...
 
 
+def _as_loaded(network: nn.Module, _options: Mapping[str, str]) -> nn.Module:
+    return network
+
+
 def _no_facts(_serving: Any) -> dict[str, str]:
     return {}
 
@@ -58,6 +64,8 @@ class Network(Generic[S]):
     command: the command that makes its ONNX artifacts. beside: the networks that must be deployed with it or before it.
     code, packages: the source files and distributions that determine its graphs; a change makes artifacts stale.
     attention_forms: form of attention in a graph -> the backend whose trace has this form.
+    options: the options of its graphs that other networks lack. prepare: the loaded network and the value of each of these
+    options -> the network that is traced.
     read_serving: Manifest.serving -> S. graphs: name -> graph, for given weights.
     weights_of: the source of an artifact's weights, found from its manifest and the source that the user named.
     checks: the comparisons that `verify` runs. configs: path in the repository -> text of a config file.
@@ -75,6 +83,8 @@ class Network(Generic[S]):
     code: tuple[Path, ...]
     packages: tuple[str, ...] = ()
     attention_forms: Mapping[str, str]
+    options: Mapping[str, GraphOption] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[Any, Mapping[str, str]], nn.Module] = _as_loaded
     read_serving: Callable[[Mapping[str, Any]], S]
     label: Callable[[S], str]
     graphs: Callable[[S], Mapping[str, Graph]]
@@ -114,6 +124,8 @@ NETWORKS: dict[str, Network[Any]] = {
         command="hunyuan3d-export onnx",
         code=_sources("dit", "attention"),
         attention_forms=dit.ATTENTION_FORMS,
+        options=dit.OPTIONS,
+        prepare=dit.prepare,
         read_serving=dit.preset_from_json,
         label=dit.label,
         graphs=dit.graphs,

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,12 @@ def export_onnx(source: Source, out: Path, *, graph: str = "all", options: OnnxO
     options = options or OnnxOptions()
     network, serving = NETWORKS[source.network], source.serving()
     chosen = _chosen(graph, network, serving)
-    identity = source.identity()
-    made_from = {name: _made_from(identity, name, each, network=network, options=options) for name, each in chosen.items()}
+    values = graphs.resolve(network.options, options, graphs=chosen)
+    how = _how_made(source, network, options)
+    made_from = {
+        name: {**how, "graph": name, "spec": each.described(), "options": _options_of(name, network, values)}
+        for name, each in chosen.items()
+    }
     folders = {name: out / each.spec.name for name, each in chosen.items()}
     stale = [name for name in chosen if not reusable(folders[name], made_from[name])]
     for name in chosen.keys() - set(stale):
@@ -48,7 +52,7 @@ def export_onnx(source: Source, out: Path, *, graph: str = "all", options: OnnxO
     if stale:
         with _stage("load weights"):
             backend = network.attention_forms[options.attention]
-            loaded = source.load(PRECISIONS[options.precision], attention_backend=backend)
+            loaded = network.prepare(source.load(PRECISIONS[options.precision], attention_backend=backend), values)
         for name in stale:
             facts = dataclasses.asdict(serving)
             _write_graph(chosen[name], loaded, folders[name], made_from=made_from[name], serving=facts)
@@ -66,12 +70,21 @@ def _chosen(graph: str, network: Network[Any], serving: Any) -> dict[str, Graph]
     return {graph: available[graph]}
 
 
-def _made_from(
-    identity: dict[str, Any], name: str, graph: Graph, *, network: Network[Any], options: OnnxOptions
-) -> dict[str, Any]:
-    code = code_digest([Path(__file__), Path(graphs.__file__), *network.code])
-    made_by = {"opset": OPSET, "code": code, "versions": versions_of("torch", "onnx", "onnxscript", *network.packages)}
-    return {"weights": identity, "graph": name, "spec": graph.described(), **made_by, **dataclasses.asdict(options)}
+def _how_made(source: Source, network: Network[Any], options: OnnxOptions) -> dict[str, Any]:
+    """What all graphs of one export have in common."""
+    return {
+        "weights": source.identity(),
+        "precision": options.precision,
+        "attention": options.attention,
+        "opset": OPSET,
+        "code": code_digest([Path(__file__), Path(graphs.__file__), *network.code]),
+        "versions": versions_of("torch", "onnx", "onnxscript", *network.packages),
+    }
+
+
+def _options_of(graph: str, network: Network[Any], values: Mapping[str, str]) -> dict[str, str]:
+    """The options that change this graph, with their values: another value makes the graph stale, and no other graph."""
+    return {name: value for name, value in values.items() if network.options[name].changes(graph)}
 
 
 def _write_graph(graph: Graph, network: nn.Module, folder: Path, *, made_from: dict[str, Any], serving: dict[str, Any]) -> None:

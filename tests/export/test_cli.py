@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 
 from hunyuan3d_client import contract
 from hunyuan3d_export.commands import app, deployment
+from hunyuan3d_export.commands import artifacts as commands
 from hunyuan3d_export.dit import network
 from hunyuan3d_export.engines.gpu import first_gpu
+from hunyuan3d_export.files import sha256
 from hunyuan3d_export.manifest import Manifest
 from hunyuan3d_export.parity import RECEIPT
 
@@ -69,6 +71,9 @@ def test_bad_weights(call: Callable[..., Result], checkpoint: Path, tmp_path: Pa
         (["--preset", "tiny", "--graph", "both"], "graph must be one of plain, guided, all, got 'both'"),
         (["--preset", "tiny", "--attention", "flash"], "attention must be one of op, decomposed, got 'flash'"),
         (["--preset", "v2-0-turbo", "--graph", "guided"], "graph must be plain for guidance-distilled weights"),
+        (["--preset", "tiny", "--guided-form", "mask"], "guided_form must be one of bias, repeat, got 'mask'"),
+        (["--preset", "tiny", "--residual", "fp32"], "residual must be native in an fp32 graph, got fp32"),
+        (["--preset", "tiny", "--attention-accumulation", "fp16"], "attention_accumulation must be one of native, fp32"),
     ):
         found = call("onnx", "--out", out, *weights)
         assert found.code == 2 and message in found.err and found.err.startswith("error: "), found
@@ -103,6 +108,43 @@ def test_onnx_prints_its_folders(call: Callable[..., Result], artifacts: Callabl
     out = artifacts()
     found = call("onnx", "--out", out, "--checkpoint", micro.checkpoint)
     assert found.code == 0 and found.out.split() == [str(out / contract.DIT), str(out / contract.DIT_GUIDED)]
+
+
+def test_forms_and_float32_parts_reach_the_graphs(
+    call: Callable[..., Result], micro: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exports = []
+
+    def record(_weights: object, _out: Path, **options: Any) -> list[Path]:
+        exports.append(options["options"])
+        return []
+
+    monkeypatch.setattr(commands, "export_onnx", record)
+    monkeypatch.setattr(commands, "build_engines", lambda *_: [])
+    monkeypatch.setattr(commands, "refit_plans", lambda *_: [])
+    flags = ["--guided-form", "bias", "--attention-accumulation", "fp32", "--residual", "fp32"]
+    chosen = {"guided_form": "bias", "attention_accumulation": "fp32", "residual": "fp32"}
+    weights = ["--checkpoint", micro.checkpoint, "--precision", "fp16", "--out", tmp_path / "out"]
+    engine = ["engine", "--onnx", tmp_path / "onnx", "--target", "tensorrt-rtx"]
+    for arguments in (["onnx", *weights], ["onnx", *weights, *flags], [*engine, *weights], [*engine, *weights, *flags]):
+        assert call(*arguments).code == 0
+    assert [(options.for_plans, options.choices) for options in exports] == [
+        (False, {}),
+        (False, chosen),
+        (True, {}),
+        (True, chosen),
+    ]
+    alone = call(*engine, "--out", tmp_path / "out", *flags[:2])
+    assert alone.code == 2 and "guided_form must come with weights to export, got none\nhint: --preset" in alone.err
+
+    folder = tmp_path / "plans" / contract.DIT_GUIDED  # a refit exports what its plans were built from
+    folder.mkdir(parents=True)
+    (folder / "model.plan").write_bytes(b"plan")
+    made_from = {"options": chosen}
+    files = {"model.plan": sha256(folder / "model.plan")}
+    Manifest(model=contract.DIT_GUIDED, made_from=made_from, serving={}, versions={}, files=files).write(folder)
+    assert call("refit", "--plan", folder.parent, "--onnx", tmp_path / "onnx", *weights).code == 0
+    assert (exports[-1].for_plans, exports[-1].choices) == (True, chosen)
 
 
 def test_verify(
@@ -163,7 +205,7 @@ def test_serve_refuses_before_it_starts(call: Callable[..., Result], artifacts: 
 def test_info(call: Callable[..., Result]) -> None:
     found = call("info", "--preset", "v2-0")
     assert found.code == 0 and "1,113,274,432 parameters, L 3072, T 1370" in found.out
-    for cell in ("9.25", "18.5", "0.80", "42%", "two-batch", "guided"):
+    for cell in ("9.25", "18.5", "0.80", "0.85", "42%", "two-batch", "guided, bias", "guided, repeat"):
         assert cell in found.out
     assert "0.61" in call("info", "--preset", "v2-0", "--context", 5480).out
     assert "0.61" in call("info", "--preset", "v2-mini", "--latents", 512).out

@@ -44,13 +44,15 @@ def rtx() -> Target:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("attention", ["op", "decomposed"])
+@pytest.mark.parametrize(("attention", "form"), [("op", "bias"), ("decomposed", "bias"), ("op", "repeat")])
 def test_every_form_of_the_tiny_preset_compiles(
-    rtx: Target, artifacts: Callable[..., Path], root: Path, precision: str, attention: str
+    rtx: Target, artifacts: Callable[..., Path], root: Path, precision: str, attention: str, form: str
 ) -> None:
-    onnx_folder = artifacts(Weights(preset="tiny"), precision=precision, attention=attention)
-    out = root / "build" / "test" / f"tiny-{precision}-{attention}-rtx"
+    choices = "" if form == "bias" else f"guided_form={form}"
+    onnx_folder = artifacts(Weights(preset="tiny"), precision=precision, attention=attention, choices=choices)
+    out = root / "build" / "test" / f"tiny-{precision}-{attention}-{form}-rtx"
     folders = build_engines(onnx_folder, out, rtx)
+    assert Manifest.read(out / contract.DIT_GUIDED, hint="").made_from["options"]["guided_form"] == form
     assert [folder.name for folder in folders] == [contract.DIT, contract.DIT_GUIDED]
     for folder in folders:
         manifest = Manifest.read(folder, hint="")

@@ -22,6 +22,8 @@ ARTIFACTS = [
     {"precision": "fp32", "attention": "decomposed"},
     {"precision": "fp32", "distilled": True},
     {"precision": "fp16", "distilled": True},
+    {"precision": "fp16", "choices": "guided_form=repeat"},
+    {"precision": "fp16", "choices": "attention_accumulation=fp32,residual=fp32"},
 ]
 WEIGHT_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
 CONTRACT_TYPES = {"FP32": "FLOAT", "FP16": "FLOAT16"}
@@ -130,6 +132,48 @@ def test_sinusoids_are_float32_in_every_precision(exported: tuple[dict, Path]) -
         assert {types[name] for name in sources} <= {"FLOAT", "INT64"}
 
 
+def guided_graph(folder: Path) -> onnx.GraphProto:
+    return onnx.load(folder / contract.DIT_GUIDED / ONNX_FILE, load_external_data=False).graph
+
+
+def test_the_repeat_form_has_no_mask(artifacts: Callable[..., Path]) -> None:
+    for precision, choices, masked in (("fp16", "", True), ("fp16", "guided_form=repeat", False)):
+        graph = guided_graph(artifacts(precision=precision, choices=choices))
+        attentions = [node for node in graph.node if node.op_type == "Attention"]
+        with_mask = [node for node in attentions if len(node.input) > 3 and node.input[3]]
+        assert len(attentions) == 4 and len(with_mask) == (2 if masked else 0)
+        assert ("Log" in {node.op_type for node in graph.node}) == masked
+
+
+def test_float32_attention_and_residual(artifacts: Callable[..., Path]) -> None:
+    """Element types of the inputs of each operator; the values of weights stay float16 (see the test of stored weights)."""
+    for choices, attention, residual in (
+        ("", "FLOAT16", "FLOAT16"),
+        ("attention_accumulation=fp32", "FLOAT", "FLOAT16"),
+        ("residual=fp32", "FLOAT16", "FLOAT"),
+        ("attention_accumulation=fp32,residual=fp32", "FLOAT", "FLOAT"),
+    ):
+        graph = guided_graph(artifacts(precision="fp16", choices=choices))
+        types = element_types(graph)
+        of = {
+            operator: {types[name] for node in graph.node if node.op_type == operator for name in node.input if name}
+            for operator in ("Attention", "LayerNormalization", "MatMul")
+        }
+        assert of["Attention"] == {attention}, choices
+        assert {types[node.input[0]] for node in graph.node if node.op_type == "LayerNormalization"} == {residual}, choices
+        assert of["MatMul"] == {"FLOAT16"}, choices
+
+
+def test_the_graph_is_made_of_few_products(artifacts: Callable[..., Path]) -> None:
+    """One product for all modulations, and no tensor as wide as attention and MLP together."""
+    for name in (contract.DIT, contract.DIT_GUIDED):
+        graph = onnx.load(artifacts() / name / ONNX_FILE, load_external_data=False).graph
+        sizes = {item.name: tuple(item.dims) for item in graph.initializer}
+        joined = [size for size in sizes.values() if set(size) == {128, (2 * 6 + 3 + 2) * 128}]
+        assert len(joined) == 1, sizes
+        assert not [size for size in sizes.values() if set(size) == {128, 5 * 128}]
+
+
 def test_null_token_biases_are_computed_in_float32(artifacts: Callable[..., Path]) -> None:
     copies = {"fp32": 1, "fp16": 2, "bf16": 3}
     for precision, count in copies.items():
@@ -152,6 +196,24 @@ def test_bf16_stores_the_rounded_weights(artifacts: Callable[..., Path], micro: 
     assert len(compared) >= len(state) // 2
     for name in compared:
         assert np.array_equal(numpy_helper.to_array(stored[name]).astype(np.float32), state[name].float().numpy()), name
+
+
+@pytest.mark.parametrize(
+    ("choices", "precision", "message"),
+    [
+        ({"form": "repeat"}, "fp32", "graph option must be one of guided_form, attention_accumulation, residual, got 'form'"),
+        ({"guided_form": "mask"}, "fp32", "guided_form must be one of bias, repeat, got 'mask'"),
+        ({"residual": "fp16"}, "fp16", "residual must be one of native, fp32, got 'fp16'"),
+        ({"residual": "fp32"}, "fp32", "residual must be native in an fp32 graph, got fp32\nhint: --precision fp16"),
+        ({"guided_form": "bias"}, "fp16", "guided_form must be left out where it changes no graph, got bias for plain"),
+    ],
+)
+def test_a_networks_own_option_is_checked(
+    choices: dict[str, str], precision: str, message: str, micro: Weights, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_onnx(micro, tmp_path, graph="plain", options=OnnxOptions(precision=precision, choices=choices))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", [{"precision": "fp8"}, {"attention": "flash"}])

@@ -14,13 +14,23 @@ from torch import Tensor
 from hunyuan3d_client import contract
 from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT
+from hunyuan3d_export.dit.config import GUIDED_FORMS
 from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
 from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser
 from hunyuan3d_export.dit.weights import Weights
 
 # (B, L, T). No L and no T is that of the example that was traced, (2, 24, 37).
 SIZES = [(1, 3, 2), (3, 1, 5), (2, 7, 1), (4, 1, 1), (5, 129, 64), (3, 40, 1370), (8, 2, 3)]
-GRAPHS = ["fp32-op", "fp32-decomposed", "fp16-op", "fp16-decomposed"]
+# Precision, form of attention, the network's own options.
+GRAPHS = [
+    ("fp32", "op", ""),
+    ("fp32", "decomposed", ""),
+    ("fp32", "op", "guided_form=repeat"),
+    ("fp16", "op", ""),
+    ("fp16", "decomposed", ""),
+    ("fp16", "op", "guided_form=repeat"),
+    ("fp16", "op", "attention_accumulation=fp32,residual=fp32"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +43,12 @@ def distilled_model(micro_distilled: Weights) -> Hunyuan3DDiT:
     return micro_distilled.load(torch.float32)
 
 
-@pytest.fixture(scope="module", params=GRAPHS)
+@pytest.fixture(scope="module", params=GRAPHS, ids=lambda form: "-".join(filter(None, form)))
 def graphs(request: pytest.FixtureRequest, artifacts: Callable[..., Path]) -> tuple[OnnxDenoiser, float]:
-    """ONNX Runtime on the plain and guided graphs of one precision and attention form, and the error allowed."""
-    precision, attention = request.param.split("-")
-    return OnnxDenoiser(artifacts(precision=precision, attention=attention)), TOLERANCES[precision].evaluation
+    """ONNX Runtime on the plain and guided graphs of one precision and form, and the error allowed."""
+    precision, attention, choices = request.param
+    folder = artifacts(precision=precision, attention=attention, choices=choices)
+    return OnnxDenoiser(folder), TOLERANCES[precision].evaluation
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +97,10 @@ def test_distilled(
     assert relative_l2(denoiser(**inputs), expected) > 10 * TOLERANCES[precision].evaluation, "guidance must matter"
 
 
+@pytest.mark.parametrize("form", GUIDED_FORMS)
 @pytest.mark.parametrize("tokens", [1, 2, 257, 1370, 5480])
-def test_guided_equals_two_batch_inside_onnx_runtime(tokens: int, exact: OnnxDenoiser) -> None:
+def test_guided_equals_two_batch_inside_onnx_runtime(tokens: int, form: str, artifacts: Callable[..., Path]) -> None:
+    exact = OnnxDenoiser(artifacts(choices="" if form == "bias" else f"guided_form={form}"))
     inputs, scale = example_inputs((2, 9, tokens), seed=tokens), torch.tensor([5.0, -0.75])
     guided = exact.guided(**inputs, guidance_scale=scale)
     assert relative_l2(guided, two_batch(exact, inputs, scale)) <= 1e-5
@@ -110,6 +123,32 @@ def test_any_shape(batch: int, latents: int, tokens: int, seed: int, exact: Onnx
     inputs, scale = example_inputs((batch, latents, tokens), seed=seed), scales(batch)
     assert relative_l2(exact(**inputs), model(**inputs)) <= 1e-5
     assert relative_l2(exact.guided(**inputs, guidance_scale=scale), model.guided(**inputs, guidance_scale=scale)) <= 1e-5
+
+
+@pytest.mark.parametrize("part", ["attention_accumulation", "residual"])
+def test_float32_parts_of_a_half_precision_graph_are_no_less_exact(
+    part: str, model: Hunyuan3DDiT, artifacts: Callable[..., Path]
+) -> None:
+    """Squared errors against float32 torch, summed over several inputs; the graph with both parts in float32 is the best."""
+    both = "attention_accumulation=fp32,residual=fp32"
+    errors = {}
+    for choices in ("", f"{part}=fp32", both):
+        denoiser = OnnxDenoiser(artifacts(precision="fp16", choices=choices))
+        errors[choices] = 0.0
+        for seed in range(6):
+            inputs, scale = example_inputs((2, 40, 90), seed=seed), scales(2)
+            expected = model.guided(**inputs, guidance_scale=scale)
+            errors[choices] += relative_l2(denoiser.guided(**inputs, guidance_scale=scale), expected) ** 2
+    assert errors[f"{part}=fp32"] <= 1.05 * errors[""]
+    assert errors[both] < errors[""]
+
+
+@pytest.mark.parametrize("form", GUIDED_FORMS)
+def test_guided_in_bfloat16(form: str, micro: Weights, model: Hunyuan3DDiT) -> None:
+    """In torch, because ONNX Runtime has no bfloat16 on a CPU."""
+    inputs, scale = example_inputs((2, 33, 130)), scales(2)
+    found = micro.load(torch.bfloat16).guided(**inputs, guidance_scale=scale, form=form)
+    assert relative_l2(found, two_batch(model, inputs, scale)) <= TOLERANCES["bf16"].evaluation
 
 
 def test_the_checks_sizes_differ_from_each_other_and_from_the_export() -> None:

@@ -85,6 +85,27 @@ def test_anything_else_it_is_made_from_makes_it_stale(
     assert state_of(out) == before, "an export that fails keeps the older artifact"
 
 
+@pytest.mark.usefixtures("stop_at_trace")
+@pytest.mark.parametrize("options", [OnnxOptions(choices={"guided_form": "repeat"}), OnnxOptions(for_plans=True)], ids=str)
+def test_another_form_makes_the_guided_graph_alone_stale(options: OnnxOptions, out: Path, micro: Weights) -> None:
+    assert Manifest.read(out / contract.DIT_GUIDED, hint="").made_from["options"]["guided_form"] == "bias"
+    assert "guided_form" not in Manifest.read(out / contract.DIT, hint="").made_from["options"]
+    assert export_onnx(micro, out, graph="plain") == [out / contract.DIT]
+    with pytest.raises(Traced, match=f"^{contract.DIT_GUIDED}$"):
+        export_onnx(micro, out, options=options)
+
+
+@pytest.mark.usefixtures("stop_at_trace")
+@pytest.mark.parametrize("option", ["residual", "attention_accumulation"])
+def test_float32_parts_make_every_graph_stale(
+    option: str, artifacts: Callable[..., Path], micro: Weights, tmp_path: Path
+) -> None:
+    half = Path(shutil.copytree(artifacts(precision="fp16"), tmp_path / "half"))
+    for graph, model in (("plain", contract.DIT), ("guided", contract.DIT_GUIDED)):
+        with pytest.raises(Traced, match=f"^{model}$"):
+            export_onnx(micro, half, graph=graph, options=OnnxOptions(precision="fp16", choices={option: "fp32"}))
+
+
 def test_the_code_of_the_network_is_what_the_graph_came_from(
     micro: Weights, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

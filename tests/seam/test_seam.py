@@ -22,6 +22,7 @@ from hunyuan3d_client import contract
 from hunyuan3d_export import parity
 from hunyuan3d_export.engine_from_onnx import EngineOptions, build_engines, parse_profile
 from hunyuan3d_export.engines.targets import find_target
+from hunyuan3d_export.graphs import GraphOption
 from hunyuan3d_export.manifest import Manifest, ManifestError
 from hunyuan3d_export.networks import NETWORKS
 from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
@@ -81,6 +82,28 @@ def test_an_unknown_network_goes_all_the_way(toy: object, tmp_path: Path) -> Non
         np.testing.assert_allclose(answer.as_numpy(name), value.detach().numpy(), atol=1e-5)
 
 
+def test_a_network_declares_options_of_its_own(toy: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def prepare(network: torch.nn.Module, options: dict[str, str]) -> torch.nn.Module:
+        seen.append(options)
+        return network
+
+    option = GraphOption(values=("plus", "minus"), default="plus", for_plans="minus")
+    monkeypatch.setitem(NETWORKS, "toy", dataclasses.replace(toy.ROW, options={"sign": option}, prepare=prepare))
+    for options, value in (
+        (OnnxOptions(), "plus"),
+        (OnnxOptions(for_plans=True), "minus"),
+        (OnnxOptions(for_plans=True, choices={"sign": "plus"}), "plus"),
+    ):
+        (folder,) = export_onnx(toy.ToySource(), tmp_path / "onnx", options=options)
+        assert Manifest.read(folder, hint="").made_from["options"] == seen[-1] == {"sign": value}
+    assert len(seen) == 3, "another value makes the graph stale"
+    with pytest.raises(ValueError, match="graph option must be one of none, got 'sign'"):
+        monkeypatch.setitem(NETWORKS, "toy", toy.ROW)
+        export_onnx(toy.ToySource(), tmp_path / "onnx", options=OnnxOptions(choices={"sign": "plus"}))
+
+
 def test_its_plans_are_compared_and_its_errors_name_its_own_command(
     toy: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,4 +151,5 @@ def test_no_arrow_names_a_network(arrow: str, root: Path) -> None:
     text = (root / "export" / "hunyuan3d_export" / f"{arrow}.py").read_text()
     models = [model for network in NETWORKS.values() for model in network.models]
     names = [*NETWORKS, *models, "DIT", "DIT_GUIDED", "CONDITIONER", "Hunyuan3DDiT", "velocity", "denoiser"]
+    names += [option for network in NETWORKS.values() for option in network.options]
     assert [name for name in names if re.search(rf"\b{name}\b", text)] == []

@@ -15,15 +15,28 @@ from .. import parity
 from ..checks import Check
 from ..conditioner.weights import ConditionerSource
 from ..dit import PRESETS, Preset, compute
+from ..dit.config import GUIDED_FORMS
 from ..dit.weights import Weights
 from ..engine_from_onnx import EngineOptions, build_engines, parse_profile
 from ..engines import server_image
 from ..engines.memory import PlanMemory
 from ..engines.refit import refit_plans
 from ..engines.targets import Target, find_target
-from ..manifest import Manifest
+from ..manifest import Manifest, read_artifacts
 from ..onnx_from_torch import OnnxOptions, export_onnx
-from .options import EXIT_FAILED, AttentionOption, CheckpointOption, PrecisionOption, PresetOption, SeedOption, console
+from .options import (
+    EXIT_FAILED,
+    AttentionAccumulationOption,
+    AttentionOption,
+    CheckpointOption,
+    GuidedFormOption,
+    PrecisionOption,
+    PresetOption,
+    ResidualOption,
+    SeedOption,
+    chosen,
+    console,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +49,15 @@ def onnx(
     precision: PrecisionOption = "fp32",
     graph: Annotated[str, typer.Option(help="plain, guided or all.")] = "all",
     attention: AttentionOption = "op",
+    guided_form: GuidedFormOption = None,
+    attention_accumulation: AttentionAccumulationOption = None,
+    residual: ResidualOption = None,
 ) -> None:
     """Weights -> ONNX graphs with dynamic B, L, T. Artifacts that still match are kept."""
     weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
-    for folder in export_onnx(weights, out, graph=graph, options=OnnxOptions(precision=precision, attention=attention)):
+    choices = chosen(guided_form=guided_form, attention_accumulation=attention_accumulation, residual=residual)
+    options = OnnxOptions(precision=precision, attention=attention, choices=choices)
+    for folder in export_onnx(weights, out, graph=graph, options=options):
         console.print(str(folder), soft_wrap=True)
 
 
@@ -88,8 +106,16 @@ def engine(
     preset: PresetOption = None,
     checkpoint: CheckpointOption = None,
     precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
+    guided_form: GuidedFormOption = None,
+    attention_accumulation: AttentionAccumulationOption = None,
+    residual: ResidualOption = None,
 ) -> None:
     """ONNX -> TensorRT plans, strongly typed, one optimization profile over the free axes. Unchanged plans are kept."""
+    choices = chosen(guided_form=guided_form, attention_accumulation=attention_accumulation, residual=residual)
+    if choices and not (preset or checkpoint):
+        raise ValueError(
+            f"{', '.join(choices)} must come with weights to export, got none\nhint: --preset or --checkpoint, or give them to `onnx`"
+        )
     found = find_target(target, tuple(compute_capability or ()))  # before the export, so that a missing target writes nothing
     _warn_of_another_tensorrt(found, version_compatible=version_compatible)
     options = EngineOptions(
@@ -102,7 +128,8 @@ def engine(
         timing_cache=timing_cache,
     )
     if preset or checkpoint:
-        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
+        export = OnnxOptions(precision=precision, choices=choices, for_plans=True)
+        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=export)
     for folder in build_engines(onnx_folder, out, found, options):
         console.print(str(folder), soft_wrap=True)
         _print_memory(Manifest.read(folder, hint="build it again"))
@@ -127,9 +154,16 @@ def refit(
 ) -> None:
     """Weight-stripped plans + ONNX -> plans with these weights, without a build. Needs the GPU that the plans are for."""
     if preset or checkpoint:
-        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=OnnxOptions(precision=precision))
+        export = OnnxOptions(precision=precision, choices=_choices_of(plan), for_plans=True)
+        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=export)
     for folder in refit_plans(plan, onnx_folder, out):
         console.print(str(folder), soft_wrap=True)
+
+
+def _choices_of(plans: Path) -> dict[str, str]:
+    """The options of the graphs that these plans were built from: only graphs with the same options can refit them."""
+    manifests = read_artifacts(plans, hint="build them with: hunyuan3d-export engine --weight-stripped").values()
+    return {name: value for manifest in manifests for name, value in manifest.made_from.get("options", {}).items()}
 
 
 def verify(
@@ -218,9 +252,10 @@ def _preset_info(preset: Preset, latents: int | None, context: int | None) -> No
     table = Table("evaluation", "TFLOP", "of two-batch", "attention share")
     rows = {"plain": (plain.total, plain.attention_share)}
     if not preset.config.guidance_embed:
-        guided = compute.guided(preset.config, **sizes)
         rows["two-batch"] = (2 * plain.total, plain.attention_share)
-        rows["guided"] = (guided.total, guided.attention_share)
+        for form in GUIDED_FORMS:
+            guided = compute.guided(preset.config, **sizes, form=form)
+            rows[f"guided, {form}"] = (guided.total, guided.attention_share)
     for name, (total, share) in rows.items():
         table.add_row(name, f"{total / 1e12:.3f}", f"{total / (2 * plain.total):.2f}", f"{share:.0%}")
     console.print(table)

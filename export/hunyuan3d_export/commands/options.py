@@ -23,4 +23,20 @@ CheckpointOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of random weights.")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or bf16 weights and activations.")]
+# Their values and defaults are those of dit.network.OPTIONS; None leaves the default.
+GuidedFormOption = Annotated[
+    str | None,
+    typer.Option(help="bias (adds ln T to one key) or repeat (that key T times, no mask); default bias, for plans repeat."),
+]
+AttentionAccumulationOption = Annotated[
+    str | None, typer.Option(help="native, or fp32: a half-precision graph computes attention in float32.")
+]
+ResidualOption = Annotated[
+    str | None, typer.Option(help="native, or fp32: a half-precision graph keeps its residual stream in float32.")
+]
 AttentionOption = Annotated[str, typer.Option(help="op (the Attention operator) or decomposed (MatMul and Softmax).")]
+
+
+def chosen(**options: str | None) -> dict[str, str]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}

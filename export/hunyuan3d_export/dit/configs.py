@@ -20,7 +20,7 @@ from ..pbtxt import (
     python_torch,
     tensorrt,
 )
-from .config import Preset
+from .config import GUIDED_FORMS, Preset
 from .sizes import MAX_TOKENS, plan_profile
 
 _MAX_TRAJECTORIES = 64
@@ -29,6 +29,7 @@ _TORCH_PARAMETERS = {
     "device": ("auto", r"auto|cpu|cuda|cuda:\d+"),
     "dtype": ("auto", "auto|fp32|fp16|bf16"),
     "attention_backend": ("auto", "|".join(["auto", *BACKENDS])),
+    "guided_form": ("auto", "|".join(["auto", *GUIDED_FORMS])),
     "compile": ("false", "true|false"),
     "cuda_graphs": ("false", "true|false"),
     "threads": ("0", r"\d+"),

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from hunyuan3d_client import contract
 
 from ..checks import Check, Profile, compare, within
-from ..graphs import Graph, Source, whole
+from ..graphs import Graph, GraphOption, Source, whole
 from ..manifest import Manifest, ManifestError
 from ..runners import Runner
-from .config import DiTConfig, Preset
+from .config import GUIDED_FORMS, PART_PRECISIONS, Arithmetic, DiTConfig, Preset
 from .model import Hunyuan3DDiT
 from .reference_sampler import Denoiser, RunnerDenoiser, sample, sigmas
 from .sizes import memory_pool_bytes, plan_profile
@@ -25,6 +25,12 @@ from .weights import SHIPPED, Weights
 PRESET_FILE = "preset.json"  # lies beside the sampler's model.py; holds facts() of the deployed weights
 # Form of attention in the graph -> the torch backend whose trace has this form.
 ATTENTION_FORMS = {"op": "sdpa", "decomposed": "standard"}
+# The fields of Arithmetic. NVIDIA's fused attention kernels take no mask, so plans get the guided form without one.
+OPTIONS = {
+    "guided_form": GraphOption(values=GUIDED_FORMS, default="bias", for_plans="repeat", graphs=("guided",)),
+    "attention_accumulation": GraphOption(values=PART_PRECISIONS, default="native", halves_only=True),
+    "residual": GraphOption(values=PART_PRECISIONS, default="native", halves_only=True),
+}
 EXAMPLE_SIZES = {"B": 2, "L": 24, "T": 37}
 # (B, L, T) of the checks. B, L and T differ from each other and from the sizes of the traced example.
 CASES = ((1, 40, 19), (2, 33, 130), (3, 96, 7))
@@ -77,6 +83,13 @@ def graphs(preset: Preset) -> dict[str, Graph]:
         name: Graph(spec=spec, axes=spec.axes, example=EXAMPLE_SIZES, module=modules[name])
         for name, spec in preset.specs.items()
     }
+
+
+def prepare(model: Hunyuan3DDiT, options: Mapping[str, str]) -> Hunyuan3DDiT:
+    """The model with the arithmetic that `options` name (see OPTIONS) and with its weights as graphs hold them."""
+    model.arithmetic = Arithmetic(**options)
+    model.prepare_for_graph()
+    return model
 
 
 # --- comparison with torch
