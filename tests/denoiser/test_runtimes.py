@@ -17,6 +17,7 @@ import torch_network
 
 from hunyuan3d_export.attention import BACKENDS
 from hunyuan3d_export.checks import relative_l2
+from hunyuan3d_export.dit import Hunyuan3DDiT
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
 
@@ -65,6 +66,23 @@ def test_dtypes(dtype: str, tolerance: float, guided: bool, in_torch: InTorch, m
     found = denoiser.run(inputs(guided))["velocity"]
     assert denoiser.model.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype] and found.dtype == torch.float32
     assert 1e-5 < relative_l2(found, expected(micro, guided)) <= tolerance
+
+
+@pytest.mark.parametrize("form", ["auto", "bias", "repeat"])
+def test_guided_forms(form: str, in_torch: InTorch, micro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    whole = Hunyuan3DDiT._null_branch
+    monkeypatch.setattr(Hunyuan3DDiT, "_null_branch", lambda self, *sizes: asked.append(sizes[2]) or whole(self, *sizes))
+    found = in_torch(f"guided_form={form}").run(inputs(True))["velocity"]
+    assert asked == ["bias" if form == "auto" else form]
+    assert relative_l2(found, expected(micro, True)) <= TOLERANCES["fp32"].evaluation
+
+
+def test_the_form_that_auto_takes() -> None:
+    options = parameters.parse(torch_network.Options, torch_parameters())
+    assert options.form_on(torch.device("cuda:1")) == "repeat" and options.form_on(torch.device("cpu")) == "bias"
+    chosen = parameters.parse(torch_network.Options, torch_parameters(["guided_form=bias"]))
+    assert chosen.form_on(torch.device("cuda")) == "bias"
 
 
 def test_distilled_weights_take_their_guidance(micro_distilled: Any, tmp_path: Path) -> None:
@@ -133,6 +151,7 @@ def test_the_parameters_that_deploy_writes_are_those_that_are_read() -> None:
         ({"compile": "yes"}, "compile must be true or false, got 'yes'"),
         ({"threads": "two"}, "threads must be an integer, got 'two'"),
         ({"threads": "-1"}, "threads must be at least 0, got -1"),
+        ({"guided_form": "mask"}, "guided_form must be one of auto, bias, repeat, got 'mask'"),
         ({"dtype": "fp8"}, "dtype must be one of auto, fp32, fp16, bf16, got 'fp8'"),
         ({"colour": "red"}, "parameters must be device, dtype, .*, got .*colour"),
     ],

@@ -6,6 +6,7 @@ Needs the packages torch, einops and safetensors, and this project's hunyuan3d_e
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.utils.dlpack
 
 from hunyuan3d_export.dit import load_checkpoint
+from hunyuan3d_export.dit.config import GUIDED_FORMS
 
 LIBRARY = torch
 _DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -24,6 +26,8 @@ class Options:
     """device: a torch device, or auto, which takes a GPU when there is one. dtype: auto keeps the checkpoint's.
 
     attention_backend: sdpa, flash, chunked, standard, sage, or auto (sage where USE_SAGEATTN=1, else sdpa).
+    guided_form: bias, or repeat, which needs no attention mask, or auto: repeat on CUDA, whose fused attention kernels take no
+    mask, and else bias.
     compile: evaluate through torch.compile. cuda_graphs: record a graph for each shape, which pays where few shapes repeat.
     threads: how many compute one evaluation on a CPU, 0 for torch's own choice.
     """
@@ -31,6 +35,7 @@ class Options:
     device: str
     dtype: str
     attention_backend: str
+    guided_form: str
     compile: bool
     cuda_graphs: bool
     threads: int
@@ -38,6 +43,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        if self.guided_form not in ("auto", *GUIDED_FORMS):
+            raise ValueError(f"guided_form must be one of auto, {', '.join(GUIDED_FORMS)}, got {self.guided_form!r}")
         if self.threads < 0:
             raise ValueError(f"threads must be at least 0, got {self.threads}")
         if self.cuda_graphs and self.torch_device().type != "cuda":
@@ -53,6 +60,12 @@ class Options:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device must be on this machine, got {self.device} of {torch.cuda.device_count()} GPUs")
         return device
+
+    def form_on(self, device: torch.device) -> str:
+        """The form of the guided evaluation on this device."""
+        if self.guided_form != "auto":
+            return self.guided_form
+        return "repeat" if device.type == "cuda" else "bias"
 
 
 def to_array(tensor: Any) -> torch.Tensor:
@@ -85,7 +98,9 @@ class Network:
         self.model = load_checkpoint(path, dtype=_DTYPES[options.dtype], attention_backend=backend).to(self.device)
         self._outputs = list(outputs)
         self._graphs = options.cuda_graphs
-        self._plain, self._guided = (_compiled(call, options) for call in (self.model.forward, self.model.guided))
+        self.guided_form = options.form_on(self.device)
+        guided = functools.partial(self.model.guided, form=self.guided_form)
+        self._plain, self._guided = (_compiled(call, options) for call in (self.model.forward, guided))
 
     @torch.inference_mode()
     def run(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
