@@ -64,7 +64,7 @@ deploy: export-onnx
 	$(BIN)/hunyuan3d-export deploy --artifacts $(OUT) --repository $(REPOSITORY)
 .PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact
 serve: $(STAMP)
-	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
+	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model*.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
 	$(BIN)/hunyuan3d-export serve --repository $(REPOSITORY)
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
@@ -75,4 +75,4 @@ gpu-check: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.gpu_check
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:
-	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model.plan* $(REPOSITORY)/*/1/checkpoint.safetensors $(REPOSITORY)/*/1/*.json
+	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model*.plan* $(REPOSITORY)/*/1/checkpoint.safetensors $(REPOSITORY)/*/1/*.json

@@ -18,7 +18,7 @@ from .engines.memory import plan_memory
 from .engines.progress import watched
 from .engines.structure import structure_digest
 from .engines.targets import Target
-from .files import ONNX_FILE, PLAN_FILE, atomic_folder, atomic_path, separate
+from .files import ONNX_FILE, atomic_folder, atomic_path, separate
 from .graphs import Axes, read_spec
 from .manifest import Manifest, code_digest, file_digests, read_artifacts, reusable, versions_of
 from .networks import network_of, remake
@@ -112,8 +112,8 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
         else:
             with atomic_folder(destination) as temporary:
                 job = _Job(folder / ONNX_FILE, manifest, spec, axes, target, options)
-                tensors = _build_one(job, temporary / PLAN_FILE)
-                memory = _memory(job, temporary / PLAN_FILE)
+                tensors = _build_one(job, temporary / target.plan_file)
+                memory = _memory(job, temporary / target.plan_file)
                 _write_manifest(temporary, manifest, made_from, target, {"tensors": tensors, "memory": memory})
         folders.append(destination)
     return folders

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from hunyuan3d_client.files import atomic_path
 
-__all__ = ["CHECKPOINT_FILE", "ONNX_FILE", "PLAN_FILE", "atomic_folder", "atomic_path", "separate", "sha256"]
+__all__ = ["CHECKPOINT_FILE", "ONNX_FILE", "PLAN_FILE", "RTX_PLAN_FILE", "atomic_folder", "atomic_path", "separate", "sha256"]
 
 # Triton's backends expect these names in a version folder, so the artifact folders use them too.
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
+# A name of its own, so that a server cannot hand a plan of TensorRT for RTX to Triton's TensorRT backend.
+RTX_PLAN_FILE = "model.rtx.plan"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _CHUNK_BYTES = 1 << 22
 

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from hunyuan3d_client import contract
 
-from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, atomic_path
+from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, RTX_PLAN_FILE, atomic_path
 
 _HEADER = "# Rendered from the contract by python -m hunyuan3d_export.networks; a test compares this file with it.\n"
 MAX_BATCH = contract.AXES["B"].max
@@ -158,6 +158,16 @@ def python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str], *, hol
     # The last parameter is Triton's own: with it, an input on a GPU stays there. Only code that takes inputs from any device may
     # have it, as torch does by DLPack; NumPy would fail.
     set_parameters(config, {**own, **parameters, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
+    return config
+
+
+def python_rtx(spec: contract.ModelSpec) -> pb.ModelConfig:
+    """A plan of TensorRT for RTX on the first GPU, in the Python backend."""
+    # KIND_CPU, because the runtime itself takes the GPU that `device` names: Triton need not see a GPU, as in the embedded
+    # server, and must not make an instance for each GPU that it sees.
+    config = _batched(spec, device="KIND_CPU", usual=True)
+    config.backend = "python"
+    set_parameters(config, {"runtime": "tensorrt_rtx", "model_file": RTX_PLAN_FILE, "device": "0", "limits": _limits(spec)})
     return config
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from .engines import server_image
 from .engines.gpu import first_gpu
-from .files import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, atomic_path, sha256
+from .engines.targets import PLAN_FILES, installed_version
+from .files import CHECKPOINT_FILE, ONNX_FILE, atomic_path, sha256
 from .graphs import Source
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, reusable, versions_of
@@ -28,7 +29,9 @@ DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository
 VERSION = "1"
 # "{}*" also matches the files of external weights, and ".{}*.partial" the files that a killed copy left.
 _ARTIFACT_FILES = tuple(
-    form.format(name) for name in (ONNX_FILE, PLAN_FILE, CHECKPOINT_FILE, MANIFEST) for form in ("{}*", ".{}*.partial")
+    form.format(name)
+    for name in (ONNX_FILE, *PLAN_FILES.values(), CHECKPOINT_FILE, MANIFEST)
+    for form in ("{}*", ".{}*.partial")
 )
 _DEPLOY_AGAIN = "deploy it again with: hunyuan3d-export deploy"
 
@@ -65,7 +68,10 @@ def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_pa
     for each in new:
         _check_profiles(each, each.serving)
     _check_beside(new, repository)
-    _prepare(repository, new, {each.network.name: each.network.configs(each.serving) for each in new})
+    configs = {each.network.name: each.network.configs(each.serving) for each in new}
+    for each in new:
+        _check_served(each, configs[each.network.name])
+    _prepare(repository, new, configs)
     for each in new:
         for model in each.network.models:
             _remove_artifact(repository / model / VERSION)
@@ -115,29 +121,45 @@ def deploy_checkpoint(
 
 
 def check_plan(manifest: Manifest, folder: Path) -> None:
-    """Compares a plan with the TensorRT of the server's image and with this machine's GPU. An ONNX artifact passes. On a machine
-    without a GPU, the GPU is not compared.
+    """Compares a plan with the library that will run it, which is that of the server's image or, for TensorRT for RTX, this
+    machine's, and with this machine's GPU. An ONNX artifact passes. Where the machine has no GPU or no such library, that part
+    of the comparison is left out.
 
-    Raises DeployError, with the command that makes the right plan, for a plan that Triton could not load.
+    Raises DeployError, with the command that makes the right plan, for a plan that could not be served, and for a plan in the
+    file of another target, because the file decides which configs serve it.
     """
     target = manifest.made_from.get("target")
     if target is None:
         return
-    hint = f"hint: on the machine that will serve: {server_image.BUILD}"
-    if target != "tensorrt":
-        raise DeployError(f"{folder} must hold a plan of target tensorrt, which Triton's backend loads, got {target}\n{hint}")
+    build = server_image.BUILD if target == "tensorrt" else f"hunyuan3d-export engine --target {target} --onnx DIR --out DIR"
+    hint = f"hint: on the machine that will serve: {build}"
+    if (wanted := PLAN_FILES.get(target)) not in manifest.files:
+        raise DeployError(
+            f"{folder} must hold its plan of target {target} as {wanted}, got {', '.join(manifest.files)}\n{hint}"
+        )
     if manifest.made_from.get("weight_stripped"):
         raise DeployError(
             f"{folder} must hold a plan with weights, got a weight-stripped one\n"
             f"hint: hunyuan3d-export refit --plan DIR --onnx DIR --out DIR, then deploy that"
         )
-    if problem := server_image.refusal(manifest.made_from, server_image.tensorrt_version()):
+    if problem := _library_problem(target, manifest):
         raise DeployError(f"{folder} {problem}\n{hint}")
     gpu, capabilities = first_gpu(), manifest.made_from["compute_capabilities"]
     if gpu is not None and gpu.compute_capability not in capabilities and not manifest.made_from["hardware_compatible"]:
         raise DeployError(
             f"{folder} must be built for this machine's {gpu.compute_capability} ({gpu.name}), got {', '.join(capabilities)}\n{hint}"
         )
+
+
+def _library_problem(target: str, manifest: Manifest) -> str | None:
+    """Why the library that will run a plan cannot: the TensorRT of the server's image, or this machine's TensorRT for RTX."""
+    if target == "tensorrt":
+        return server_image.refusal(manifest.made_from, server_image.tensorrt_version())
+    # A plan of TensorRT for RTX runs only on the release that built it, whatever the builder was told.
+    version, wanted = installed_version(target), manifest.made_from["library_version"]
+    if version is None or version == wanted:
+        return None
+    return f"must be built by this machine's {target} {version}, got {wanted}"
 
 
 def _check_parity(folder: Path, manifest: Manifest, *, required: bool) -> None:
@@ -184,6 +206,18 @@ def _check_profiles(new: _Deployed, configured: Any) -> None:
                     f"{folder} must take {axis} from {min(sizes)} to {max(sizes)}, as the sampler will ask, got {low} to {high}\n"
                     f"hint: build it again, with --profile no narrower than that or without"
                 )
+
+
+def _check_served(new: _Deployed, configs: Mapping[str, str]) -> None:
+    """Raises DeployError for a plan that no config of its model serves. configs: path in the repository -> text."""
+    for folder, manifest in new.manifests.items():
+        target = manifest.made_from.get("target")
+        own = [text for path, text in configs.items() if Path(path).parts[0] == manifest.model]
+        if target is not None and not any(f'"{PLAN_FILES[target]}"' in text for text in own):
+            raise DeployError(
+                f"{folder} must hold a plan that a config of {manifest.model} serves, got one of target {target}\n"
+                f"hint: a {new.network.title} is served from a plan of another target, or from its graph: deploy --artifacts DIR"
+            )
 
 
 def _check_beside(new: list[_Deployed], repository: Path) -> None:

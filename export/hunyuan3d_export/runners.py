@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .engines.runtime import Plan
 from .engines.targets import Target
-from .files import ONNX_FILE, PLAN_FILE
+from .files import ONNX_FILE
 from .graphs import Graph
 
 Tensors = Mapping[str, Tensor]
@@ -50,12 +50,12 @@ class PlanRunner:
 
     def __init__(self, plans: Path, target: Target) -> None:
         self._plans = plans
-        self._library = target.library
+        self._target = target
         self._loaded: dict[str, Plan] = {}
 
     def run(self, model: str, tensors: Tensors) -> dict[str, Tensor]:
         if model not in self._loaded:
-            self._loaded[model] = Plan(self._plans / model / PLAN_FILE, self._library)
+            self._loaded[model] = Plan(self._plans / model / self._target.plan_file, self._target.library)
         return _at(tensors, self._loaded[model].run(tensors))
 
 

@@ -117,7 +117,11 @@ def test_only_the_samplers_word_skips_the_checks_of_values(parameters: str, is_r
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"runtime": "abacus"}, pb_utils.TritonModelException, "runtime must be one of onnxruntime, torch, got 'abacus'"),
+        (
+            {"runtime": "abacus"},
+            pb_utils.TritonModelException,
+            "runtime must be one of onnxruntime, torch, tensorrt_rtx, got 'abacus'",
+        ),
         ({"limits": None}, ValueError, "parameters must be runtime, model_file, limits, got model_file, runtime, threads"),
         ({"threads": None}, ValueError, "parameters must be threads, got none"),
         ({"colour": "red"}, ValueError, "parameters must be threads, got colour, threads"),
@@ -130,10 +134,15 @@ def test_wrong_configs(changes: dict[str, str | None], error: type[Exception], m
         load_model("hunyuan3d_dit").TritonPythonModel().initialize(arguments(folder, **changes))
 
 
-def test_a_runtime_without_its_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch_network")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        pb_utils.TritonModelException, match="runtime torch must have its packages .*, missing torch\nhint: pip"
-    ):
-        load_model("hunyuan3d_dit").TritonPythonModel().initialize(arguments(folder, runtime="torch"))
+@pytest.mark.parametrize(
+    ("runtime", "module", "package", "extra"),
+    [("torch", "torch_network", "torch", "export"), ("tensorrt_rtx", "rtx_plan", "tensorrt_rtx_bindings", "rtx")],
+)
+def test_a_runtime_without_its_packages(
+    runtime: str, module: str, package: str, extra: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf'runtime {runtime} must have its packages .*, missing {package}\nhint: pip install "hunyuan3d-triton\[{extra}\]'
+    with pytest.raises(pb_utils.TritonModelException, match=message):
+        load_model("hunyuan3d_dit").TritonPythonModel().initialize(arguments(folder, runtime=runtime))

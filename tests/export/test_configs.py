@@ -69,7 +69,7 @@ def test_tensors_are_the_contracts(preset: str) -> None:
 @pytest.mark.parametrize("preset", ["v2-0", "v2-0-turbo", "v2-mv"])
 def test_denoisers_batch_warm_up_and_bound_their_queue(preset: str) -> None:
     denoisers = {name: config for name, config in parsed(preset).items() if config.max_batch_size}
-    assert len(denoisers) == (4 if preset in DISTILLED else 8)
+    assert len(denoisers) == (5 if preset in DISTILLED else 10)
     for path, config in denoisers.items():
         plan = path.endswith("/config.pbtxt")
         assert config.max_batch_size == (plan_profile(PRESETS[preset])["B"].max if plan else contract.AXES["B"].max)
@@ -95,6 +95,9 @@ def test_runtimes() -> None:
         assert (cpu.backend, artifact_file(cpu)) == ("python", "model.onnx")
         native = configs[f"{model}/configs/onnxruntime.pbtxt"]
         assert (native.backend, artifact_file(native)) == ("onnxruntime", "model.onnx")
+        rtx = configs[f"{model}/configs/rtx.pbtxt"]
+        assert (rtx.backend, artifact_file(rtx)) == ("python", "model.rtx.plan")
+        assert (rtx.instance_group[0].kind, rtx.instance_group[0].count) == (pb.ModelInstanceGroup.KIND_CPU, 1)
         torch = configs[f"{model}/configs/torch.pbtxt"]
         folder = "" if model == contract.DIT else "../../hunyuan3d_dit/1/"
         assert (torch.backend, artifact_file(torch)) == ("python", f"{folder}checkpoint.safetensors")
@@ -104,6 +107,7 @@ def test_runtimes() -> None:
 def test_every_parameter_is_read_and_every_parameter_read_is_there() -> None:
     import batching
     import onnx_graph
+    import rtx_plan
     import torch_network
     from parameters import parse, split
     from settings import Settings
@@ -113,11 +117,12 @@ def test_every_parameter_is_read_and_every_parameter_read_is_there() -> None:
     assert sampler.model_transaction_policy.decoupled
     assert parse(Settings, {key: value.string_value for key, value in sampler.parameters.items()}).steps == 50
     assert not configs[f"{contract.SAMPLER_UNARY}/config.pbtxt"].parameters
-    runtimes = {"cpu": onnx_graph.Options, "torch": torch_network.Options}
+    runtimes = {"cpu": onnx_graph.Options, "rtx": rtx_plan.Options, "torch": torch_network.Options}
+    files = {"onnxruntime": "model.onnx", "tensorrt_rtx": "model.rtx.plan", "torch": "checkpoint.safetensors"}
     for model, (name, options) in itertools.product((contract.DIT, contract.DIT_GUIDED), runtimes.items()):
         texts = {key: value.string_value for key, value in configs[f"{model}/configs/{name}.pbtxt"].parameters.items()}
         served, rest = split(batching.Options, texts)
-        assert (served.runtime, served.model_file[-10:]) in (("onnxruntime", "model.onnx"), ("torch", "afetensors"))
+        assert Path(served.model_file).name == files[served.runtime]
         assert batching.parse_limits(served.limits, [tensor.name for tensor in contract.MODELS[model].inputs])
         assert parse(options, rest)
 
@@ -128,11 +133,14 @@ def test_the_samplers_defaults_are_the_presets(name: str) -> None:
     from settings import Settings
 
     preset = PRESETS[name]
-    files = [f"{contract.SAMPLER}/{file}" for file in ("config.pbtxt", "configs/cpu.pbtxt", "configs/torch.pbtxt")]
+    files = [
+        f"{contract.SAMPLER}/{file}"
+        for file in ("config.pbtxt", "configs/cpu.pbtxt", "configs/rtx.pbtxt", "configs/torch.pbtxt")
+    ]
     texts = [{key: value.string_value for key, value in parsed(name)[file].parameters.items()} for file in files]
-    settings, on_cpu, with_torch = (parse(Settings, parameters) for parameters in texts)
+    settings, on_cpu, on_rtx, with_torch = (parse(Settings, parameters) for parameters in texts)
     all_rows = dataclasses.replace(settings, max_batch=contract.AXES["B"].max)
-    assert on_cpu == with_torch == dataclasses.replace(all_rows, restart_denoiser=True) != settings
+    assert on_cpu == on_rtx == with_torch == dataclasses.replace(all_rows, restart_denoiser=True) != settings
     assert settings.arrays == "numpy", "no GPU has yet shown CuPy to be faster"
     assert (settings.steps, settings.guidance_scale) == (preset.steps, preset.guidance_scale)
     assert (settings.schedule, settings.guidance_embed) == (preset.schedule, preset.config.guidance_embed)

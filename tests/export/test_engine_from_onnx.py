@@ -57,7 +57,7 @@ def test_every_form_of_the_tiny_preset_compiles(
     for folder in folders:
         manifest = Manifest.read(folder, hint="")
         assert manifest.made_from["compute_capabilities"] == ["SM89", "SM120"]
-        assert (folder / "model.plan").stat().st_size > 1_000_000
+        assert (folder / "model.rtx.plan").stat().st_size > 1_000_000
         _assert_tensors_are_the_contracts(manifest)
 
 
@@ -97,7 +97,7 @@ def micro_plans(rtx: Target, micro_fp16: Path, tmp_path_factory: pytest.TempPath
 def test_unchanged_plans_are_kept_and_one_changed_weight_rebuilds(
     rtx: Target, micro_fp16: Path, micro_plans: Path, micro: Weights, tmp_path: Path
 ) -> None:
-    plan = micro_plans / contract.DIT / "model.plan"
+    plan = micro_plans / contract.DIT / "model.rtx.plan"
     before = (sha256(plan), plan.stat().st_mtime_ns)
     build_engines(micro_fp16, micro_plans, rtx)
     assert (sha256(plan), plan.stat().st_mtime_ns) == before

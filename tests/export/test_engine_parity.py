@@ -57,7 +57,7 @@ def test_without_the_library_the_reason_names_it(plans: Path, monkeypatch: pytes
 
 
 def test_damaged_plans_are_no_skip(plans: Path) -> None:
-    (plans / contract.DIT / "model.plan").write_bytes(b"")
+    (plans / contract.DIT / "model.rtx.plan").write_bytes(b"")
     with pytest.raises(ManifestError, match="must have sha256 .*\nhint: build them again with: hunyuan3d-export engine"):
         why_skipped(plans)
 
@@ -66,7 +66,7 @@ def test_damaged_plans_are_no_skip(plans: Path) -> None:
 @without_gpu
 def test_the_library_says_why_a_plan_does_not_load(plans: Path) -> None:
     with pytest.raises(PlanLoadError, match="must load on this machine, got:\n  .*CUDA driver version is insufficient"):
-        load_engine(plans / contract.DIT / "model.plan", find_target("tensorrt-rtx").library)
+        load_engine(plans / contract.DIT / "model.rtx.plan", find_target("tensorrt-rtx").library)
 
 
 def test_stripped_plans_and_foreign_graphs_are_refused(plans: Path, artifacts: Callable[..., Path], micro: Any) -> None:

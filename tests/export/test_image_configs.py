@@ -57,6 +57,7 @@ def test_the_encoder_batches_and_warms_up_at_its_size() -> None:
         ("config.pbtxt", "model.plan"),
         ("configs/cpu.pbtxt", "model.onnx"),
         ("configs/onnxruntime.pbtxt", "model.onnx"),
+        ("configs/rtx.pbtxt", "model.rtx.plan"),
     ):
         config = configs[f"{contract.CONDITIONER}/{name}"]
         assert artifact_file(config) == file and config.max_batch_size == contract.AXES["B"].max

@@ -17,6 +17,7 @@ from hunyuan3d_export.dit import PRESETS
 from hunyuan3d_export.engines.gpu import Gpu
 from hunyuan3d_export.files import sha256
 from hunyuan3d_export.manifest import Manifest
+from hunyuan3d_export.networks import NETWORKS
 from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan, deploy
 
 HINT = "hint: on the machine that will serve: docker compose --profile export run --rm export engine --checkpoint FILE"
@@ -43,6 +44,11 @@ def plan(**changes: Any) -> Manifest:
     )
 
 
+def rtx_plan(**changes: Any) -> Manifest:
+    wanted = {"target": "tensorrt-rtx", "compute_capabilities": ["SM86", "SM89"], **changes}
+    return dataclasses.replace(plan(**wanted), files={"model.rtx.plan": "0" * 64})
+
+
 @pytest.mark.usefixtures("ada")
 @pytest.mark.parametrize(
     "changes",
@@ -61,15 +67,40 @@ def test_plans_of_this_machine_pass(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "tensorrt-rtx"}, "must hold a plan of target tensorrt, which Triton's backend loads, got tensorrt-rtx"),
         ({"library_version": "11.3.0.2"}, "must be built by the server image's TensorRT 11.1.0, got 11.3.0.2"),
         ({"compute_capabilities": ["SM90"]}, r"must be built for this machine's SM89 \(An Ada\), got SM90"),
     ],
-    ids=["target", "library", "GPU"],
+    ids=["library", "GPU"],
 )
 def test_other_plans_are_refused_with_the_command_that_makes_the_right_one(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DeployError, match=f"plans {message}\n{HINT}"):
         check_plan(plan(**changes), Path("plans"))
+
+
+@pytest.mark.usefixtures("ada")
+def test_a_plan_for_rtx_passes_under_its_own_name() -> None:
+    check_plan(rtx_plan(), Path("plans"))
+
+
+@pytest.mark.usefixtures("ada")
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (rtx_plan(library_version="1.7", version_compatible=True), "built by this machine's tensorrt-rtx 11.1.0.1, got 1.7"),
+        (rtx_plan(compute_capabilities=["SM120"]), r"built for this machine's SM89 \(An Ada\), got SM120"),
+        (plan(target="tensorrt-rtx"), "must hold its plan of target tensorrt-rtx as model.rtx.plan, got model.plan"),
+        (rtx_plan(target="tensorrt"), "must hold its plan of target tensorrt as model.plan, got model.rtx.plan"),
+    ],
+    ids=["library", "GPU", "for Triton's backend", "for the Python backend"],
+)
+def test_other_plans_for_rtx_are_refused(found: Manifest, message: str) -> None:
+    target = found.made_from["target"]
+    commands = {
+        "tensorrt-rtx": "hunyuan3d-export engine --target tensorrt-rtx --onnx DIR",
+        "tensorrt": "docker compose --profile export",
+    }
+    with pytest.raises(DeployError, match=f"{message}\nhint: .*{commands[target]}"):
+        check_plan(found, Path("plans"))
 
 
 @pytest.mark.usefixtures("ada")
@@ -163,3 +194,14 @@ def test_in_git_a_plan_must_take_the_warm_up_of_the_configs_there(checkout: Path
     deploy(tmp_path / "narrow", tmp_path / "copy")
     text = (tmp_path / "copy" / contract.DIT / "config.pbtxt").read_text()
     assert "dims: 512\n" in text and "dims: 3072\n" not in text
+
+
+@pytest.mark.usefixtures("ada")
+def test_a_plan_that_no_config_serves_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_others = {f"{contract.DIT}/config.pbtxt": 'default_model_filename: "model.onnx"', "other/config.pbtxt": '"model.plan"'}
+    network = dataclasses.replace(NETWORKS["dit"], configs=lambda _serving: only_others)
+    monkeypatch.setitem(NETWORKS, "dit", network)
+    message = f"must hold a plan that a config of {contract.DIT} serves, got one of target tensorrt\nhint: "
+    with pytest.raises(DeployError, match=message):
+        deploy(place(tmp_path / "plans", FITTING), tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hunyuan3d_client import contract
 
-from ..pbtxt import code_model, config_text, ensemble, native_onnxruntime, python_onnxruntime, tensorrt
+from ..pbtxt import code_model, config_text, ensemble, native_onnxruntime, python_onnxruntime, python_rtx, tensorrt
 from .weights import ConditionerServing
 
 # The models that process pictures. A repository without the encoder has none of them.
@@ -20,6 +20,7 @@ def config_files(serving: ConditionerServing) -> dict[str, str]:
         f"{contract.CONDITIONER}/config.pbtxt": tensorrt(conditioner),
         f"{contract.CONDITIONER}/configs/cpu.pbtxt": python_onnxruntime(conditioner),
         f"{contract.CONDITIONER}/configs/onnxruntime.pbtxt": native_onnxruntime(conditioner),
+        f"{contract.CONDITIONER}/configs/rtx.pbtxt": python_rtx(conditioner),
     }
     files |= {f"{name}/config.pbtxt": ensemble(models[name], models) for name in _IN_FRONT if models[name].steps}
     return {path: config_text(config) for path, config in files.items()}

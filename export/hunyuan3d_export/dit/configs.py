@@ -17,6 +17,7 @@ from ..pbtxt import (
     instances,
     native_onnxruntime,
     python_onnxruntime,
+    python_rtx,
     python_torch,
     tensorrt,
 )
@@ -39,6 +40,7 @@ _TORCH_PARAMETERS = {
 _SAMPLER_RUNTIMES = {
     "config.pbtxt": {"restart_denoiser": "false"},
     "configs/cpu.pbtxt": {"restart_denoiser": "true"},
+    "configs/rtx.pbtxt": {"restart_denoiser": "true"},
     "configs/torch.pbtxt": {"restart_denoiser": "true"},
 }
 
@@ -67,6 +69,7 @@ def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict
         files[f"{spec.name}/config.pbtxt"] = tensorrt(spec, profile)
         files[f"{spec.name}/configs/cpu.pbtxt"] = python_onnxruntime(spec)
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)
+        files[f"{spec.name}/configs/rtx.pbtxt"] = python_rtx(spec)
         files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, torch or torch_parameters(), holder=contract.DIT)
     for name, runtime in _SAMPLER_RUNTIMES.items():
         # A plan takes only as many rows as its profile; the sampler's default config serves plans.

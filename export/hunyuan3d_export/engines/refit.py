@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import ONNX_FILE, PLAN_FILE, atomic_folder, separate
+from ..files import ONNX_FILE, atomic_folder, separate
 from ..manifest import Manifest, file_digests, read_artifacts, reusable, versions_of
 from .log import log_of
 from .runtime import load_engine
@@ -48,7 +48,8 @@ def refit_plans(plans: Path, onnx: Path, out: Path) -> list[Path]:
             logger.info("%s: unchanged, kept", destination)
         else:
             with atomic_folder(destination) as temporary:
-                _refit(folder / PLAN_FILE, source / ONNX_FILE, temporary / PLAN_FILE, target)
+                plan_file = target.plan_file
+                _refit(folder / plan_file, source / ONNX_FILE, temporary / plan_file, target)
                 _write_manifest(temporary, plan, weights, made_from, target)
         folders.append(destination)
     return folders

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hunyuan3d_client.install import install_hint
 
+from ..files import PLAN_FILE, RTX_PLAN_FILE
 from . import server_image
 from .api import TensorRT
 from .gpu import Gpu, first_gpu
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Target -> the modules to try, in order. The bindings of TensorRT for RTX are a wheel with a module name of its own.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 TARGETS = tuple(_MODULES)
+# Target -> the name of its plans' file. A config serves plans of the target to which its file name belongs.
+PLAN_FILES = {"tensorrt": PLAN_FILE, "tensorrt-rtx": RTX_PLAN_FILE}
 DEFAULT_COMPUTE_CAPABILITIES = ("SM89", "SM120")
 
 
@@ -37,6 +40,11 @@ class Target:
     @property
     def version(self) -> str:
         return str(self.library.__version__)
+
+    @property
+    def plan_file(self) -> str:
+        """The name of the file that holds a plan of this target."""
+        return PLAN_FILES[self.name]
 
     def configure(self, config: tensorrt.IBuilderConfig) -> None:
         """Sets the compute capabilities of a builder config. The target tensorrt has none: it builds for this machine's GPU."""

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import PLAN_FILE
+from ..engines.targets import PLAN_FILES
 from ..manifest import Manifest
 from ..repository_from_artifacts import DeployError, check_plan
 from .loadable import VERSION, loadable, memory_pool_flags
@@ -202,7 +202,7 @@ def loadable_models(repository: Path, config_name: str) -> list[str]:
         wanted = ", ".join(sorted({Path(file).name for file in found.files.values() if file}))
         raise DeployError(f"{repository} must hold a deployed {wanted} for config {config_name}, found none\n{hint}")
     for folder in served:
-        if found.files[folder.name] == PLAN_FILE:
+        if found.files[folder.name] in PLAN_FILES.values():
             check_plan(Manifest.read(folder / VERSION, hint="deploy it again with: hunyuan3d-export deploy"), folder / VERSION)
     return [folder.name for folder in found.models]
 

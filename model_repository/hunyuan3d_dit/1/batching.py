@@ -30,8 +30,8 @@ class InvalidInput(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The parameters that every served network has. runtime: onnxruntime or torch. model_file: the network, in the version
-    folder. limits: what a request's tensors must be, as `parse_limits` reads it.
+    """The parameters that every served network has. runtime: onnxruntime, torch or tensorrt_rtx. model_file: the network, in
+    the version folder. limits: what a request's tensors must be, as `parse_limits` reads it.
     """
 
     runtime: str

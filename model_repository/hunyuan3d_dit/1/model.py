@@ -1,4 +1,4 @@
-"""One network served in Triton's Python backend (configs/cpu.pbtxt, configs/torch.pbtxt); its config names all tensors.
+"""One network served in Triton's Python backend (configs/cpu.pbtxt, torch.pbtxt, rtx.pbtxt); its config names all tensors.
 
 hunyuan3d_dit_guided and hunyuan3d_conditioner link to this file and to its neighbours. A TensorRT plan and Triton's own ONNX
 Runtime backend need no Python code.
@@ -17,7 +17,9 @@ import triton_python_backend_utils as pb_utils
 
 # Each of these modules has Options, Network, LIBRARY, to_array and to_tensor. Only the one that the config asks for is imported:
 # a server without torch serves graphs.
-RUNTIMES = {"onnxruntime": "onnx_graph", "torch": "torch_network"}
+RUNTIMES = {"onnxruntime": "onnx_graph", "torch": "torch_network", "tensorrt_rtx": "rtx_plan"}
+# Runtime -> the extra of this project's package that installs what the runtime needs.
+_EXTRAS = {"onnxruntime": "export", "torch": "export", "tensorrt_rtx": "rtx"}
 
 
 class TritonPythonModel:
@@ -68,7 +70,11 @@ def _runtime(name: str) -> ModuleType:
     try:
         return importlib.import_module(RUNTIMES[name])
     except ModuleNotFoundError as error:
-        raise pb_utils.TritonModelException(
-            f"runtime {name} must have its packages in the server's Python, missing {error.name}\n"
-            "hint: in the project's folder, with the server's Python: python3 -m pip install '.[export]'"
-        ) from error
+        raise _missing(name, error) from error
+
+
+def _missing(runtime: str, error: ModuleNotFoundError) -> Exception:
+    return pb_utils.TritonModelException(
+        f"runtime {runtime} must have its packages in the server's Python, missing {error.name}\n"
+        f"hint: in the project's folder, with the server's Python: python3 -m pip install '.[{_EXTRAS[runtime]}]'"
+    )

@@ -63,7 +63,7 @@ def test_tensorrt_for_rtx_compiles_it_in_fp16(exported: Export, tmp_path: Path) 
         onnx_folder = exported(precision="fp16", views=views)
         (folder,) = build_engines(onnx_folder, tmp_path / str(views), find_target("tensorrt-rtx", ("SM89", "SM120")))
         tensors = Manifest.read(folder, hint="").tensors
-        assert (folder / "model.plan").stat().st_size > 20e6
+        assert (folder / "model.rtx.plan").stat().st_size > 20e6
         assert tensors["pixels"]["profile"] == [[1, 1, 3, 518, 518], [2, 1, 3, 518, 518], [8, views, 3, 518, 518]]
         assert (tensors["pixels"]["dtype"], tensors["context"]["dtype"]) == ("FLOAT", "HALF")
 
