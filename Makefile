@@ -13,7 +13,7 @@ WEIGHTS = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(or $(filter-out 
 
 .PHONY: help  ## show this list
 help:
-	@awk -F '## ' '/^\.PHONY: .*##/ {sub(/\.PHONY: /, "", $$1); printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F '## ' '/^\.PHONY: .*##/ {sub(/\.PHONY: /, "", $$1); printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "variables: PRESET= CHECKPOINT= PRECISION=fp32|fp16|bf16 TARGET=tensorrt|tensorrt-rtx OUT= REPOSITORY="
 .PHONY: setup  ## make .venv with everything the other targets need
 setup: $(STAMP)
@@ -73,6 +73,9 @@ bench: $(STAMP)
 .PHONY: gpu-check  ## on a GPU machine: parity, speed beside the roofline, attention, a served sample; says so where there is no GPU
 gpu-check: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.gpu_check
+.PHONY: gpu-check-graphs  ## graphs of v2-0 and v2-mini without weights, to carry to a GPU machine that cannot export
+gpu-check-graphs: $(STAMP)
+	$(BIN)/python -m hunyuan3d_export.gpu_check.graphs
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:
 	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model*.plan* $(REPOSITORY)/*/1/checkpoint.safetensors $(REPOSITORY)/*/1/*.json

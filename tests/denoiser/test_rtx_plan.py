@@ -34,7 +34,6 @@ class Host:
         self.live: dict[int, Any] = {}
         self.calls: list[str] = []
         self.fails: str | None = None
-        self.cudaGetErrorString = types.SimpleNamespace()
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("cuda"):

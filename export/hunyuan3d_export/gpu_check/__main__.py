@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
 from pathlib import Path
 
 import torch
 
-from ..manifest import versions_of
-from .attention_rows import AttentionRows
-from .evaluations import Evaluations
-from .rows import Job, collect, table
-from .sampling import Samplings
-from .setting import Networks, Setting
-
-_VERSIONS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "cupy", "sageattention")
-
-
-def jobs(setting: Setting) -> Iterator[Job]:
-    """Yields a job for every row. The jobs that need the fewest packages come first."""
-    networks = Networks(setting)
-    evaluations, samplings = Evaluations(setting, networks), Samplings(setting, networks)
-    yield from evaluations.rooflines()
-    for preset in setting.presets:
-        yield from evaluations.in_torch(preset)
-        yield from samplings.jobs(preset)
-    yield from AttentionRows(setting).jobs()
-    for preset in setting.presets:
-        yield from evaluations.in_onnxruntime(preset)
-        yield from evaluations.in_tensorrt(preset)
+from .children import rows_of, start_server
+from .groups import groups
+from .machine import machine
+from .report import Report
+from .setting import Setting
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,30 +23,42 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("hunyuan3d_export").setLevel(logging.INFO)
-    logging.getLogger("hunyuan3d_export.server.embedded").setLevel(logging.WARNING)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.stdout.write("gpu-check: skipped, torch finds no GPU on this machine\n")
         return 0
-    try:
-        setting = Setting(
-            device=torch.device(options.device),
-            presets=tuple(options.preset or ("v2-mini", "v2-0")),
-            build=options.build,
-            steps=options.steps,
-            attention_length=options.attention_length,
-            row_s=options.row_s,
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
+        try:
+            setting = Setting(
+                device=torch.device(options.device),
+                presets=tuple(options.preset or ("v2-0", "v2-mini")),
+                build=options.build,
+                graphs=options.graphs,
+                work=Path(work),
+                steps=options.steps,
+                attention_length=options.attention_length,
+                row_s=options.row_s,
+            )
+        except ValueError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
+        report = _check(setting, options.report, limit_s=options.limit_s, group_s=options.group_s)
+    sys.stdout.write(f"\n{report.text()}")
+    return 0 if all(row.passed for row in report.rows) else 1
+
+
+def _check(setting: Setting, path: Path, *, limit_s: float, group_s: float) -> Report:
+    report = Report(path, machine(setting.device))
+    start = time.monotonic()
+    start_server()
+    for group in groups(setting):
+        left_s = start + limit_s - time.monotonic()
+        limit = (
+            f"the limit of {limit_s:g} s has passed" if left_s <= group_s else f"the group's limit of {group_s:g} s has passed"
         )
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    rows = collect(jobs(setting), limit_s=options.limit_s, report=options.report, machine=_machine(setting.device))
-    sys.stdout.write(f"\n{', '.join(f'{name} {value}' for name, value in _machine(setting.device).items())}\n\n{table(rows)}")
-    return 0 if all(row.passed for row in rows) else 1
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, **versions_of(*_VERSIONS)}
+        for row in rows_of(group, setting, deadline=time.monotonic() + min(left_s, group_s), limit=limit):
+            report.add(row)
+    report.draw()
+    return report
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,15 +66,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="gpu-check", description="Measure the denoiser on this machine's GPU and print one table."
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu runs the same code, to test it")
-    parser.add_argument("--preset", action="append", help="a base preset; repeatable; default v2-mini and v2-0")
-    parser.add_argument("--limit-s", type=float, default=1500.0, help="seconds after which no further row begins")
-    parser.add_argument("--row-s", type=float, default=8.0, help="seconds for the 5 to 50 timed calls of one row")
+    parser.add_argument("--preset", action="append", help="a base preset; repeatable; default v2-0 and v2-mini")
+    parser.add_argument("--limit-s", type=float, default=480.0, help="seconds after which nothing runs any more")
+    parser.add_argument("--group-s", type=float, default=150.0, help="seconds after which one group of rows is ended")
+    parser.add_argument("--row-s", type=float, default=2.0, help="seconds for the 5 to 50 timed calls of one row")
     parser.add_argument("--steps", type=int, default=50, help="steps of the sampling")
     parser.add_argument("--attention-length", type=int, default=4096, help="L of the attention rows")
+    parser.add_argument("--build", type=Path, default=Path("build"), help="folder for exports and plans, reused if they match")
     parser.add_argument(
-        "--build", type=Path, default=Path("build"), help="folder of PRESET-PRECISION/ artifacts, reused if they match"
+        "--graphs", type=Path, default=Path("build") / "gpu-check-graphs", help="folder that make gpu-check-graphs filled"
     )
-    parser.add_argument("--report", type=Path, default=Path("build") / "gpu-check.json", help="the rows as JSON")
+    parser.add_argument(
+        "--report", type=Path, default=Path("build") / "gpu-check.json", help="the rows as JSON; .txt and .png lie beside it"
+    )
     return parser
 
 

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from ..checks import relative_l2
-from ..dit import PRESETS
+from ..dit import PRESETS, Hunyuan3DDiT
 from ..dit.network import TOLERANCES
 from ..dit.reference_sampler import Denoiser, RunnerDenoiser
 from ..precisions import PRECISIONS
-from .onnxruntime_runner import BoundRunner
+from .graphs import artifacts_of
+from .paths import GUIDED, PATHS, TWO_BATCH, Path, with_batches
 from .rows import Job, Row, Skip
-from .setting import PATHS, Networks, OneAtATime, Setting, flop, inputs_of, onnx_artifacts
+from .setting import BATCHES, Networks, OneAtATime, Setting
+from .stopwatch import free_mib, peak_mib
 
 ROOFLINE, EVALUATION, BUILD = "matmul", "evaluation", "build"
+TORCH, COMPILED, ONNX_RUNTIME, TENSORRT = "torch", "torch.compile", "ONNX Runtime", "TensorRT"
+# Times that others have published for the same evaluation; they stand in the notes.
+PUBLISHED = {("v2-0", TWO_BATCH, 1): "SGLang publishes 52 ms on an H100"}
 
 
 class Evaluations:
-    """The jobs. They share the networks and the velocities of float32 torch, with which all other velocities are compared."""
+    """The jobs. Those of one process share its networks and loaded runtimes."""
 
     def __init__(self, setting: Setting, networks: Networks) -> None:
         self._setting = setting
         self._networks = networks
-        self._expected: dict[tuple[str, str], Tensor] = {}
         self._runtime = OneAtATime()
+        self._free_before: float | None = None
 
     def rooflines(self) -> Iterator[Job]:
         """The rate of a large matrix product in each precision. The rooflines of all other rows derive from these rates."""
@@ -36,66 +41,91 @@ class Evaluations:
             yield Job(ROOFLINE, precision, functools.partial(self._roofline, precision))
 
     def in_torch(self, preset: str) -> Iterator[Job]:
-        """Every precision and path in torch. float32 comes first, because the others are compared with it."""
+        """The served precision in eager torch, in every path and batch size."""
+        yield from self._jobs(TORCH, preset, self._setting.served_precision, with_batches(BATCHES))
+
+    def in_other_precisions(self, preset: str) -> Iterator[Job]:
         for precision in PRECISIONS:
-            network = functools.partial(self._networks.get, preset, precision)
-            yield from self._jobs("torch", preset, precision, network)
+            if precision != self._setting.served_precision:
+                yield from self._jobs(TORCH, preset, precision, ((path, 1) for path in PATHS))
+
+    def compiled(self, preset: str) -> Iterator[Job]:
+        """torch.compile, which takes a minute for each path: only those that serve classifier-free guidance."""
+        yield from self._jobs(COMPILED, preset, self._setting.served_precision, ((path, 1) for path in (TWO_BATCH, *GUIDED)))
 
     def in_onnxruntime(self, preset: str) -> Iterator[Job]:
-        def load() -> Denoiser:
-            return RunnerDenoiser(BoundRunner(onnx_artifacts(self._setting, preset), self._setting.device))
-
-        yield from self._jobs("ONNX Runtime", preset, self._setting.served_precision, load)
+        yield from self._jobs(ONNX_RUNTIME, preset, self._setting.served_precision, with_batches(BATCHES[:2]))
 
     def in_tensorrt(self, preset: str) -> Iterator[Job]:
-        """Every path in TensorRT, after a row for the time of building the plans."""
+        """TensorRT, after a row for the time of building the plans."""
         name = f"{preset}: plans by TensorRT, {self._setting.served_precision}"
-        yield Job(BUILD, name, lambda: self._built(preset, name))
-        yield from self._jobs("TensorRT", preset, self._setting.served_precision, lambda: self._engine(preset))
+        yield Job(BUILD, name, functools.partial(self._built, preset, name))
+        yield from self._jobs(TENSORRT, preset, self._setting.served_precision, with_batches(BATCHES))
 
-    def _jobs(self, runtime: str, preset: str, precision: str, load: Callable[[], Denoiser]) -> Iterator[Job]:
-        for path in PATHS:
-            name = f"{preset} {path}, {runtime} {precision}"
-            denoiser = functools.partial(self._runtime.get, (runtime, preset, precision), load)
-            yield Job(EVALUATION, name, functools.partial(self._evaluation, name, preset, path, precision, denoiser))
+    def _jobs(self, runtime: str, preset: str, precision: str, cases: Iterator[tuple[Path, int]]) -> Iterator[Job]:
+        for path, batch in cases:
+            name = f"{preset} {path}, B {batch}, {runtime} {precision}"
+            run = functools.partial(self._evaluation, name, runtime, preset, precision, path, batch)
+            yield Job(EVALUATION, name, run)
 
     def _roofline(self, precision: str) -> Row:
         rate = self._setting.stopwatch.matmul_tflops(PRECISIONS[precision])
         return Row(part=ROOFLINE, name=precision, note=f"{rate:.3g} TFLOP/s")
 
     @torch.inference_mode()
-    def _evaluation(self, name: str, preset: str, path: str, precision: str, load: Callable[[], Denoiser]) -> Row:
-        device = self._setting.device
-        inputs = inputs_of(PRESETS[preset], path, device)
-        expected = self._expected_of(preset, path)
-        denoiser = load()
-        run = functools.partial(denoiser.guided if path == "guided" else denoiser, **inputs)
+    def _evaluation(self, name: str, runtime: str, preset: str, precision: str, path: Path, batch: int) -> Row:
+        device, chosen = self._setting.device, PRESETS[preset]
+        denoiser = self._denoiser(runtime, preset, precision)
+        expected = path.expected(self._networks.expected(preset), batch=batch)
+        inputs = path.inputs(chosen, device, batch=batch)
+        run = functools.partial(path.call(denoiser), **inputs)
         error = relative_l2(run().cpu(), expected)
-        work = flop(PRESETS[preset], path, precision, form=self._setting.guided_form)
+        work = path.flop(chosen, precision, batch=batch)
+        time_ms = self._setting.stopwatch.median_ms(run)
         return Row(
             part=EVALUATION,
             name=name,
-            time_ms=self._setting.stopwatch.median_ms(run),
+            time_ms=time_ms,
             tflop=work / 1e12,
             roofline_ms=work / 1e9 / self._setting.stopwatch.matmul_tflops(PRECISIONS[precision]),
+            memory_mib=self._memory_mib(runtime, run),
             error=error,
             tolerance=TOLERANCES[precision].evaluation,
+            note=PUBLISHED.get((preset, path, batch), ""),
         )
 
-    def _expected_of(self, preset: str, path: str) -> Tensor:
-        if (preset, path) not in self._expected:
-            network = self._networks.get(preset, "fp32")
-            inputs = inputs_of(PRESETS[preset], path, self._setting.device)
-            evaluate: Callable[..., Tensor] = network.guided if path == "guided" else network
-            self._expected[preset, path] = evaluate(**inputs).cpu()
-        return self._expected[preset, path]
+    def _memory_mib(self, runtime: str, run: Callable[[], object]) -> float | None:
+        if runtime in (TORCH, COMPILED):
+            return peak_mib(run, self._setting.device)
+        free = free_mib(self._setting.device)
+        return None if free is None or self._free_before is None else self._free_before - free
 
-    def _built(self, preset: str, name: str) -> Row:
-        start = time.monotonic()
-        self._runtime.get(("TensorRT", preset, self._setting.served_precision), lambda: self._engine(preset))
-        return Row(part=BUILD, name=name, time_ms=1000 * (time.monotonic() - start), note="includes an export if needed")
+    def _denoiser(self, runtime: str, preset: str, precision: str) -> Denoiser:
+        """The preset's denoiser in this runtime. Raises Skip where this machine cannot run it."""
 
-    def _engine(self, preset: str) -> Denoiser:
+        def load() -> Denoiser:
+            # The expected velocities come first, so that the float32 network is gone before another runtime takes its memory.
+            self._networks.expected(preset)
+            self._free_before = free_mib(self._setting.device)
+            loaders = {COMPILED: self._compiled, ONNX_RUNTIME: self._session, TENSORRT: self._engine}
+            return loaders[runtime](preset, precision)
+
+        if runtime == TORCH:
+            return self._networks.get(preset, precision)
+        return self._runtime.get((runtime, preset, precision), load)
+
+    def _compiled(self, preset: str, precision: str) -> Denoiser:
+        if shutil.which("cc") is None and shutil.which("gcc") is None:
+            raise Skip("torch.compile needs a C compiler, and none is on the PATH")
+        return _Compiled(self._networks.get(preset, precision))
+
+    def _session(self, preset: str, precision: str) -> Denoiser:
+        from .onnxruntime_runner import BoundRunner, require_provider
+
+        require_provider(self._setting.device)  # before the graphs, which take gigabytes and seconds
+        return RunnerDenoiser(BoundRunner(artifacts_of(self._setting, preset, precision), self._setting.device))
+
+    def _engine(self, preset: str, precision: str) -> Denoiser:
         from ..engine_from_onnx import build_engines
         from ..engines.targets import TargetMissing, find_target
         from ..runners import PlanRunner
@@ -106,6 +136,30 @@ class Evaluations:
             target = find_target("tensorrt")
         except TargetMissing as error:
             raise Skip(str(error).splitlines()[0]) from error
-        plans = self._setting.build / f"{preset}-{self._setting.served_precision}-tensorrt"
-        build_engines(onnx_artifacts(self._setting, preset), plans, target)
+        plans = self._setting.build / f"{preset}-{precision}-tensorrt"
+        build_engines(artifacts_of(self._setting, preset, precision), plans, target)
         return RunnerDenoiser(PlanRunner(plans, target))
+
+    def _built(self, preset: str, name: str) -> Row:
+        start = time.monotonic()
+        self._denoiser(TENSORRT, preset, self._setting.served_precision)
+        note = "includes the graphs' weights, or an export"
+        return Row(part=BUILD, name=name, time_ms=1000 * (time.monotonic() - start), note=note)
+
+
+class _Compiled:
+    """A network whose evaluations run through torch.compile, each compiled for one size."""
+
+    def __init__(self, network: Hunyuan3DDiT) -> None:
+        self._plain = torch.compile(network.forward, dynamic=False)
+        self._guided = torch.compile(network.guided, dynamic=False)
+
+    def __call__(
+        self, latents: torch.Tensor, t: torch.Tensor, context: torch.Tensor, guidance: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self._plain(latents, t, context, guidance)
+
+    def guided(
+        self, latents: torch.Tensor, t: torch.Tensor, context: torch.Tensor, guidance_scale: torch.Tensor
+    ) -> torch.Tensor:
+        return self._guided(latents, t, context, guidance_scale)

@@ -17,13 +17,19 @@ _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
 
+def require_provider(device: torch.device) -> str:
+    """The provider for this device. Raises Skip when this ONNX Runtime lacks it."""
+    provider = _PROVIDERS[device.type]
+    if provider not in onnxruntime.get_available_providers():
+        raise Skip(f"this ONNX Runtime has no {provider}; pip install onnxruntime-gpu")
+    return provider
+
+
 class BoundRunner:
     """Runs the denoiser graphs of an artifacts folder (a runners.Runner). Raises Skip if the device's provider is missing."""
 
     def __init__(self, artifacts: Path, device: torch.device) -> None:
-        self._provider = _PROVIDERS[device.type]
-        if self._provider not in onnxruntime.get_available_providers():
-            raise Skip(f"this ONNX Runtime has no {self._provider}; pip install onnxruntime-gpu")
+        self._provider = require_provider(device)
         self._artifacts = artifacts
         self._device = device
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}

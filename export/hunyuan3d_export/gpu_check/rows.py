@@ -1,15 +1,10 @@
-"""The rows of the check's table, and the loop that measures them within a time limit."""
+"""The rows of the check's table, and the jobs that measure them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-
-from ..files import atomic_path
+from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +18,8 @@ class Row:
     """One measurement.
 
     roofline_ms: the time that the matrix products alone would take at this device's measured rate.
-    error: relative L2 error against float32 torch. note: a ratio, or the reason why nothing was measured.
+    memory_mib: the peak of the device's memory: for torch what its allocator held, weights included; for other runtimes what the
+    device lost since before they loaded. error: relative L2 error against float32 torch. note: a ratio, or the reason why nothing was measured.
     """
 
     part: str
@@ -51,36 +47,21 @@ class Job:
     name: str
     run: Callable[[], Row]
 
+    def measured(self) -> Row:
+        """The row, or a row that says why there is none."""
+        try:
+            return self.run()
+        except Skip as reason:
+            return self.skipped(str(reason))
+        except Exception as error:  # the other rows must still run: this machine may not be available again
+            logger.warning("%s, %s failed", self.part, self.name, exc_info=error)
+            return self.failed((str(error) or repr(error)).splitlines()[0])
 
-def collect(jobs: Iterable[Job], *, limit_s: float, report: Path, machine: dict[str, str]) -> list[Row]:
-    """Runs the jobs in their order. A job that would begin after limit_s becomes a skipped row.
+    def skipped(self, reason: str) -> Row:
+        return Row(part=self.part, name=self.name, note=f"skipped: {reason}")
 
-    The report is written after each row, so that an interrupted run leaves the rows it has measured.
-    """
-    deadline = time.monotonic() + limit_s
-    rows = []
-    for job in jobs:
-        rows.append(_row(job) if time.monotonic() < deadline else _late(job, limit_s))
-        logger.info("%s", " | ".join(filter(None, cells(rows[-1]))))
-        with atomic_path(report) as temporary:
-            content = {"machine": machine, "rows": [{**dataclasses.asdict(row), "passed": row.passed} for row in rows]}
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-    return rows
-
-
-def _late(job: Job, limit_s: float) -> Row:
-    return Row(part=job.part, name=job.name, note=f"skipped: the limit of {limit_s:g} s has passed")
-
-
-def _row(job: Job) -> Row:
-    try:
-        return job.run()
-    except Skip as reason:
-        return Row(part=job.part, name=job.name, note=f"skipped: {reason}")
-    except Exception as error:  # the other rows must still run: this machine may not be available again
-        logger.warning("%s, %s failed", job.part, job.name, exc_info=error)
-        first_line = (str(error) or repr(error)).splitlines()[0]
-        return Row(part=job.part, name=job.name, note=f"failed: {first_line}", failed=True)
+    def failed(self, reason: str) -> Row:
+        return Row(part=self.part, name=self.name, note=f"failed: {reason}", failed=True)
 
 
 HEADER = ("part", "what", "ms", "TFLOP", "roofline ms", "of roofline", "MiB", "error", "tolerance", "")

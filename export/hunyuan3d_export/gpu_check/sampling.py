@@ -13,8 +13,9 @@ from ..dit.network import example_inputs
 from ..dit.reference_sampler import sample, sigmas
 from ..dit.weights import Weights
 from ..precisions import PRECISIONS
+from .paths import GUIDANCE_SCALE, GUIDED
 from .rows import Job, Row, Skip
-from .setting import GUIDANCE_SCALE, Networks, Setting, flop
+from .setting import Networks, Setting
 from .stopwatch import seconds
 
 PART = "sample"
@@ -23,16 +24,19 @@ _TIMEOUT_S = 600.0
 
 
 class Samplings:
-    """The jobs of one preset: flow_match sampling by guided evaluations, at GUIDANCE_SCALE."""
+    """The jobs of one preset: flow_match sampling by guided evaluations in the network's own form, at GUIDANCE_SCALE."""
 
     def __init__(self, setting: Setting, networks: Networks) -> None:
         self._setting = setting
         self._networks = networks
 
-    def jobs(self, preset: str) -> Iterator[Job]:
-        for where, run in {"in this process": self._here, "served by tritonserver": self._served}.items():
-            name = f"{preset}, {self._setting.steps} steps, torch {self._setting.served_precision}, {where}"
-            yield Job(PART, name, functools.partial(run, preset, name))
+    def in_process(self, preset: str) -> Iterator[Job]:
+        name = f"{preset}, {self._setting.steps} steps, torch {self._setting.served_precision}, in one process"
+        yield Job(PART, name, functools.partial(self._here, preset, name))
+
+    def served(self, preset: str) -> Iterator[Job]:
+        name = f"{preset}, {self._setting.steps} steps, torch {self._setting.served_precision}, served by tritonserver"
+        yield Job(PART, name, functools.partial(self._served, preset, name))
 
     @torch.inference_mode()
     def _here(self, preset: str, name: str) -> Row:
@@ -60,7 +64,7 @@ class Samplings:
         from ..server.embedded import TORCH_CONFIG, EmbeddedServer, ServerOptions
 
         chosen, precision = PRESETS[preset], self._setting.served_precision
-        repository = self._setting.build / f"gpu-check-{preset}-{self._setting.device.type}"
+        repository = self._setting.work / f"{preset}-repository"
         parameters = torch_parameters([f"device={self._setting.device}"])
         deploy_checkpoint(Weights(preset=preset), repository, precision=precision, torch=parameters)
         inputs = example_inputs((1, chosen.num_latents, chosen.context_tokens))
@@ -83,7 +87,7 @@ class Samplings:
     def _row(self, name: str, preset: Preset, took_s: float) -> Row:
         precision = self._setting.served_precision
         evaluations = max(self._setting.steps - 1, 1)  # the schedule's last step has size 0 and is not evaluated
-        work = evaluations * flop(preset, "guided", precision, form=self._setting.guided_form)
+        work = evaluations * GUIDED[0].flop(preset, precision)
         return Row(
             part=PART,
             name=name,

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import torch
 
-_WARM_UPS = 3
-_FEWEST, _MOST = 5, 50
+# On a CPU, where only the code is tested, the fewest calls that give a time.
+_WARM_UPS = {"cuda": 3, "cpu": 1}
+_FEWEST, _MOST = {"cuda": 5, "cpu": 1}, 50
 _MATRIX = {"cuda": 8192, "cpu": 256}
+_MIB = 2**20
 
 
 def wait(device: torch.device) -> None:
@@ -30,18 +32,33 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
+    """The most memory that torch's allocator held during one call, in MiB; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    wait(device)
+    return torch.cuda.max_memory_allocated(device) / _MIB
+
+
+def free_mib(device: torch.device) -> float | None:
+    """The device's free memory in MiB, as its driver sees it; None on a CPU."""
+    return torch.cuda.mem_get_info(device)[0] / _MIB if device.type == "cuda" else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Stopwatch:
-    """Measures on one device. budget_s: seconds for the timed calls of one measurement, of which there are 5 to 50."""
+    """Measures on one device. budget_s: seconds for the timed calls of one measurement, of which there are 5 to 50 on a GPU."""
 
     device: torch.device
     budget_s: float
 
     def median_ms(self, run: Callable[[], object]) -> float:
         """The median time of the calls after warm-up. On a GPU, CUDA events take the times."""
-        for _ in range(_WARM_UPS - 1):
+        for _ in range(_WARM_UPS[self.device.type] - 1):
             run()
-        calls = int(min(max(self.budget_s / seconds(run, self.device), _FEWEST), _MOST))
+        calls = int(min(max(self.budget_s / seconds(run, self.device), _FEWEST[self.device.type]), _MOST))
         if self.device.type != "cuda":
             return 1000 * statistics.median(seconds(run, self.device) for _ in range(calls))
         with torch.cuda.device(self.device):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,85 +12,110 @@ from pathlib import Path
 import pytest
 import torch
 
-from hunyuan3d_export.dit import PRESETS, DiTConfig
+from hunyuan3d_export.dit import PRESETS
 from hunyuan3d_export.gpu_check import __main__ as gpu_check
-from hunyuan3d_export.gpu_check.rows import Job, Row, Skip, cells, collect, table
-from hunyuan3d_export.gpu_check.setting import OneAtATime, flop, inputs_of
+from hunyuan3d_export.gpu_check import graphs
+from hunyuan3d_export.gpu_check.groups import MESH, groups
+from hunyuan3d_export.gpu_check.paths import GUIDANCE_SCALE, GUIDED, PATHS, PLAIN, TWO_BATCH
+from hunyuan3d_export.gpu_check.rows import Job, Row, Skip, cells, table
+from hunyuan3d_export.gpu_check.setting import OneAtATime, Setting
 
 # Some GPU machines have only torch, einops, numpy, onnx, onnxruntime and what these need, so the others are blocked.
 BLOCKED = (
     "tritonclient", "grpc", "typer", "rich", "safetensors", "onnxscript", "pytriton", "psutil", "matplotlib", "scipy", "skimage",
     "PIL", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "hypothesis",
 )  # fmt: skip
-MICRO = DiTConfig(
-    in_channels=64, context_in_dim=1536, hidden_size=128, mlp_ratio=4.0, num_heads=2, depth=1, depth_single_blocks=1,
-    guidance_embed=False,
-)  # fmt: skip
-PRELUDE = f"""
-import dataclasses, importlib.machinery as machinery, sys
+# Python imports a module of this name at its start, also in every process that the check starts.
+BLOCKER = f"""
+import importlib.machinery as machinery
 
 found = machinery.PathFinder.find_spec
 def find_spec(name, path=None, target=None):
     return None if name.partition(".")[0] in {BLOCKED!r} else found(name, path, target)
 machinery.PathFinder.find_spec = find_spec
-
-from hunyuan3d_export.dit import PRESETS, DiTConfig
-from hunyuan3d_export.gpu_check.__main__ import main
-PRESETS["micro"] = dataclasses.replace(PRESETS["tiny"], name="micro", config={MICRO!r}, num_latents=24, context_tokens=37)
 """
+SMALL = ["--device", "cpu", "--preset", "tiny", "--steps", "4", "--attention-length", "64", "--row-s", "0.01"]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @pytest.fixture
-def micro(monkeypatch: pytest.MonkeyPatch) -> str:
-    preset = dataclasses.replace(PRESETS["tiny"], name="micro", config=MICRO, num_latents=24, context_tokens=37)
-    monkeypatch.setitem(PRESETS, "micro", preset)  # type: ignore[arg-type]  # a dict behind its Mapping
-    return "micro"
+def setting(tmp_path: Path) -> Setting:
+    """The settings of a check of `tiny` on the CPU."""
+    folders = {name: tmp_path / name for name in ("build", "graphs", "work")}
+    (tmp_path / "work").mkdir()
+    device = torch.device("cpu")
+    return Setting(device=device, presets=("tiny",), steps=4, attention_length=64, row_s=0.01, **folders)
+
+
+@pytest.fixture(scope="session")
+def packed(root: Path) -> Path:
+    """The folder with the packed graphs of `tiny`, which are packed again when the code has changed."""
+    folder = root / "build" / "test" / "gpu-check-graphs"
+    try:
+        graphs.unpack(folder / "tiny-fp32.zip", "tiny", "fp32", root / "build" / "test" / "gpu-check-unpacked")
+    except (FileNotFoundError, Skip):
+        graphs.pack("tiny", "fp32", folder)
+    return folder
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:
-    report = ["--build", str(tmp_path / "build"), "--report", str(tmp_path / "report.json")]
-    small = ["--device", "cpu", "--preset", "micro", "--steps", "4", "--attention-length", "64", "--row-s", "0.01"]
-    return [*small, *report, *more]
+    return [*SMALL, "--build", str(tmp_path / "build"), "--report", str(tmp_path / "report.json"), *more]
 
 
 def rows_of(tmp_path: Path) -> list[dict[str, object]]:
     return list(json.loads((tmp_path / "report.json").read_text())["rows"])
 
 
-def test_runs_with_the_packages_of_a_bare_gpu_machine(tmp_path: Path) -> None:
-    code = f"{PRELUDE}\nsys.exit(main({options(tmp_path)!r}))"
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def run_blocked(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "error", "-m", "hunyuan3d_export.gpu_check", *options(tmp_path, *more)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
+
+
+def unmeasured(rows: list[dict[str, object]]) -> dict[str, str]:
+    return {str(row["name"]): str(row["note"]) for row in rows if row["time_ms"] is None and row["part"] != "matmul"}
+
+
+@pytest.mark.slow
+def test_runs_with_the_packages_of_a_bare_gpu_machine(tmp_path: Path, packed: Path) -> None:
+    done = run_blocked(tmp_path, "--graphs", str(packed))
     assert done.returncode == 0, done.stderr
-    rows = {str(row["name"]): row for row in rows_of(tmp_path)}
-    for path in ("plain", "two-batch", "guided"):
-        for precision in ("fp32", "fp16", "bf16"):
-            row = rows[f"micro {path}, torch {precision}"]
-            assert row["passed"] and float(str(row["time_ms"])) > 0 and float(str(row["roofline_ms"])) > 0
-    assert rows["micro, 4 steps, torch fp32, in this process"]["time_ms"]
+    rows = rows_of(tmp_path)
+    measured = {str(row["name"]) for row in rows if row["time_ms"] is not None}
+    for path in PATHS:
+        for runtime in ("torch fp32", "torch fp16", "torch bf16", "ONNX Runtime fp32"):
+            assert f"tiny {path}, B 1, {runtime}" in measured
+    assert "tiny, 4 steps, torch fp32, in one process" in measured
+    notes = unmeasured(rows)
+    assert all(note.startswith("skipped: ") for note in notes.values()), notes
     served = "skipped: the embedded server needs pytriton, tritonclient, safetensors"
-    assert rows["micro, 4 steps, torch fp32, served by tritonserver"]["note"] == served
-    assert "needs onnxscript" in str(rows["micro guided, ONNX Runtime fp32"]["note"])
-    assert all(name in done.stdout for name in rows) and "of roofline" in done.stdout
+    assert notes["tiny, 4 steps, torch fp32, served by tritonserver"] == served
+    assert "no picture: matplotlib is missing" in done.stderr and not (tmp_path / "report.png").exists()
+    assert all(str(row["name"]) in done.stdout for row in rows) and "of roofline" in done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.served
-def test_every_row_that_a_cpu_can_have(tmp_path: Path, micro: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_check.main(options(tmp_path)) == 0
+def test_every_row_that_a_cpu_can_have(tmp_path: Path, packed: Path, setting: Setting) -> None:
+    assert gpu_check.main(options(tmp_path, "--graphs", str(packed))) == 0
     rows = rows_of(tmp_path)
-    unmeasured = {str(row["name"]) for row in rows if row["time_ms"] is None and row["part"] != "matmul"}
-    sage = {"sage, L 64, 16 heads of 64"} if importlib.util.find_spec("sageattention") is None else set()
-    assert unmeasured == {str(row["name"]) for row in rows if "TensorRT" in str(row["name"])} | sage
+    assert [(row["part"], row["name"]) for row in rows] == [
+        (job.part, job.name) for group in groups(setting) for job in group.jobs
+    ]
+    sage = {"sage"} if importlib.util.find_spec("sageattention") is None else set()
+    without = [name for name in unmeasured(rows) if "TensorRT" not in name and name.split(",")[0] not in sage]
+    assert {name.split(",")[0] for name in without} == {"cuDNN", "efficient", "keys and values graph", "field graph"}
     served = next(row for row in rows if "served by tritonserver" in str(row["name"]))
     assert "ms an evaluation" in str(served["note"])
     evaluations = [row for row in rows if row["part"] == "evaluation" and row["time_ms"] is not None]
-    assert {f"{micro} {path}, ONNX Runtime fp32" for path in ("plain", "two-batch", "guided")} <= {
-        str(row["name"]) for row in evaluations
+    assert {"torch", "torch.compile", "ONNX Runtime"} == {
+        str(row["name"]).split(", ")[2].rpartition(" ")[0] for row in evaluations
     }
     assert all(float(str(row["error"])) <= float(str(row["tolerance"])) for row in evaluations)
-    assert "served by tritonserver" in capsys.readouterr().out
+    assert (tmp_path / "report.txt").read_text().count("\n") == len(rows) + 4
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 @without_gpu
@@ -102,11 +127,11 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, root: Path) -> Non
     assert "$(BIN)/python -m hunyuan3d_export.gpu_check\n" in (root / "Makefile").read_text()
 
 
-@pytest.mark.usefixtures("micro")
-def test_no_row_begins_after_the_limit(tmp_path: Path) -> None:
+def test_nothing_starts_after_the_limit(tmp_path: Path, setting: Setting) -> None:
     assert gpu_check.main(options(tmp_path, "--limit-s", "0")) == 0
     rows = rows_of(tmp_path)
-    assert len(rows) > 20 and {row["note"] for row in rows} == {"skipped: the limit of 0 s has passed"}
+    assert {row["note"] for row in rows} == {"skipped: the limit of 0 s has passed"}
+    assert len(rows) == sum(len(group.jobs) for group in groups(setting))
 
 
 def test_presets_with_guidance_embedded_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +140,21 @@ def test_presets_with_guidance_embedded_are_refused(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "report.json").exists()
 
 
-def test_one_rows_failure_is_its_own(tmp_path: Path) -> None:
+def test_names_of_rows_differ_and_the_most_telling_come_first(setting: Setting) -> None:
+    found = groups(setting)
+    names = [(job.part, job.name) for group in found for job in group.jobs]
+    assert len(names) == len(set(names))
+    assert [group.name for group in found][:4] == ["rooflines", "torch, tiny", "SDPA", "TensorRT, tiny"]
+    assert found[1].jobs[0].name == "tiny two-batch, B 1, torch fp32" and found[-1].name == MESH
+    for kernel in ("flash", "cuDNN", "efficient", "math"):
+        for batch in (1, 2, 8):
+            assert ("SDPA kernel", f"{kernel}, tiny (1498 tokens), B {batch}") in names
+    for batch in (1, 2, 8):
+        for path in (TWO_BATCH, *GUIDED):
+            assert ("evaluation", f"tiny {path}, B {batch}, torch fp32") in names
+
+
+def test_a_rows_failure_is_a_row() -> None:
     def fail() -> Row:
         raise RuntimeError("out of memory\nand a long story")
 
@@ -123,13 +162,11 @@ def test_one_rows_failure_is_its_own(tmp_path: Path) -> None:
         raise Skip("no such package")
 
     jobs = [Job("a", "fails", fail), Job("a", "skips", skip), Job("b", "passes", lambda: Row(part="b", name="passes"))]
-    rows = collect(jobs, limit_s=60, report=tmp_path / "report.json", machine={"device": "x"})
-    assert [(row.note, row.passed) for row in rows] == [
+    assert [(row.note, row.passed) for row in (job.measured() for job in jobs)] == [
         ("failed: out of memory", False),
         ("skipped: no such package", True),
         ("", True),
     ]
-    assert [row["passed"] for row in rows_of(tmp_path)] == [False, True, True]
 
 
 def test_table_shows_the_roofline_beside_the_time() -> None:
@@ -156,11 +193,18 @@ def test_one_at_a_time_keeps_one_and_tries_a_failure_once() -> None:
     assert made == ["a", "b", "a", "broken"]
 
 
-def test_two_batch_is_the_condition_and_zeros(micro: str) -> None:
-    plain, both = (inputs_of(PRESETS[micro], path, torch.device("cpu")) for path in ("plain", "two-batch"))
-    assert torch.equal(both["latents"][0], both["latents"][1]) and torch.equal(both["context"][:1], plain["context"])
-    assert not both["context"][1].any() and plain["context"].any()
-    assert flop(PRESETS[micro], "two-batch", "fp16") == 2 * flop(PRESETS[micro], "plain", "fp16")
-    assert flop(PRESETS[micro], "guided", "bf16") > flop(PRESETS[micro], "guided", "fp32")
-    repeated = [flop(PRESETS[micro], "guided", precision, form="repeat") for precision in ("bf16", "fp32")]
-    assert repeated[0] == repeated[1] > flop(PRESETS[micro], "guided", "fp32")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_path_expects_what_two_batch_gives(batch: int) -> None:
+    preset, device = PRESETS["tiny"], torch.device("cpu")
+    both = TWO_BATCH.inputs(preset, device, batch=batch)
+    assert not both["context"][batch:].any() and both["context"][:batch].any() and len(both["latents"]) == 2 * batch
+    assert torch.equal(both["latents"][0], both["latents"][-1])
+    conditional, unconditional = torch.randn(2, 1, 5, 64)
+    velocities = torch.cat([conditional, unconditional])
+    assert torch.equal(PLAIN.expected(velocities, batch=batch), conditional.expand(batch, -1, -1))
+    guided = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
+    for path in GUIDED:
+        assert torch.equal(path.expected(velocities, batch=batch), guided.expand(batch, -1, -1))
+        assert path.inputs(preset, device, batch=batch)["guidance_scale"].tolist() == [GUIDANCE_SCALE] * batch
+        assert str(path) == f"guided ({path.form})"
+    assert TWO_BATCH.flop(preset, "fp16", batch=batch) == 2 * batch * PLAIN.flop(preset, "fp16")
