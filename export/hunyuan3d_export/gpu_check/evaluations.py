@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from hunyuan3d_client import contract
+
 from ..checks import relative_l2
 from ..dit import PRESETS, Hunyuan3DDiT
 from ..dit.network import TOLERANCES
 from ..dit.reference_sampler import Denoiser, RunnerDenoiser
 from ..precisions import PRECISIONS
 from .graphs import artifacts_of
+from .machine import at_clock
 from .paths import GUIDED, PATHS, TWO_BATCH, Path, with_batches
 from .rows import Job, Row, Skip
 from .setting import BATCHES, Networks, OneAtATime, Setting
@@ -70,14 +73,17 @@ class Evaluations:
 
     def _roofline(self, precision: str) -> Row:
         rate = self._setting.stopwatch.matmul_tflops(PRECISIONS[precision])
-        return Row(part=ROOFLINE, name=precision, note=f"{rate:.3g} TFLOP/s")
+        return Row(part=ROOFLINE, name=precision, note=f"{rate:.3g} TFLOP/s{at_clock(self._setting.device)}")
 
     @torch.inference_mode()
     def _evaluation(self, name: str, runtime: str, preset: str, precision: str, path: Path, batch: int) -> Row:
         device, chosen = self._setting.device, PRESETS[preset]
+        inputs = path.inputs(chosen, device, batch=batch)
+        rows, most = len(inputs["latents"]), contract.AXES["B"].max
+        if runtime == TENSORRT and rows > most:
+            raise Skip(f"{rows} rows are more than the {most} of a plan's profile")
         denoiser = self._denoiser(runtime, preset, precision)
         expected = path.expected(self._networks.expected(preset), batch=batch)
-        inputs = path.inputs(chosen, device, batch=batch)
         run = functools.partial(path.call(denoiser), **inputs)
         error = relative_l2(run().cpu(), expected)
         work = path.flop(chosen, precision, batch=batch)
@@ -102,41 +108,37 @@ class Evaluations:
 
     def _denoiser(self, runtime: str, preset: str, precision: str) -> Denoiser:
         """The preset's denoiser in this runtime. Raises Skip where this machine cannot run it."""
-
-        def load() -> Denoiser:
-            # The expected velocities come first, so that the float32 network is gone before another runtime takes its memory.
-            self._networks.expected(preset)
-            self._free_before = free_mib(self._setting.device)
-            loaders = {COMPILED: self._compiled, ONNX_RUNTIME: self._session, TENSORRT: self._engine}
-            return loaders[runtime](preset, precision)
-
         if runtime == TORCH:
+            self._networks.expected(preset)  # first, because only one network is on the device at a time
             return self._networks.get(preset, precision)
-        return self._runtime.get((runtime, preset, precision), load)
+        require, load = {
+            COMPILED: (_require_compiler, self._compiled),
+            ONNX_RUNTIME: (_require_onnxruntime, self._session),
+            TENSORRT: (_require_tensorrt, self._engine),
+        }[runtime]
+        require(self._setting.device)
+
+        def after_expected() -> Denoiser:
+            self._networks.expected(preset)  # first, so that the float32 network does not count as this runtime's memory
+            self._free_before = free_mib(self._setting.device)
+            return load(preset, precision)
+
+        return self._runtime.get((runtime, preset, precision), after_expected)
 
     def _compiled(self, preset: str, precision: str) -> Denoiser:
-        if shutil.which("cc") is None and shutil.which("gcc") is None:
-            raise Skip("torch.compile needs a C compiler, and none is on the PATH")
         return _Compiled(self._networks.get(preset, precision))
 
     def _session(self, preset: str, precision: str) -> Denoiser:
-        from .onnxruntime_runner import BoundRunner, require_provider
+        from .onnxruntime_runner import BoundRunner
 
-        require_provider(self._setting.device)  # before the graphs, which take gigabytes and seconds
         return RunnerDenoiser(BoundRunner(artifacts_of(self._setting, preset, precision), self._setting.device))
 
     def _engine(self, preset: str, precision: str) -> Denoiser:
         from ..engine_from_onnx import build_engines
-        from ..engines.targets import TargetMissing, find_target
+        from ..engines.targets import find_target
         from ..runners import PlanRunner
 
-        if self._setting.device.type != "cuda":
-            raise Skip(f"TensorRT runs on a GPU, and this run is on {self._setting.device}")
-        try:
-            target = find_target("tensorrt")
-        except TargetMissing as error:
-            raise Skip(str(error).splitlines()[0]) from error
-        plans = self._setting.build / f"{preset}-{precision}-tensorrt"
+        target, plans = find_target("tensorrt"), self._setting.build / f"{preset}-{precision}-tensorrt"
         build_engines(artifacts_of(self._setting, preset, precision), plans, target)
         return RunnerDenoiser(PlanRunner(plans, target))
 
@@ -145,6 +147,31 @@ class Evaluations:
         self._denoiser(TENSORRT, preset, self._setting.served_precision)
         note = "includes the graphs' weights, or an export"
         return Row(part=BUILD, name=name, time_ms=1000 * (time.monotonic() - start), note=note)
+
+
+def _require_compiler(_device: torch.device) -> None:
+    """Raises Skip where torch.compile could not compile."""
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        raise Skip("torch.compile needs a C compiler, and none is on the PATH")
+
+
+def _require_onnxruntime(device: torch.device) -> None:
+    """Raises Skip without the device's provider. It is asked before the graphs, which take seconds and gigabytes."""
+    from .onnxruntime_runner import require_provider
+
+    require_provider(device)
+
+
+def _require_tensorrt(device: torch.device) -> None:
+    """Raises Skip without a GPU or TensorRT."""
+    from ..engines.targets import TargetMissing, find_target
+
+    if device.type != "cuda":
+        raise Skip(f"TensorRT runs on a GPU, and this run is on {device}")
+    try:
+        find_target("tensorrt")
+    except TargetMissing as error:
+        raise Skip(str(error).splitlines()[0]) from error
 
 
 class _Compiled:

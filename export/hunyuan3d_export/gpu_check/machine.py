@@ -24,6 +24,12 @@ def machine(device: torch.device) -> dict[str, str]:
     return {**cuda, **_driver(device.index or 0), **versions_of(*_VERSIONS)}
 
 
+def at_clock(device: torch.device) -> str:
+    """ " at N MHz", the clock that the GPU has right after some work; "" where nothing tells it."""
+    clock = _driver(device.index or 0).get("clocks.sm") if device.type == "cuda" else None
+    return f" at {clock}" if clock else ""
+
+
 def _driver(index: int) -> dict[str, str]:
     command = shutil.which("nvidia-smi")
     if command is None:

@@ -13,6 +13,7 @@ from ..files import atomic_path
 from .rows import Row, cells, table
 
 logger = logging.getLogger(__name__)
+_MODULE = "hunyuan3d_export.gpu_check.report"
 _PICTURED = ("evaluation", "SDPA kernel", "sample")
 
 
@@ -43,7 +44,7 @@ class Report:
         try:
             draw(self._path)
         except ModuleNotFoundError as error:
-            logger.info("no picture: %s is missing; elsewhere: python -m %s %s", error.name, __name__, self._path)
+            logger.info("no picture: %s is missing; elsewhere: python -m %s %s", error.name, _MODULE, self._path)
 
 
 def draw(path: Path) -> Path:

@@ -208,3 +208,10 @@ def test_every_path_expects_what_two_batch_gives(batch: int) -> None:
         assert path.inputs(preset, device, batch=batch)["guidance_scale"].tolist() == [GUIDANCE_SCALE] * batch
         assert str(path) == f"guided ({path.form})"
     assert TWO_BATCH.flop(preset, "fp16", batch=batch) == 2 * batch * PLAIN.flop(preset, "fp16")
+
+
+def test_rows_beyond_a_plans_profile_say_so(setting: Setting) -> None:
+    (group,) = (group for group in groups(setting) if group.name == "TensorRT, tiny")
+    notes = {job.name: job.measured().note for job in group.jobs}
+    assert notes["tiny two-batch, B 8, TensorRT fp32"] == "skipped: 16 rows are more than the 8 of a plan's profile"
+    assert notes["tiny two-batch, B 2, TensorRT fp32"] == "skipped: TensorRT runs on a GPU, and this run is on cpu"
