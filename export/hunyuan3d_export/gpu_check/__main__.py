@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu runs the same code, to test it")
     parser.add_argument("--preset", action="append", help="a base preset; repeatable; default v2-0 and v2-mini")
     parser.add_argument("--limit-s", type=float, default=480.0, help="seconds after which nothing runs any more")
-    parser.add_argument("--group-s", type=float, default=150.0, help="seconds after which one group of rows is ended")
+    parser.add_argument("--group-s", type=float, default=240.0, help="seconds after which one group of rows is ended")
     parser.add_argument("--row-s", type=float, default=2.0, help="seconds for the 5 to 50 timed calls of one row")
     parser.add_argument("--steps", type=int, default=50, help="steps of the sampling")
     parser.add_argument("--attention-length", type=int, default=4096, help="L of the attention rows")

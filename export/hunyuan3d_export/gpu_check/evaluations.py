@@ -12,7 +12,7 @@ import torch
 from hunyuan3d_client import contract
 
 from ..checks import relative_l2
-from ..dit import PRESETS, Hunyuan3DDiT
+from ..dit import PRESETS
 from ..dit.network import TOLERANCES
 from ..dit.reference_sampler import Denoiser, RunnerDenoiser
 from ..precisions import PRECISIONS
@@ -53,7 +53,7 @@ class Evaluations:
                 yield from self._jobs(TORCH, preset, precision, ((path, 1) for path in PATHS))
 
     def compiled(self, preset: str) -> Iterator[Job]:
-        """torch.compile, which takes a minute for each path: only those that serve classifier-free guidance."""
+        """torch.compile, block by block, for the paths that serve classifier-free guidance."""
         yield from self._jobs(COMPILED, preset, self._setting.served_precision, ((path, 1) for path in (TWO_BATCH, *GUIDED)))
 
     def in_onnxruntime(self, preset: str) -> Iterator[Job]:
@@ -126,7 +126,11 @@ class Evaluations:
         return self._runtime.get((runtime, preset, precision), after_expected)
 
     def _compiled(self, preset: str, precision: str) -> Denoiser:
-        return _Compiled(self._networks.get(preset, precision))
+        network = self._networks.get(preset, precision)
+        # Block by block: the compiler then meets two blocks instead of 48, seconds instead of minutes.
+        for block in (*network.double_blocks, *network.single_blocks):
+            block.compile(dynamic=False)
+        return network
 
     def _session(self, preset: str, precision: str) -> Denoiser:
         from .onnxruntime_runner import BoundRunner
@@ -172,21 +176,3 @@ def _require_tensorrt(device: torch.device) -> None:
         find_target("tensorrt")
     except TargetMissing as error:
         raise Skip(str(error).splitlines()[0]) from error
-
-
-class _Compiled:
-    """A network whose evaluations run through torch.compile, each compiled for one size."""
-
-    def __init__(self, network: Hunyuan3DDiT) -> None:
-        self._plain = torch.compile(network.forward, dynamic=False)
-        self._guided = torch.compile(network.guided, dynamic=False)
-
-    def __call__(
-        self, latents: torch.Tensor, t: torch.Tensor, context: torch.Tensor, guidance: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return self._plain(latents, t, context, guidance)
-
-    def guided(
-        self, latents: torch.Tensor, t: torch.Tensor, context: torch.Tensor, guidance_scale: torch.Tensor
-    ) -> torch.Tensor:
-        return self._guided(latents, t, context, guidance_scale)
