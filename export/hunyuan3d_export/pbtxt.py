@@ -161,11 +161,11 @@ def python_torch(spec: contract.ModelSpec, parameters: Mapping[str, str], *, hol
     return config
 
 
-def python_rtx(spec: contract.ModelSpec) -> pb.ModelConfig:
-    """A plan of TensorRT for RTX on the first GPU, in the Python backend."""
+def python_rtx(spec: contract.ModelSpec, profile: Mapping[str, contract.AxisRange] | None = None) -> pb.ModelConfig:
+    """A plan of TensorRT for RTX on the first GPU, in the Python backend. profile: as for `tensorrt`."""
     # KIND_CPU, because the runtime itself takes the GPU that `device` names: Triton need not see a GPU, as in the embedded
     # server, and must not make an instance for each GPU that it sees.
-    config = _batched(spec, device="KIND_CPU", usual=True)
+    config = _batched(spec, device="KIND_CPU", profile={**contract.AXES, **(profile or {})})
     config.backend = "python"
     set_parameters(config, {"runtime": "tensorrt_rtx", "model_file": RTX_PLAN_FILE, "device": "0", "limits": _limits(spec)})
     return config

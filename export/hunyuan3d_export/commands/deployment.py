@@ -74,7 +74,8 @@ def serve(
     """Runs the embedded tritonserver until SIGINT or SIGTERM. Once it is ready, a line of JSON on stdout has its addresses."""
     for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
         signal.signal(each, _interrupt)
-    options = ServerOptions(config=config, **ports(grpc_port, http_port, metrics_port))
+    grpc, http, metrics = ports(grpc_port, http_port, metrics_port)
+    options = ServerOptions(config=config, grpc_port=grpc, http_port=http, metrics_port=metrics)
     server = EmbeddedServer(repository, options)
     code = 0
     with server as endpoints:
@@ -90,14 +91,10 @@ def serve(
     raise typer.Exit(code if code >= 0 else _KILLED - code)
 
 
-def ports(grpc: int | None, http: int | None, metrics: int | None) -> dict[str, int]:
-    """The ports of ServerOptions: those that were given; for the others Triton's own, or free ones where a free one was asked for."""
-    given = {"grpc_port": grpc, "http_port": http, "metrics_port": metrics}
-    free = 0 in given.values()
-    return {
-        name: 0 if port is None and free else usual if port is None else port
-        for (name, port), usual in zip(given.items(), _PORTS, strict=True)
-    }
+def ports(*given: int | None) -> tuple[int, ...]:
+    """The ports for gRPC, HTTP and metrics: those that were given; else Triton's own, or free ones where a free port was asked for."""
+    free = 0 in given
+    return tuple((0 if free else usual) if port is None else port for port, usual in zip(given, _PORTS, strict=True))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -45,6 +45,9 @@ _SAMPLER_RUNTIMES = {
 }
 
 
+_OF_PLANS = ("config.pbtxt", "configs/rtx.pbtxt")
+
+
 def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
     """The torch runtime's parameters: the defaults, except for those that `texts` set. Each text looks like dtype=fp16.
 
@@ -69,11 +72,11 @@ def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict
         files[f"{spec.name}/config.pbtxt"] = tensorrt(spec, profile)
         files[f"{spec.name}/configs/cpu.pbtxt"] = python_onnxruntime(spec)
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)
-        files[f"{spec.name}/configs/rtx.pbtxt"] = python_rtx(spec)
+        files[f"{spec.name}/configs/rtx.pbtxt"] = python_rtx(spec, profile)
         files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, torch or torch_parameters(), holder=contract.DIT)
     for name, runtime in _SAMPLER_RUNTIMES.items():
-        # A plan takes only as many rows as its profile; the sampler's default config serves plans.
-        max_batch = profile["B"].max if name == "config.pbtxt" else MAX_BATCH
+        # A plan takes only as many rows as its profile.
+        max_batch = profile["B"].max if name in _OF_PLANS else MAX_BATCH
         lanes = instances(files[f"{contract.DIT}/{name}"])
         files[f"{contract.SAMPLER}/{name}"] = _sampler(preset, {"lanes": str(lanes), **runtime}, max_batch=max_batch)
     files[f"{contract.SAMPLER_UNARY}/config.pbtxt"] = code_model(contract.MODELS[contract.SAMPLER_UNARY])

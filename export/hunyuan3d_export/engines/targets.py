@@ -73,6 +73,14 @@ def find_target(name: str, compute_capabilities: tuple[str, ...] = ()) -> Target
     return Target(name, library, tuple(wanted), None)
 
 
+def installed_version(name: str) -> str | None:
+    """The version of a target's library on this machine; None when the library is not installed."""
+    try:
+        return str(_import(name).__version__)
+    except TargetMissing:
+        return None
+
+
 def _compute_capabilities(library: Any) -> Any:
     return library.ComputeCapability
 

@@ -18,7 +18,7 @@ from ..dit.reference_sampler import Denoiser, RunnerDenoiser
 from ..precisions import PRECISIONS
 from .graphs import artifacts_of
 from .machine import at_clock
-from .paths import GUIDED, PATHS, TWO_BATCH, Path, with_batches
+from .paths import GUIDED, GUIDED_FORMS, PATHS, TWO_BATCH, Path, with_batches
 from .rows import Job, Row, Skip
 from .setting import BATCHES, Networks, OneAtATime, Setting
 from .stopwatch import free_mib, peak_mib
@@ -66,7 +66,8 @@ class Evaluations:
         yield from self._jobs(TENSORRT, preset, self._setting.served_precision, with_batches(BATCHES))
 
     def _jobs(self, runtime: str, preset: str, precision: str, cases: Iterator[tuple[Path, int]]) -> Iterator[Job]:
-        for path, batch in cases:
+        # The graphs of another form are other artifacts, so the cases of one form stand together.
+        for path, batch in sorted(cases, key=lambda case: GUIDED_FORMS.index(_form(case[0]))):
             name = f"{preset} {path}, B {batch}, {runtime} {precision}"
             run = functools.partial(self._evaluation, name, runtime, preset, precision, path, batch)
             yield Job(EVALUATION, name, run)
@@ -82,7 +83,7 @@ class Evaluations:
         rows, most = len(inputs["latents"]), contract.AXES["B"].max
         if runtime == TENSORRT and rows > most:
             raise Skip(f"{rows} rows are more than the {most} of a plan's profile")
-        denoiser = self._denoiser(runtime, preset, precision)
+        denoiser = self._denoiser(runtime, preset, precision, _form(path))
         expected = path.expected(self._networks.expected(preset), batch=batch)
         run = functools.partial(path.call(denoiser), **inputs)
         error = relative_l2(run().cpu(), expected)
@@ -106,7 +107,7 @@ class Evaluations:
         free = free_mib(self._setting.device)
         return None if free is None or self._free_before is None else self._free_before - free
 
-    def _denoiser(self, runtime: str, preset: str, precision: str) -> Denoiser:
+    def _denoiser(self, runtime: str, preset: str, precision: str, form: str) -> Denoiser:
         """The preset's denoiser in this runtime. Raises Skip where this machine cannot run it."""
         if runtime == TORCH:
             self._networks.expected(preset)  # first, because only one network is on the device at a time
@@ -121,36 +122,41 @@ class Evaluations:
         def after_expected() -> Denoiser:
             self._networks.expected(preset)  # first, so that the float32 network does not count as this runtime's memory
             self._free_before = free_mib(self._setting.device)
-            return load(preset, precision)
+            return load(preset, precision, form)
 
-        return self._runtime.get((runtime, preset, precision), after_expected)
+        return self._runtime.get((runtime, preset, precision, form), after_expected)
 
-    def _compiled(self, preset: str, precision: str) -> Denoiser:
+    def _compiled(self, preset: str, precision: str, _form: str) -> Denoiser:
         network = self._networks.get(preset, precision)
         # Block by block: the compiler then meets two blocks instead of 48, seconds instead of minutes.
         for block in (*network.double_blocks, *network.single_blocks):
             block.compile(dynamic=False)
         return network
 
-    def _session(self, preset: str, precision: str) -> Denoiser:
+    def _session(self, preset: str, precision: str, form: str) -> Denoiser:
         from .onnxruntime_runner import BoundRunner
 
-        return RunnerDenoiser(BoundRunner(artifacts_of(self._setting, preset, precision), self._setting.device))
+        return RunnerDenoiser(BoundRunner(artifacts_of(self._setting, preset, precision, form), self._setting.device))
 
-    def _engine(self, preset: str, precision: str) -> Denoiser:
+    def _engine(self, preset: str, precision: str, form: str) -> Denoiser:
         from ..engine_from_onnx import build_engines
         from ..engines.targets import find_target
         from ..runners import PlanRunner
 
-        target, plans = find_target("tensorrt"), self._setting.build / f"{preset}-{precision}-tensorrt"
-        build_engines(artifacts_of(self._setting, preset, precision), plans, target)
+        target, plans = find_target("tensorrt"), self._setting.build / f"{preset}-{precision}-{form}-tensorrt"
+        build_engines(artifacts_of(self._setting, preset, precision, form), plans, target)
         return RunnerDenoiser(PlanRunner(plans, target))
 
     def _built(self, preset: str, name: str) -> Row:
         start = time.monotonic()
-        self._denoiser(TENSORRT, preset, self._setting.served_precision)
+        self._denoiser(TENSORRT, preset, self._setting.served_precision, GUIDED_FORMS[0])
         note = "includes the graphs' weights, or an export"
         return Row(part=BUILD, name=name, time_ms=1000 * (time.monotonic() - start), note=note)
+
+
+def _form(path: Path) -> str:
+    """The form of the graphs that a path runs on. Plain graphs are made once, with those of the first form."""
+    return path.form or GUIDED_FORMS[0]
 
 
 def _require_compiler(_device: torch.device) -> None:

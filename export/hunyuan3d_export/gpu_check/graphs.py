@@ -36,6 +36,7 @@ from ..manifest import Manifest, code_digest, file_digests
 from ..networks import NETWORKS
 from ..onnx_from_torch import OnnxOptions, export_onnx
 from ..precisions import PRECISIONS
+from .paths import GUIDED_FORMS
 from .rows import Skip
 from .setting import Setting
 
@@ -114,15 +115,15 @@ class Pantry:
         return most if same.all() else int(same.argmin())
 
 
-def pack(preset: str, precision: str, out: Path) -> Path:
+def pack(preset: str, precision: str, out: Path, form: str = GUIDED_FORMS[0]) -> Path:
     """Exports the preset's graphs with random weights and writes them without these weights. Returns the file.
 
     Raises ValueError when a weight of the graph cannot be made from the state dict.
     """
     pantry = Pantry(_state(preset, precision))
-    path = out / f"{preset}-{precision}.zip"
+    path = out / f"{_name(preset, precision, form)}.zip"
     with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
-        exported = export_onnx(Weights(preset=preset, seed=_SEED), Path(folder), options=OnnxOptions(precision=precision))
+        exported = _export(preset, precision, form, Path(folder))
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as packed:
             packed.writestr(_CODE, _code())
             for artifact in exported:
@@ -150,22 +151,33 @@ def unpack(path: Path, preset: str, precision: str, out: Path) -> Path:
     return out
 
 
-def artifacts_of(setting: Setting, preset: str, precision: str) -> Path:
-    """The folder with the preset's ONNX artifacts: those of this run, else of a packed file, else exported here.
+def artifacts_of(setting: Setting, preset: str, precision: str, form: str = GUIDED_FORMS[0]) -> Path:
+    """The folder with the preset's ONNX artifacts: those of this run, else of a packed file, else exported here. The plain graph
+    is in the folder of the first form alone.
 
     Raises Skip when there is no packed file and onnxscript is not installed.
     """
-    made = setting.work / f"{preset}-{precision}"
-    path = setting.graphs / f"{preset}-{precision}.zip"
+    name = _name(preset, precision, form)
+    made, path = setting.work / name, setting.graphs / f"{name}.zip"
     if made.is_dir():
         return made
     if path.is_file():
         return unpack(path, preset, precision, made)
     if importlib.util.find_spec("onnxscript") is None:
         raise Skip(f"an ONNX export needs onnxscript, and {path.name} is not there; {_REMAKE}")
-    folder = setting.build / f"{preset}-{precision}"
-    export_onnx(Weights(preset=preset, seed=_SEED), folder, options=OnnxOptions(precision=precision))
+    folder = setting.build / f"{name}-{form}"
+    _export(preset, precision, form, folder)
     return folder
+
+
+def _name(preset: str, precision: str, form: str) -> str:
+    return f"{preset}-{precision}" + (f"-{form}" if form != GUIDED_FORMS[0] else "")
+
+
+def _export(preset: str, precision: str, form: str, folder: Path) -> list[Path]:
+    options = OnnxOptions(precision=precision, choices={"guided_form": form})
+    graph = "all" if form == GUIDED_FORMS[0] else "guided"
+    return export_onnx(Weights(preset=preset, seed=_SEED), folder, graph=graph, options=options)
 
 
 def _code() -> str:
@@ -227,7 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
     for preset in options.preset or ("v2-0", "v2-mini"):
-        pack(preset, options.precision, options.out)
+        for form in GUIDED_FORMS:
+            pack(preset, options.precision, options.out, form)
     return 0
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dit import Preset, compute
+from ..dit import Hunyuan3DDiT, Preset, compute
 from ..dit.network import example_inputs
 from ..dit.reference_sampler import Denoiser
+from ..precisions import PRECISIONS
 
 GUIDANCE_SCALE = 5.0
-# The number of null tokens that stand for the unconditional context in the guided graph's form `bias`.
-_NULL_TOKENS = {"fp32": 1, "fp16": 2, "bf16": 3}
-GUIDED_FORMS = ("bias",)
+GUIDED_FORMS = ("repeat", "bias")  # the form that plans have comes first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +29,12 @@ class Path:
         return f"{self.kind} ({self.form})" if self.form else self.kind
 
     def call(self, denoiser: Denoiser) -> Callable[..., Tensor]:
-        """The evaluation of `denoiser` that takes this path's inputs."""
-        return denoiser.guided if self.kind == "guided" else denoiser
+        """The evaluation of `denoiser` that takes this path's inputs. A torch network is set to the path's form."""
+        if self.kind != "guided":
+            return denoiser
+        if isinstance(denoiser, Hunyuan3DDiT):
+            denoiser.arithmetic = dataclasses.replace(denoiser.arithmetic, guided_form=self.form)
+        return denoiser.guided
 
     def inputs(self, preset: Preset, device: torch.device, *, batch: int = 1) -> dict[str, Tensor]:
         """Inputs for `batch` equal samples at the preset's own sizes. two-batch has a conditional and an unconditional row of each."""
@@ -56,7 +59,8 @@ class Path:
         """Floating-point operations of one evaluation of `batch` samples, at the preset's own sizes."""
         sizes: dict[str, Any] = {"latent_tokens": preset.num_latents, "context_tokens": preset.context_tokens}
         if self.kind == "guided":
-            return batch * compute.guided(preset.config, **sizes, null_tokens=_NULL_TOKENS[precision]).total
+            null_tokens = compute.null_tokens(self.form, PRECISIONS[precision])
+            return batch * compute.guided(preset.config, **sizes, form=self.form, null_tokens=null_tokens).total
         return batch * compute.plain(preset.config, **sizes).total * (2 if self.kind == "two-batch" else 1)
 
 
