@@ -2,7 +2,8 @@
 
 The config.pbtxt files, optimization profiles, ONNX axes, example inputs and the client's validation are derived from this
 table or tested against it. A tensor keeps its name from the torch forward through ONNX, plan and config.pbtxt to the client.
-Axes: B batch, L latent tokens, T context tokens, V views of one object, P side of a square picture in pixels, S seeds.
+Axes: B batch, L latent tokens, T context tokens, V views of one object, P query points of one shape, H heads of the shape
+decoder, S seeds; `side` is that of a square picture in pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 LATENT_CHANNELS = 64
 CONTEXT_WIDTH = 1536
+HEAD_SIZE = 64  # of the shape decoder's keys and values
 
 DIT = "hunyuan3d_dit"
 DIT_GUIDED = "hunyuan3d_dit_guided"
@@ -23,6 +25,8 @@ SAMPLER_UNARY = "hunyuan3d_sampler_unary"
 PREPROCESS = "hunyuan3d_preprocess"
 CONDITIONER = "hunyuan3d_conditioner"
 IMAGE_CONTEXT = "hunyuan3d_context"
+VAE = "hunyuan3d_vae"
+FIELD = "hunyuan3d_field"
 ENSEMBLE = "hunyuan3d"
 ENSEMBLE_UNARY = "hunyuan3d_unary"
 # A request parameter of hunyuan3d_sampler. With it, an error is sent as the output `error`, because Triton's own errors lose
@@ -61,18 +65,23 @@ class AxisRange:
             raise ValueError(f"axis range must be 1 <= min <= opt <= max, got {self.min}..{self.opt}..{self.max}")
 
 
+# Numbers of query points. Triton shares a batch only between requests of equal shapes, so a caller of hunyuan3d_field that is not
+# alone pads its points to the next of these numbers (by repeating a point) and drops the surplus values.
+POINT_BUCKETS = (256, 1024, 4096)
 # The largest T holds four views of 1370 tokens, or one 1022-pixel image of 5330. The largest L is one and a third times v2-0's.
-# Two axes are missing: each exported graph fixes P, and S never reaches a graph.
+# Three axes are missing: each exported graph fixes `side` and H, and S never reaches a graph.
 AXES: Mapping[str, AxisRange] = {
     "B": AxisRange(1, 2, 8),
     "L": AxisRange(1, 3072, 4096),
     "T": AxisRange(1, 1370, 5480),
     "V": AxisRange(1, 1, len(VIEWS)),
+    "P": AxisRange(1, POINT_BUCKETS[-1], POINT_BUCKETS[-1]),
 }
-# The axes whose range all runtimes enforce, not only plans: there are just four view vectors. L and T have no such limit.
-BOUNDED_AXES = frozenset({"V"})
+# The axes whose range all runtimes enforce, not only plans: there are just four view vectors, and P bounds the memory of the
+# field's attention scores. L and T have no such limit.
+BOUNDED_AXES = frozenset({"V", "P"})
 # The axes' names in words, as the command line takes them.
-AXIS_NAMES: Mapping[str, str] = {"B": "batch", "L": "latents", "T": "context", "V": "views"}
+AXIS_NAMES: Mapping[str, str] = {"B": "batch", "L": "latents", "T": "context", "V": "views", "P": "points"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +143,10 @@ CONTEXT = TensorSpec("context", "FP16", ("B", "T", CONTEXT_WIDTH), "condition to
 GUIDANCE = TensorSpec("guidance", "FP32", ("B",), "raw guidance scale of guidance-distilled weights")
 GUIDANCE_SCALE = TensorSpec("guidance_scale", "FP32", ("B",), "classifier-free guidance scale")
 IMAGE = TensorSpec("image", "BYTES", ("V",), "PNG, JPEG or WebP files of the views front, left, back, right")
-PIXELS = TensorSpec("pixels", "FP32", ("B", "V", 3, "P", "P"), "square pictures, ImageNet's mean and deviation taken out")
+PIXELS = TensorSpec("pixels", "FP32", ("B", "V", 3, "side", "side"), "square pictures, ImageNet's mean and deviation taken out")
 VELOCITY = TensorSpec("velocity", "FP32", ("B", "L", LATENT_CHANNELS), "points from noise to data")
+QUERIES = TensorSpec("queries", "FP32", ("B", "P", 3), "points x, y, z in about [-1.01, 1.01]")
+FIELD_VALUES = TensorSpec("field", "FP32", ("B", "P"), "positive inside the shape, about +1 or -1 away from its surface")
 
 
 def denoiser(*, guided: bool = False, guidance_embed: bool = False) -> ModelSpec:
@@ -147,6 +158,26 @@ def denoiser(*, guided: bool = False, guidance_embed: bool = False) -> ModelSpec
         raise ValueError("guided must be False for guidance-distilled weights, got True")
     extra = (GUIDANCE_SCALE,) if guided else (GUIDANCE,) if guidance_embed else ()
     return ModelSpec(DIT_GUIDED if guided else DIT, (LATENTS, T_FLOW, CONTEXT, *extra), (VELOCITY,))
+
+
+# FP16 for half-precision graphs; FP32 for fp32 graphs, because rounding k and v to FP16 would be their largest error by far.
+KEYS_VALUES_DTYPES = ("FP16", "FP32")
+
+
+def _keys_values(dtype: str) -> tuple[TensorSpec, TensorSpec]:
+    dims = ("B", "H", "L", HEAD_SIZE)
+    return TensorSpec("k", dtype, dims, "keys of one shape"), TensorSpec("v", dtype, dims, "values of one shape")
+
+
+def vae(keys_values: str = "FP16") -> ModelSpec:
+    """The spec of hunyuan3d_vae: the sampler's latents -> what hunyuan3d_field needs of a shape, in the dtype keys_values."""
+    latents = dataclasses.replace(LATENTS, meaning="the sampler's final state; the graph divides by the scale factor")
+    return ModelSpec(VAE, (latents,), _keys_values(keys_values))
+
+
+def field(keys_values: str = "FP16") -> ModelSpec:
+    """The spec of hunyuan3d_field: points and a shape's keys and values -> the field at these points."""
+    return ModelSpec(FIELD, (QUERIES, *_keys_values(keys_values)), (FIELD_VALUES,))
 
 
 def _optional(spec: TensorSpec) -> TensorSpec:
@@ -214,6 +245,8 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(SAMPLER_UNARY, _UNARY_INPUTS, SAMPLER_OUTPUTS),
         ModelSpec(PREPROCESS, (IMAGE,), (PIXELS,), needs=((CONDITIONER,),)),
         ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),
+        vae(),
+        field(),
         ModelSpec(IMAGE_CONTEXT, (IMAGE,), (CONTEXT,), steps=_PICTURE_STEPS),
         ModelSpec(ENSEMBLE, (IMAGE, *_for_ensembles(SAMPLER_INPUTS)), SAMPLER_OUTPUTS, steps=(*_PICTURE_STEPS, SAMPLER)),
         ModelSpec(

@@ -46,7 +46,7 @@ def test_tensors_are_the_contracts(image_size: int) -> None:
         for found, wanted in ((config.input, spec.inputs), (config.output, spec.outputs)):
             assert [tensor.name for tensor in found] == [tensor.name for tensor in wanted]
             for tensor, described in zip(found, wanted, strict=True):
-                dims = [image_size if dim == "P" else -1 if isinstance(dim, str) else dim for dim in described.dims]
+                dims = [image_size if dim == "side" else -1 if isinstance(dim, str) else dim for dim in described.dims]
                 assert list(tensor.dims) == (dims[1:] if config.max_batch_size else dims), (path, tensor.name)
         assert [tensor.optional for tensor in config.input] == [tensor.optional for tensor in spec.inputs]
 

@@ -41,7 +41,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """The toy's module, whose rows are in the tables during a test."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setitem(contract.AXES, "N", contract.AxisRange(1, 16, 64))
-    monkeypatch.setitem(contract.AXIS_NAMES, "N", "points")
+    monkeypatch.setitem(contract.AXIS_NAMES, "N", "toys")
     from toy import network
 
     monkeypatch.setitem(contract.MODELS, network.MODEL, network.SPEC)
@@ -61,7 +61,7 @@ def test_an_unknown_network_goes_all_the_way(toy: object, tmp_path: Path) -> Non
     assert all(check.passed and check.relative_l2 < 1e-5 for check in checks)
 
     half = export_onnx(source, tmp_path / "half", options=OnnxOptions(precision="fp16"))
-    options = EngineOptions(profile=parse_profile(["points=1..8..32"]))
+    options = EngineOptions(profile=parse_profile(["toys=1..8..32"]))
     (plan,) = build_engines(half[0].parent, tmp_path / "plans", find_target("tensorrt-rtx", ("SM89",)), options)
     tensors = Manifest.read(plan, hint="").tensors
     assert tensors["points"]["profile"] == [[1, 1, 3], [2, 8, 3], [8, 32, 3]] and set(tensors) == {"points", "near", "far"}

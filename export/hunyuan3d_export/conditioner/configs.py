@@ -13,7 +13,7 @@ _IN_FRONT = (contract.PREPROCESS, contract.IMAGE_CONTEXT, contract.ENSEMBLE, con
 
 def config_files(serving: ConditionerServing) -> dict[str, str]:
     """Path inside the repository -> text, for the encoder, preprocessing and the ensembles."""
-    models = {name: spec.sized({"P": serving.image_size}) for name, spec in contract.MODELS.items()}
+    models = {name: spec.sized({"side": serving.image_size}) for name, spec in contract.MODELS.items()}
     conditioner = models[contract.CONDITIONER]
     files = {
         f"{contract.PREPROCESS}/config.pbtxt": code_model(models[contract.PREPROCESS]),

@@ -30,7 +30,7 @@ def serving_from_json(serving: Mapping[str, Any]) -> ConditionerServing:
 
 def graphs(serving: ConditionerServing) -> dict[str, Graph]:
     """The one graph: the side of the picture is fixed in it, and for one view the number of views too."""
-    fixed = {"P": serving.image_size} | ({"V": 1} if serving.views == 1 else {})
+    fixed = {"side": serving.image_size} | ({"V": 1} if serving.views == 1 else {})
     spec = contract.MODELS[contract.CONDITIONER].sized(fixed)
     example = {"B": 2, "V": 3}
     return {"encoder": Graph(spec=spec, axes=spec.axes, example=example)}
