@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -97,6 +97,16 @@ class Source(Protocol):
 
     def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> nn.Module:
         """The network in this dtype, in eval mode on the CPU. Raises CheckpointError, ValueError."""
+
+
+T = TypeVar("T")
+
+
+def chosen_graph(available: Mapping[str, T], name: str) -> T:
+    """The entry of this graph. Raises ValueError for an unknown graph."""
+    if name not in available:
+        raise ValueError(f"graph must be one of {', '.join(available)}, got {name!r}")
+    return available[name]
 
 
 def whole(network: nn.Module) -> nn.Module:

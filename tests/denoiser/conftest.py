@@ -33,10 +33,13 @@ def checkpoint(micro: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def in_torch(checkpoint: Path) -> Callable[..., torch_network.Network]:
-    """in_torch("dtype=bf16", ...): the torch runtime with these parameters."""
-    return lambda *texts: torch_network.Network(
-        checkpoint, parameters.parse(torch_network.Options, torch_parameters(["device=cpu", *texts])), OUTPUTS
-    )
+    """in_torch("dtype=bf16", ..., graph="guided"): the torch runtime with these parameters."""
+
+    def network(*texts: str, graph: str = "guided") -> torch_network.Network:
+        texts_of = {"network": "dit", "graph": graph, **torch_parameters(["device=cpu", *texts])}
+        return torch_network.Network(checkpoint, parameters.parse(torch_network.Options, texts_of), OUTPUTS)
+
+    return network
 
 
 @pytest.fixture(scope="session")

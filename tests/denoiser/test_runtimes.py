@@ -20,10 +20,12 @@ from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.dit.network import TOLERANCES, example_inputs
+from hunyuan3d_export.dit.served import form_on
 
 InTorch = Callable[..., torch_network.Network]
 SIZES = (2, 33, 19)
 OUTPUTS = ["velocity"]
+PLAIN = {"network": "dit", "graph": "plain"}
 
 
 @pytest.fixture
@@ -32,6 +34,16 @@ def threads() -> Any:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def model_of(denoiser: torch_network.Network) -> Any:
+    """The Hunyuan3DDiT behind a graph."""
+    return getattr(denoiser.module, "model", denoiser.module)
+
+
+def test_a_graph_that_the_network_lacks(in_torch: InTorch) -> None:
+    with pytest.raises(ValueError, match="graph must be one of plain, guided, got 'field'"):
+        in_torch(graph="field")
 
 
 def inputs(guided: bool) -> dict[str, torch.Tensor]:
@@ -53,8 +65,8 @@ def test_both_runtimes_give_the_guided_velocity(evaluate: Callable[..., list], m
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize("backend", sorted({"auto", *BACKENDS} - {"sage"}))
 def test_attention_backends(backend: str, guided: bool, in_torch: InTorch, micro: Any) -> None:
-    denoiser = in_torch(f"attention_backend={backend}")
-    assert denoiser.model.attention_backend == ("sdpa" if backend == "auto" else backend)
+    denoiser = in_torch(f"attention_backend={backend}", graph="guided" if guided else "plain")
+    assert model_of(denoiser).attention_backend == ("sdpa" if backend == "auto" else backend)
     found = denoiser.run(inputs(guided))["velocity"]
     assert relative_l2(found, expected(micro, guided)) <= TOLERANCES["fp32"].evaluation
 
@@ -62,9 +74,9 @@ def test_attention_backends(backend: str, guided: bool, in_torch: InTorch, micro
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", TOLERANCES["fp16"].evaluation), ("bf16", 5e-2)])
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_dtypes(dtype: str, tolerance: float, guided: bool, in_torch: InTorch, micro: Any) -> None:
-    denoiser = in_torch(f"dtype={dtype}")
+    denoiser = in_torch(f"dtype={dtype}", graph="guided" if guided else "plain")
     found = denoiser.run(inputs(guided))["velocity"]
-    assert denoiser.model.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype] and found.dtype == torch.float32
+    assert model_of(denoiser).dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype] and found.dtype == torch.float32
     assert 1e-5 < relative_l2(found, expected(micro, guided)) <= tolerance
 
 
@@ -79,10 +91,25 @@ def test_guided_forms(form: str, in_torch: InTorch, micro: Any, monkeypatch: pyt
 
 
 def test_the_form_that_auto_takes() -> None:
-    options = parameters.parse(torch_network.Options, torch_parameters())
-    assert options.form_on(torch.device("cuda:1")) == "repeat" and options.form_on(torch.device("cpu")) == "bias"
-    chosen = parameters.parse(torch_network.Options, torch_parameters(["guided_form=bias"]))
-    assert chosen.form_on(torch.device("cuda")) == "bias"
+    assert (
+        torch_parameters()["choices"] == "guided_form=auto" and torch_parameters(["guided_form=bias"])["choices"][12:] == "bias"
+    )
+    assert form_on("auto", torch.device("cuda:1")) == "repeat" and form_on("auto", torch.device("cpu")) == "bias"
+    assert form_on("bias", torch.device("cuda")) == "bias"
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("guided_form=mask", "guided_form must be one of auto, bias, repeat, got 'mask'"),
+        ("", "choices must be guided_form, got none"),
+        ("guided_form=bias colour=red", "choices must be guided_form, got guided_form, colour"),
+    ],
+)
+def test_choices_of_the_network_that_do_not_exist(choices: str, message: str, checkpoint: Path) -> None:
+    texts = {"network": "dit", "graph": "guided", **torch_parameters(["device=cpu"]), "choices": choices}
+    with pytest.raises(ValueError, match=message):
+        torch_network.Network(checkpoint, parameters.parse(torch_network.Options, texts), OUTPUTS)
 
 
 def test_distilled_weights_take_their_guidance(micro_distilled: Any, tmp_path: Path) -> None:
@@ -91,7 +118,8 @@ def test_distilled_weights_take_their_guidance(micro_distilled: Any, tmp_path: P
     path = tmp_path / "checkpoint.safetensors"
     model = micro_distilled.load(torch.float32)
     save_checkpoint(model, path, dtype=torch.float32)
-    denoiser = torch_network.Network(path, parameters.parse(torch_network.Options, torch_parameters(["device=cpu"])), OUTPUTS)
+    texts = {**PLAIN, **torch_parameters(["device=cpu"])}
+    denoiser = torch_network.Network(path, parameters.parse(torch_network.Options, texts), OUTPUTS)
     tensors = {**example_inputs(SIZES), "guidance": torch.tensor([1.5, 4.0])}
     assert relative_l2(denoiser.run(tensors)["velocity"], model(**tensors)) <= TOLERANCES["fp32"].evaluation
 
@@ -139,7 +167,7 @@ def test_on_a_gpu(texts: list[str], in_torch: InTorch, micro: Any) -> None:
 
 
 def test_the_parameters_that_deploy_writes_are_those_that_are_read() -> None:
-    options = parameters.parse(torch_network.Options, torch_parameters())
+    options = parameters.parse(torch_network.Options, {**PLAIN, **torch_parameters()})
     assert (options.device, options.dtype, options.attention_backend) == ("auto", "auto", "auto")
     assert (options.compile, options.cuda_graphs, options.threads) == (False, False, 0)
     assert options.torch_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -151,19 +179,19 @@ def test_the_parameters_that_deploy_writes_are_those_that_are_read() -> None:
         ({"compile": "yes"}, "compile must be true or false, got 'yes'"),
         ({"threads": "two"}, "threads must be an integer, got 'two'"),
         ({"threads": "-1"}, "threads must be at least 0, got -1"),
-        ({"guided_form": "mask"}, "guided_form must be one of auto, bias, repeat, got 'mask'"),
+        ({"network": "../dit"}, "network must be a folder of hunyuan3d_export, got '../dit'"),
         ({"dtype": "fp8"}, "dtype must be one of auto, fp32, fp16, bf16, got 'fp8'"),
-        ({"colour": "red"}, "parameters must be device, dtype, .*, got .*colour"),
+        ({"colour": "red"}, "parameters must be network, graph, device, dtype, .*, got .*colour"),
     ],
 )
 def test_wrong_parameters(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parameters.parse(torch_network.Options, {**torch_parameters(), **changes})
+        parameters.parse(torch_network.Options, {**PLAIN, **torch_parameters(), **changes})
 
 
 def test_an_unknown_device() -> None:
     with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'abacus'"):
-        parameters.parse(torch_network.Options, {**torch_parameters(), "device": "abacus"}).torch_device()
+        parameters.parse(torch_network.Options, {**PLAIN, **torch_parameters(), "device": "abacus"}).torch_device()
 
 
 @pytest.fixture
@@ -200,7 +228,7 @@ def test_an_output_that_the_graph_lacks(two_outputs: Path) -> None:
 def test_nothing_deployed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="graph must be deployed, found none at .*\nhint: hunyuan3d-export deploy"):
         onnx_graph.Network(tmp_path / "model.onnx", onnx_graph.Options(threads=0), OUTPUTS)
-    options = parameters.parse(torch_network.Options, torch_parameters())
+    options = parameters.parse(torch_network.Options, {**PLAIN, **torch_parameters()})
     with pytest.raises(FileNotFoundError, match="checkpoint must be deployed, found none at .*\nhint: hunyuan3d-export deploy"):
         torch_network.Network(tmp_path / "checkpoint.safetensors", options, OUTPUTS)
 

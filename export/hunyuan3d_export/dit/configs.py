@@ -61,19 +61,21 @@ def torch_parameters(texts: Iterable[str] = ()) -> dict[str, str]:
         if not re.fullmatch(_TORCH_PARAMETERS[name][1], value):
             raise ValueError(f"torch option {name} must be {_TORCH_PARAMETERS[name][1]}, got {value!r}")
         values[name] = value
-    return values
+    guided_form = values.pop("guided_form")
+    return {**values, "choices": f"guided_form={guided_form}"}  # the denoiser's own; the runtime takes those of any network
 
 
 def config_files(preset: Preset, torch: Mapping[str, str] | None = None) -> dict[str, str]:
     """Path inside the repository -> text, for the denoisers of `preset` and the samplers."""
     files = {}
     profile = plan_profile(preset)
-    for spec in preset.specs.values():
+    for graph, spec in preset.specs.items():
         files[f"{spec.name}/config.pbtxt"] = tensorrt(spec, profile)
         files[f"{spec.name}/configs/cpu.pbtxt"] = python_onnxruntime(spec)
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)
         files[f"{spec.name}/configs/rtx.pbtxt"] = python_rtx(spec, profile)
-        files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, torch or torch_parameters(), holder=contract.DIT)
+        served = {"network": "dit", "graph": graph, **(torch or torch_parameters())}
+        files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, served, holder=contract.DIT)
     for name, runtime in _SAMPLER_RUNTIMES.items():
         # A plan takes only as many rows as its profile.
         max_batch = profile["B"].max if name in _OF_PLANS else MAX_BATCH

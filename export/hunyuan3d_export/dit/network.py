@@ -8,17 +8,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hunyuan3d_client import contract
 
 from ..checks import Check, Profile, compare, within
-from ..graphs import Graph, GraphOption, Source, whole
+from ..graphs import Graph, GraphOption, Source
 from ..manifest import Manifest, ManifestError
 from ..runners import Runner
 from .config import GUIDED_FORMS, PART_PRECISIONS, Arithmetic, DiTConfig, Preset
 from .model import Hunyuan3DDiT
 from .reference_sampler import Denoiser, RunnerDenoiser, sample, sigmas
+from .served import MODULES
 from .sizes import memory_pool_bytes, plan_profile
 from .weights import SHIPPED, Weights
 
@@ -64,23 +65,10 @@ def label(preset: Preset) -> str:
 # --- graphs
 
 
-class _Guided(nn.Module):
-    """Hunyuan3DDiT.guided as the forward of a module, for the tracer."""
-
-    def __init__(self, model: Hunyuan3DDiT) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()
-
-    def forward(self, latents: Tensor, t: Tensor, context: Tensor, guidance_scale: Tensor) -> Tensor:
-        return self.model.guided(latents, t, context, guidance_scale)
-
-
 def graphs(preset: Preset) -> dict[str, Graph]:
     """The graph `plain` and, for a base model, the graph `guided`."""
-    modules = {"plain": whole, "guided": _Guided}
     return {
-        name: Graph(spec=spec, axes=spec.axes, example=EXAMPLE_SIZES, module=modules[name])
+        name: Graph(spec=spec, axes=spec.axes, example=EXAMPLE_SIZES, module=MODULES[name])
         for name, spec in preset.specs.items()
     }
 
