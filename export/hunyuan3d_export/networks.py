@@ -25,6 +25,10 @@ from .dit.sizes import plan_profile
 from .graphs import Axes, Graph, GraphOption, Source
 from .manifest import Manifest, ManifestError
 from .runners import Runner
+from .shapevae import PRESETS as SHAPEVAE_PRESETS
+from .shapevae import ShapeVAEPreset
+from .shapevae import network as shapevae
+from .shapevae import save_checkpoint as save_shapevae
 
 # This model's folder holds the Python code that serves the graphs of all networks; the folders of the other models link to it.
 CODE_OF_GRAPHS = contract.DIT
@@ -55,6 +59,10 @@ def _as_traced(_serving: Any) -> Axes:
     return {}
 
 
+def _unchanged(serving: S, _precision: str) -> S:
+    return serving
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network(Generic[S]):
     """One network. S is its dataclass of the facts that deployment needs about weights; Manifest.serving holds an S as JSON.
@@ -66,7 +74,8 @@ class Network(Generic[S]):
     attention_forms: form of attention in a graph -> the backend whose trace has this form.
     options: the options of its graphs that other networks lack. prepare: the loaded network and the value of each of these
     options -> the network that is traced.
-    read_serving: Manifest.serving -> S. graphs: name -> graph, for given weights.
+    read_serving: Manifest.serving -> S. in_precision: the facts for weights in this precision, where they depend on it.
+    graphs: name -> graph, for given weights.
     weights_of: the source of an artifact's weights, found from its manifest and the source that the user named.
     checks: the comparisons that `verify` runs. configs: path in the repository -> text of a config file.
     facts: path in the repository -> text of a file that each deployment writes anew.
@@ -92,6 +101,7 @@ class Network(Generic[S]):
     checks: Checks
     configs: Callable[..., dict[str, str]]
     facts: Callable[[S], dict[str, str]] = _no_facts
+    in_precision: Callable[[S, str], S] = _unchanged
     plan_sizes: Callable[[S], Mapping[str, tuple[int, ...]]]
     plan_profile: Callable[[S], Axes] = _as_traced
     base: S
@@ -155,6 +165,25 @@ NETWORKS: dict[str, Network[Any]] = {
         configs=conditioner.config_files,
         plan_sizes=conditioner.plan_sizes,
         base=ConditionerServing(),
+    ),
+    # Not `beside` a denoiser: nothing that is deployed with it depends on one, and latents may come from another server.
+    "vae": Network[ShapeVAEPreset](
+        name="vae",
+        title="shape decoder",
+        models=(contract.VAE, contract.FIELD),
+        command="hunyuan3d-export vae",
+        code=_sources("shapevae", "attention"),
+        attention_forms=shapevae.ATTENTION_FORMS,
+        read_serving=shapevae.preset_from_json,
+        in_precision=shapevae.in_precision,
+        label=lambda preset: f"the shape decoder of {preset.name}",
+        graphs=shapevae.graphs,
+        weights_of=shapevae.weights_of,
+        checks=shapevae.checks,
+        configs=shapevae.config_files,
+        plan_sizes=shapevae.plan_sizes,
+        base=SHAPEVAE_PRESETS["v2-0"],
+        save=save_shapevae,
     ),
 }
 

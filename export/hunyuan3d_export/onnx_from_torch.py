@@ -37,7 +37,8 @@ def export_onnx(source: Source, out: Path, *, graph: str = "all", options: OnnxO
     Raises ValueError for a graph that these weights do not have, CheckpointError for an unreadable checkpoint.
     """
     options = options or OnnxOptions()
-    network, serving = NETWORKS[source.network], source.serving()
+    network = NETWORKS[source.network]
+    serving = network.in_precision(source.serving(), options.precision)
     chosen = _chosen(graph, network, serving)
     values = graphs.resolve(network.options, options, graphs=chosen)
     how = _how_made(source, network, options)

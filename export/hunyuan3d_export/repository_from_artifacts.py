@@ -92,7 +92,8 @@ def deploy_checkpoint(
     Raises CheckpointError for unreadable weights, ValueError for another precision, DeployError as `deploy` does.
     """
     dtype = PRECISIONS[check_precision(precision)]
-    network, serving = NETWORKS[weights.network], weights.serving()
+    network = NETWORKS[weights.network]
+    serving = network.in_precision(weights.serving(), precision)
     if network.save is None:
         raise DeployError(
             f"weights must be of a network with a torch runtime, got {network.name}\nhint: {remake(network.models[0])}"
@@ -180,7 +181,10 @@ def _any_of(network: Network[Any], manifests: Mapping[Path, Manifest]) -> bool:
 
 
 def _gathered(network: Network[Any], manifests: Mapping[Path, Manifest]) -> _Deployed:
-    """The artifacts of `network` among `manifests`. Raises DeployError when they were made from different weights."""
+    """The artifacts of `network` among `manifests`.
+
+    Raises DeployError when they were made from different weights, or when their configs could not be those of one network.
+    """
     own = {folder: manifest for folder, manifest in manifests.items() if network_of(manifest.model) is network}
     sources = {json.dumps(manifest.made_from["weights"], sort_keys=True): manifest for manifest in own.values()}
     if len(sources) > 1:
@@ -188,7 +192,14 @@ def _gathered(network: Network[Any], manifests: Mapping[Path, Manifest]) -> _Dep
             f"artifacts must come from the same weights, got {' and '.join(sources)}\nhint: export them again into an empty folder"
         )
     (manifest,) = sources.values()
-    return _Deployed(network, network.serving(manifest), own)
+    serving = network.serving(manifest)
+    for folder, other in own.items():
+        if network.serving(other) != serving:
+            raise DeployError(
+                f"{folder} must be served with the same facts as {manifest.model}, got {other.serving} and {manifest.serving}\n"
+                "hint: export them again, in one precision, into an empty folder"
+            )
+    return _Deployed(network, serving, own)
 
 
 def _check_profiles(new: _Deployed, configured: Any) -> None:
@@ -200,10 +211,12 @@ def _check_profiles(new: _Deployed, configured: Any) -> None:
         if profile is None:
             continue
         for axis, sizes in new.network.plan_sizes(configured).items():
+            if axis not in profile:  # an axis of the network's other graphs
+                continue
             low, _, high = profile[axis]
             if low > min(sizes) or high < max(sizes):
                 raise DeployError(
-                    f"{folder} must take {axis} from {min(sizes)} to {max(sizes)}, as the sampler will ask, got {low} to {high}\n"
+                    f"{folder} must take {axis} from {min(sizes)} to {max(sizes)}, as its callers will ask, got {low} to {high}\n"
                     f"hint: build it again, with --profile no narrower than that or without"
                 )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PYTHON_MODELS = ("dit", "dit_guided", "conditioner", "sampler", "sampler_unary", "preprocess")
+PYTHON_MODELS = ("dit", "dit_guided", "conditioner", "sampler", "sampler_unary", "preprocess", "vae", "field")
 
 
 def code_of(root: Path, model: str) -> list[Path]:

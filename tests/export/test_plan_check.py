@@ -149,10 +149,10 @@ def place(folder: Path, profile: dict[str, list[int]], preset: str = "v2-0") -> 
 @pytest.mark.parametrize(
     ("axis", "sizes", "message"),
     [
-        ("B", [1, 2, 4], "B from 1 to 8, as the sampler will ask, got 1 to 4"),
-        ("B", [2, 2, 8], "B from 1 to 8, as the sampler will ask, got 2 to 8"),
-        ("L", [1, 512, 1024], "L from 3072 to 3072, as the sampler will ask, got 1 to 1024"),
-        ("T", [1371, 2000, 5480], "T from 1370 to 1370, as the sampler will ask, got 1371 to 5480"),
+        ("B", [1, 2, 4], "B from 1 to 8, as its callers will ask, got 1 to 4"),
+        ("B", [2, 2, 8], "B from 1 to 8, as its callers will ask, got 2 to 8"),
+        ("L", [1, 512, 1024], "L from 3072 to 3072, as its callers will ask, got 1 to 1024"),
+        ("T", [1371, 2000, 5480], "T from 1370 to 1370, as its callers will ask, got 1371 to 5480"),
     ],
 )
 def test_a_plan_too_narrow_for_its_configs_is_refused(axis: str, sizes: list[int], message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The subcommands that make, compare and describe artifacts: onnx, conditioner, engine, refit, verify, info."""
+"""The subcommands that make, compare and describe artifacts: onnx, conditioner, vae, engine, refit, verify, info."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ..engines.refit import refit_plans
 from ..engines.targets import Target, find_target
 from ..manifest import Manifest, read_artifacts
 from ..onnx_from_torch import OnnxOptions, export_onnx
+from ..shapevae.weights import ShapeVAESource
 from .options import (
     EXIT_FAILED,
     AttentionAccumulationOption,
@@ -82,6 +83,25 @@ def conditioner(
         console.print(str(folder), soft_wrap=True)
 
 
+def vae(
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts; it may hold other networks' artifacts too.")],
+    preset: PresetOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A VAE's file, or a shape pipeline's with its VAE; without it, random weights of the preset."),
+    ] = None,
+    seed: SeedOption = 0,
+    scale_factor: Annotated[float | None, typer.Option(help="What the latents are divided by; default the preset's.")] = None,
+    precision: PrecisionOption = "fp32",
+    graph: Annotated[str, typer.Option(help="vae, field or all.")] = "all",
+    attention: AttentionOption = "op",
+) -> None:
+    """Weights of the shape decoder -> its ONNX graphs, for `deploy` and `engine`. Artifacts that still match are kept."""
+    source = ShapeVAESource(path=checkpoint, preset=preset, seed=seed, scale_factor=scale_factor)
+    for folder in export_onnx(source, out, graph=graph, options=OnnxOptions(precision=precision, attention=attention)):
+        console.print(str(folder), soft_wrap=True)
+
+
 def engine(
     onnx_folder: Annotated[
         Path, typer.Option("--onnx", help="Folder of ONNX artifacts; exported there first when weights are named.")
@@ -93,7 +113,7 @@ def engine(
     compute_capability: Annotated[list[str] | None, typer.Option(help="For tensorrt-rtx, e.g. SM89; repeatable.")] = None,
     profile: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=MIN..OPT..MAX, where NAME is an axis: batch, latents, context or views; repeatable."),
+        typer.Option(help="NAME=MIN..OPT..MAX, where NAME is an axis: batch, latents, context, views or points; repeatable."),
     ] = None,
     optimization_level: Annotated[int, typer.Option(help="Optimization level of the builder, 0 to 5.")] = 3,
     workspace_gib: Annotated[float | None, typer.Option(help="Limit of the builder's workspace; default all memory.")] = None,

@@ -18,7 +18,7 @@ from hunyuan3d_export.server.embedded import loadable_models
 
 Export = Callable[..., Path]
 WITHOUT = sorted([contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY])
-EVERYTHING = sorted(contract.MODELS)
+EVERYTHING = sorted(set(contract.MODELS) - {contract.VAE, contract.FIELD})
 IMAGE_MODELS = set(EVERYTHING) - set(WITHOUT)
 
 
