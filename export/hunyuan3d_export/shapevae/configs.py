@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hunyuan3d_client import contract
 
 from ..dit.configs import torch_parameters
-from ..pbtxt import config_text, native_onnxruntime, python_onnxruntime, python_torch, tensorrt
+from ..pbtxt import config_text, native_onnxruntime, python_onnxruntime, python_rtx, python_torch, tensorrt
 from .config import ShapeVAEPreset
 
 
@@ -19,5 +19,6 @@ def config_files(preset: ShapeVAEPreset, torch: Mapping[str, str] | None = None)
         files[f"{spec.name}/config.pbtxt"] = tensorrt(spec)
         files[f"{spec.name}/configs/cpu.pbtxt"] = python_onnxruntime(spec)
         files[f"{spec.name}/configs/onnxruntime.pbtxt"] = native_onnxruntime(spec)
+        files[f"{spec.name}/configs/rtx.pbtxt"] = python_rtx(spec)
         files[f"{spec.name}/configs/torch.pbtxt"] = python_torch(spec, served, holder=contract.VAE)
     return {name: config_text(config) for name, config in files.items()}
