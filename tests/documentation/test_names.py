@@ -15,7 +15,7 @@ DOCUMENTS = (
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("examples/*/*.md")),
 )
-TREE = ("client", "export", "model_repository", "bench", "docs", "docker", "examples", "tests")
+TREE = (".cache", "client", "export", "model_repository", "bench", "docs", "docker", "examples", "tests")
 FILES = {
     str(path.relative_to(ROOT))
     for folder in TREE

@@ -71,7 +71,7 @@ def test_denoisers_batch_warm_up_and_bound_their_queue(preset: str) -> None:
     denoisers = {name: config for name, config in parsed(preset).items() if config.max_batch_size}
     assert len(denoisers) == (5 if preset in DISTILLED else 10)
     for path, config in denoisers.items():
-        plan = path.endswith("/config.pbtxt")
+        plan = path.endswith(("/config.pbtxt", "/rtx.pbtxt"))
         assert config.max_batch_size == (plan_profile(PRESETS[preset])["B"].max if plan else contract.AXES["B"].max)
         # Triton's preferred size is max_batch_size unless a config names another, so a delay would slow every smaller batch.
         assert not config.dynamic_batching.preferred_batch_size and not config.dynamic_batching.max_queue_delay_microseconds
@@ -152,6 +152,8 @@ def test_the_samplers_defaults_are_the_presets(name: str) -> None:
 _TAKES_DEVICE_INPUTS = {
     f"{contract.DIT}/configs/torch.pbtxt": "torch_network.to_array takes a tensor by DLPack on whatever device it is",
     f"{contract.DIT_GUIDED}/configs/torch.pbtxt": "it is served by the same code",
+    f"{contract.VAE}/configs/torch.pbtxt": "it is served by the same code",
+    f"{contract.FIELD}/configs/torch.pbtxt": "it is served by the same code",
 }
 
 

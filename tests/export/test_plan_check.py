@@ -27,6 +27,7 @@ HINT = "hint: on the machine that will serve: docker compose --profile export ru
 def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with an SM89 GPU, where the server's image has TensorRT 11.1.0."""
     monkeypatch.setenv("TENSORRT_VERSION", "11.1.0")
+    monkeypatch.setattr(repository_from_artifacts, "installed_version", lambda _name: "11.1.0.1")
     monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: Gpu("An Ada", "SM89"))
 
 
@@ -188,7 +189,7 @@ def test_the_export_image_treats_a_mounted_checkout_as_one(checkout: Path, tmp_p
 def test_in_git_a_plan_must_take_the_warm_up_of_the_configs_there(checkout: Path, tmp_path: Path) -> None:
     """The mini preset has the base configs but for its warm-up, so a plan that takes both sizes may go there."""
     own = {"B": [1, 2, 8], "L": [1, 512, 512], "T": [1, 1370, 1370]}
-    with pytest.raises(DeployError, match="L from 3072 to 3072, as the sampler will ask, got 1 to 512"):
+    with pytest.raises(DeployError, match="L from 3072 to 3072, as its callers will ask, got 1 to 512"):
         deploy(place(tmp_path / "narrow", own, "v2-mini"), checkout)
     deploy(place(tmp_path / "wide", {**own, "L": [1, 512, 3072]}, "v2-mini"), checkout)
     deploy(tmp_path / "narrow", tmp_path / "copy")
