@@ -15,7 +15,7 @@ DOCUMENTS = (
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("examples/*/*.md")),
 )
-TREE = (".cache", "client", "export", "model_repository", "bench", "docs", "docker", "examples", "tests")
+TREE = ("client", "export", "model_repository", "bench", "docs", "docker", "examples", "tests")
 FILES = {
     str(path.relative_to(ROOT))
     for folder in TREE
@@ -27,7 +27,7 @@ FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md|ya?ml|env|pbtxt|sh|png|Docker
 FOLDER = re.compile(r"[\w.-]+(?:/[\w.-]+)*/")
 MODULE = re.compile(r"hunyuan3d_(?:client|export)(?:\.\w+)+")
 # Written by the commands around them, or names of the reader's own.
-NOT_OURS = {"build/turbo", "build/", "configs/", "picture.png", "tori.png"}
+NOT_OURS = {".cache/", "build/turbo", "build/", "configs/", "picture.png", "tori.png"}
 
 
 def spans(text: str) -> list[str]:
