@@ -114,7 +114,7 @@ def test_its_plans_are_compared_and_its_errors_name_its_own_command(
     monkeypatch.setattr(parity, "TorchRunner", lambda network, graphs, **_: whole(network, graphs))
     (checks,) = parity.verify_engines(tmp_path / "plans", onnx=onnx).values()
     assert [check.name for check in checks] == ["near, torch", "far, torch", "near, ONNX Runtime", "far, ONNX Runtime"]
-    with pytest.raises(DeployError, match="must hold a plan of target tensorrt"):
+    with pytest.raises(DeployError, match="must hold a plan that a config of toy serves, got one of target tensorrt-rtx"):
         deploy(tmp_path / "plans", tmp_path / "repository")
     (onnx / "toy" / "model.onnx").write_bytes(b"")
     with pytest.raises(ManifestError, match="must have sha256 .*\nhint: export again with: python -m toy"):

@@ -65,7 +65,8 @@ class Samplings:
 
         chosen, precision = PRESETS[preset], self._setting.served_precision
         repository = self._setting.work / f"{preset}-repository"
-        parameters = torch_parameters([f"device={self._setting.device}"])
+        on_cpu = ["threads=1"] if self._setting.device.type == "cpu" else []  # more are slower on a busy machine
+        parameters = torch_parameters([f"device={self._setting.device}", *on_cpu])
         deploy_checkpoint(Weights(preset=preset), repository, precision=precision, torch=parameters)
         inputs = example_inputs((1, chosen.num_latents, chosen.context_tokens))
         latents, context = inputs["latents"].numpy(), inputs["context"].numpy()
