@@ -61,6 +61,15 @@ def test_every_form_of_the_tiny_preset_compiles(
         _assert_tensors_are_the_contracts(manifest)
 
 
+def test_float32_parts_compile(rtx: Target, artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """In the repeat form. The compiler of TensorRT for RTX 1.7 refuses float32 attention with a bias."""
+    choices = "guided_form=repeat,attention_accumulation=fp32,residual=fp32"
+    folders = build_engines(artifacts(precision="fp16", choices=choices), tmp_path, rtx)
+    options = [Manifest.read(folder, hint="").made_from["options"] for folder in folders]
+    parts = {"attention_accumulation": "fp32", "residual": "fp32"}
+    assert options == [parts, {**parts, "guided_form": "repeat"}]
+
+
 def _assert_tensors_are_the_contracts(manifest: Manifest) -> None:
     spec = contract.denoiser(guided=manifest.model == contract.DIT_GUIDED)
     assert set(manifest.tensors) == {tensor.name for tensor in (*spec.inputs, *spec.outputs)}

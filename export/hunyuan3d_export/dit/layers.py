@@ -53,6 +53,13 @@ class Branch:
     key_bias: Tensor | None = None
     repeats: int | None = None
 
+    @property
+    def key_sizes(self) -> list[int]:
+        """The pieces of the branch's keys in the joint sequence: one, or two where join_keys repeats the first."""
+        if self.repeats is None:
+            return [self.context_tokens + self.latent_tokens]
+        return [self.context_tokens, self.latent_tokens]
+
     def join_keys(self, txt: Tensor, img: Tensor) -> Tensor:
         """The keys, or the values, that the branch attends to: [B, H, context_tokens, d], [B, H, latent_tokens, d]."""
         if self.repeats is not None:
@@ -93,14 +100,9 @@ class Layout:
 
     def attend(self, heads: Heads) -> Tensor:
         """Attention of each branch within itself, over the joint sequence: [B, H, N, d] each -> [B, N, D]."""
-        sizes = [branch.context_tokens + branch.latent_tokens for branch in self.branches]
-        outputs = []
-        for branch, part in zip(self.branches, _cut_heads(heads, sizes), strict=True):
-            if branch.repeats is not None:
-                pair = [branch.context_tokens, branch.latent_tokens]
-                part = Heads(part.q, branch.join_keys(*_cut(part.k, pair)), branch.join_keys(*_cut(part.v, pair)))
-            outputs.append(self._attention(branch, part))
-        return _cat(outputs)
+        queries = _cut(heads.q, [branch.context_tokens + branch.latent_tokens for branch in self.branches])
+        parts = zip(queries, self._keys(heads.k), self._keys(heads.v), strict=True)
+        return _cat([self._attention(branch, Heads(*part)) for branch, part in zip(self.branches, parts, strict=True)])
 
     def attend_streams(self, txt: Heads, img: Heads) -> tuple[Tensor, Tensor]:
         """Attention of each branch within itself, over two streams: [B, H, T, d], [B, H, L, d] -> [B, T, D], [B, L, D].
@@ -115,6 +117,13 @@ class Layout:
             outputs.append(_cut(self._attention(branch, heads), [branch.context_tokens, branch.latent_tokens]))
         txt_outputs, img_outputs = zip(*outputs, strict=True)
         return _cat(txt_outputs), _cat(img_outputs)
+
+    def _keys(self, sequence: Tensor) -> list[Tensor]:
+        """The keys, or the values, of each branch, out of those of the joint sequence, [B, H, N, d]."""
+        pieces = iter(_cut(sequence, [size for branch in self.branches for size in branch.key_sizes]))
+        return [
+            next(pieces) if branch.repeats is None else branch.join_keys(next(pieces), next(pieces)) for branch in self.branches
+        ]
 
     def _attention(self, branch: Branch, heads: Heads) -> Tensor:
         dtype, bias = heads.q.dtype, branch.key_bias  #                                           [keys]
@@ -225,11 +234,11 @@ class Modulation(nn.Module):
         self.count = count
 
     def parts(self, values: Tensor) -> tuple[Modulate, ...]:
-        """The product of `lin`, [B, 3*count*D] -> `count` times (shift, scale, gate).
+        """The product of `lin`, [B, 1, 3*count*D] -> `count` times (shift, scale, gate).
 
         The model evaluates `lin`, because all modulations have the same input and can be one product.
         """
-        chunks = values[:, None, :].chunk(3 * self.count, dim=-1)  #                              [B, 1, D] each
+        chunks = values.chunk(3 * self.count, dim=-1)  #                                          [B, 1, D] each
         return tuple(Modulate(*chunks[3 * i : 3 * i + 3]) for i in range(self.count))
 
 
@@ -251,8 +260,8 @@ class JoinedLinear(nn.Module):
             layer.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [B, D] -> the product of each layer, [B, its width]."""
-        return F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+        """x [B, D] -> the product of each layer, [B, 1, its width]."""
+        return F.linear(x, self.weight, self.bias)[:, None, :].split(self.sizes, dim=-1)
 
 
 class JointAttention(nn.Module):
@@ -292,7 +301,7 @@ class DoubleStreamBlock(nn.Module):
     def forward(
         self, img: Tensor, txt: Tensor, img_values: Tensor, txt_values: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        """img [B, L, D], txt [B, T, D], the products of both modulations [B, 6*D] -> img, txt of the same shapes."""
+        """img [B, L, D], txt [B, T, D], the products of both modulations [B, 1, 6*D] -> img, txt of the same shapes."""
         img_attn_mod, img_mlp_mod = self.img_mod.parts(img_values)  #                             [B, 1, D] each
         txt_attn_mod, txt_mlp_mod = self.txt_mod.parts(txt_values)  #                             [B, 1, D] each
         img_heads = self.img_attn.heads(modulate(img, *img_attn_mod[:2]))  #                      [B, H, L, d] each
@@ -334,7 +343,7 @@ class SingleStreamBlock(nn.Module):
         return self.linear2.weight[:, :width], self.linear2.weight[:, width:]  #                  [D, D], [D, M]
 
     def forward(self, x: Tensor, values: Tensor, layout: Layout) -> Tensor:
-        """x [B, N, D], the product of the modulation [B, 3*D] -> [B, N, D]."""
+        """x [B, N, D], the product of the modulation [B, 1, 3*D] -> [B, N, D]."""
         (mod,) = self.modulation.parts(values)  #                                                 [B, 1, D] each
         linear1 = self.linear1(modulate(x, mod.shift, mod.scale))  #                              [B, N, 3*D+M]
         qkv, mlp = torch.split(linear1, self.widths, dim=-1)  #                                   [B, N, 3*D], [B, N, M]
@@ -360,6 +369,6 @@ class LastLayer(nn.Module):
         return layer
 
     def forward(self, x: Tensor, values: Tensor) -> Tensor:
-        """x [B, L, D], the product of the modulation [B, 2*D] -> [B, L, C]."""
-        shift, scale = values[:, None, :].chunk(2, dim=-1)  #                                     [B, 1, D] each
+        """x [B, L, D], the product of the modulation [B, 1, 2*D] -> [B, L, C]."""
+        shift, scale = values.chunk(2, dim=-1)  #                                                 [B, 1, D] each
         return self.linear(modulate(x, shift, scale))  #                                          [B, L, C]

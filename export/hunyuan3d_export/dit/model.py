@@ -87,10 +87,11 @@ class Hunyuan3DDiT(nn.Module):
                 module.split_linear2()
 
     def _modulations(self, vec: Tensor) -> Iterator[Tensor]:
+        """The product of each modulation layer, [B, 1, its width]."""
         active = F.silu(vec)  #                                                                   [B, D]
         if self._joined is not None:
             return iter(self._joined(active))
-        return (layer(active) for layer in self._modulation_layers)
+        return (layer(active)[:, None, :] for layer in self._modulation_layers)
 
     def forward(self, latents: Tensor, t: Tensor, context: Tensor, guidance: Tensor | None = None) -> Tensor:
         """One velocity evaluation.
