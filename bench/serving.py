@@ -14,7 +14,7 @@ import torch
 from hunyuan3d_client import contract
 from hunyuan3d_export.dit import PRESETS, random_model, save_checkpoint
 from hunyuan3d_export.dit.weights import Weights
-from hunyuan3d_export.onnx_from_torch import export_onnx
+from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 from hunyuan3d_export.repository_from_artifacts import deploy
 from hunyuan3d_export.server.embedded import Endpoints
 
@@ -47,14 +47,15 @@ class TritonPythonModel({_DEPLOYED_SAMPLER}.TritonPythonModel):
 '''
 
 
-def artifacts() -> Path:
+def artifacts(guided_form: str = "bias") -> Path:
     """The ONNX graphs of one double and two single blocks of v2 widths, exported if they are missing or stale."""
     config = dataclasses.replace(PRESETS["v2-0"].config, depth=1, depth_single_blocks=2)
     checkpoint = BUILD / "few-blocks.safetensors"
     if not checkpoint.is_file():
         save_checkpoint(random_model(config, seed=3), checkpoint, dtype=torch.float32)
-    export_onnx(Weights(checkpoint=checkpoint), BUILD / "few-blocks")
-    return BUILD / "few-blocks"
+    out = BUILD / ("few-blocks" if guided_form == "bias" else f"few-blocks-{guided_form}")
+    export_onnx(Weights(checkpoint=checkpoint), out, options=OnnxOptions(choices={"guided_form": guided_form}))
+    return out
 
 
 def repository() -> Path:
