@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,16 @@ def test_the_benchmarked_model_does_not_wait_for_a_batch(
     monkeypatch.setattr(bench, "BUILD", tmp_path)
     (config,) = bench._repository().glob("*/configs/cpu.pbtxt")
     delays = [line.strip() for line in config.read_text().splitlines() if "max_queue_delay" in line]
-    assert delays == ["max_queue_delay_microseconds: 0"]
+    assert delays == [], "a config without a delay means that no request waits for others"
 
 
-def test_a_config_without_a_delay_is_an_error(bench: Any) -> None:
-    with pytest.raises(AssertionError, match="must set one queue delay, got 0"):
-        bench._without_delay("dynamic_batching {}")
+def test_a_config_with_a_delay_is_an_error(bench: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(root / "model_repository" / "hunyuan3d_dit", tmp_path / "model_repository" / "hunyuan3d_dit")
+    config = tmp_path / "model_repository" / "hunyuan3d_dit" / "configs" / "cpu.pbtxt"
+    config.write_text(
+        config.read_text().replace("dynamic_batching {", "dynamic_batching {\n  max_queue_delay_microseconds: 500")
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "BUILD", tmp_path / "build")
+    with pytest.raises(AssertionError, match="would be measured with its wait"):
+        bench._repository()

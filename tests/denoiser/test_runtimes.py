@@ -84,7 +84,11 @@ def test_dtypes(dtype: str, tolerance: float, guided: bool, in_torch: InTorch, m
 def test_guided_forms(form: str, in_torch: InTorch, micro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     whole = Hunyuan3DDiT._null_branch
-    monkeypatch.setattr(Hunyuan3DDiT, "_null_branch", lambda self, *sizes: asked.append(sizes[2]) or whole(self, *sizes))
+    monkeypatch.setattr(
+        Hunyuan3DDiT,
+        "_null_branch",
+        lambda self, *sizes: asked.append(sizes[2] or self.arithmetic.guided_form) or whole(self, *sizes),
+    )
     found = in_torch(f"guided_form={form}").run(inputs(True))["velocity"]
     assert asked == ["bias" if form == "auto" else form]
     assert relative_l2(found, expected(micro, True)) <= TOLERANCES["fp32"].evaluation

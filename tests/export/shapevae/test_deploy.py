@@ -133,7 +133,9 @@ def test_a_plan_must_take_every_bucket(exported: Export, tmp_path: Path) -> None
     for model in MODELS:  # as the target tensorrt, which needs a GPU, would write it
         folder = tmp_path / "plans" / model
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["made_from"]["target"] = "tensorrt"
+        manifest["made_from"] |= {"target": "tensorrt", "library_version": "11.1.0"}
+        (folder / "model.rtx.plan").rename(folder / "model.plan")
+        manifest["files"] = {"model.plan": manifest["files"]["model.rtx.plan"]}
         if model == contract.FIELD:
             manifest["made_from"]["profile"]["P"] = [1, 256, 1024]
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -161,7 +163,7 @@ def test_the_facts_in_the_manifest_reach_the_torch_runtime(source: Callable[...,
     queries = {"queries": torch.full((1, 2, 3), 0.3)}
 
     def field() -> torch.Tensor:
-        texts = {"network": "shapevae", **torch_parameters(["device=cpu"])}
+        texts = {"network": "shapevae", **torch_parameters(["device=cpu"]), "choices": ""}
         options = [parameters.parse(torch_network.Options, {**texts, "graph": graph}) for graph in ("vae", "field")]
         outputs = (["k", "v"], ["field"])
         vae, field = (
