@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from .engines.structure import structure_digest
 from .engines.targets import Target
 from .files import ONNX_FILE, atomic_folder, atomic_path, separate
 from .graphs import Axes, read_spec
-from .manifest import Manifest, code_digest, file_digests, read_artifacts, reusable, versions_of
-from .networks import network_of, remake
+from .manifest import Manifest, code_digest, file_digests, reusable, versions_of
+from .networks import artifacts_of, network_of, remake
 
 if TYPE_CHECKING:
     import tensorrt
@@ -92,10 +92,12 @@ def parse_profile(texts: list[str]) -> dict[str, contract.AxisRange]:
     return profile
 
 
-def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions | None = None) -> list[Path]:
+def build_engines(
+    onnx: Path, out: Path, target: Target, options: EngineOptions | None = None, *, networks: Collection[str] = ()
+) -> list[Path]:
     """Builds a plan for every ONNX artifact below `onnx` into `out`/<Triton model name>/. Returns the folders.
 
-    A plan whose manifest still matches is kept. A new plan appears whole or not at all.
+    networks: build only the plans of these. A plan whose manifest still matches is kept. A new plan appears whole or not at all.
 
     Raises ManifestError for damaged artifacts, ValueError when `out` is the folder of the graphs, BuildError when TensorRT
     refuses a graph, BuildCancelled after Ctrl-C.
@@ -103,7 +105,7 @@ def build_engines(onnx: Path, out: Path, target: Target, options: EngineOptions 
     options = options or EngineOptions()
     _check_for_target(options, target)
     folders = []
-    for folder, manifest in read_artifacts(onnx, hint=remake).items():
+    for folder, manifest in artifacts_of(networks, onnx, hint=remake).items():
         destination = separate(out / manifest.model, folder)
         spec, axes = _spec_and_axes(manifest, options)
         made_from = _made_from(folder, manifest, target, options=options, axes=axes)

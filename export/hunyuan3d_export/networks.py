@@ -8,7 +8,7 @@ and rows in the client's contract.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from .dit import PRESETS, Preset, save_checkpoint
 from .dit import network as dit
 from .dit.sizes import plan_profile
 from .graphs import Axes, Graph, GraphOption, Source
-from .manifest import Manifest, ManifestError
+from .manifest import Manifest, ManifestError, read_artifacts
 from .runners import Runner
 from .shapevae import PRESETS as SHAPEVAE_PRESETS
 from .shapevae import ShapeVAEPreset
@@ -195,6 +195,28 @@ def network_of(model: str) -> Network[Any]:
             return network
     known = ", ".join(model for network in NETWORKS.values() for model in network.models)
     raise ManifestError(f"model must be one of {known}, got {model}\nhint: use the version of hunyuan3d-export that made it")
+
+
+def check_names(networks: Iterable[str]) -> None:
+    """Raises ValueError for a name that is no network's."""
+    for name in networks:
+        if name not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+
+
+def artifacts_of(networks: Collection[str], folder: Path, *, hint: str | Callable[[str], str]) -> dict[Path, Manifest]:
+    """The artifacts below `folder` (see read_artifacts) of these networks; of every network when `networks` is empty.
+
+    Raises ValueError for an unknown network, ManifestError when there is none of them.
+    """
+    check_names(networks)
+    found = read_artifacts(folder, hint=hint)
+    chosen = {path: each for path, each in found.items() if not networks or network_of(each.model).name in networks}
+    if not chosen:
+        names = ", ".join(NETWORKS[name].title for name in networks)
+        models = ", ".join(each.model for each in found.values())
+        raise ManifestError(f"{folder} must hold artifacts of the {names}, found {models}\nhint: leave --network out")
+    return chosen
 
 
 def command_of(model: str) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .files import atomic_path, sha256
 from .graphs import Source
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, versions_of
-from .networks import Network, network_of, remake
+from .networks import Network, artifacts_of, network_of, remake
 from .precisions import PRECISIONS
 from .runners import OnnxRunner, PlanRunner, Runner, TorchRunner
 
@@ -33,16 +33,20 @@ _NO_CPU_KERNELS = ("bf16",)  # precisions that ONNX Runtime cannot run on a CPU
 logger = logging.getLogger(__name__)
 
 
-def verify(artifacts: Path, weights: Source | None = None) -> dict[str, list[Check]]:
+# The source of an artifact's weights, or network -> source.
+Given = Source | Mapping[str, Source] | None
+
+
+def verify(artifacts: Path, weights: Given = None, *, networks: Collection[str] = ()) -> dict[str, list[Check]]:
     """Compares every ONNX artifact below `artifacts` with torch and writes a receipt beside each manifest.
 
-    weights: the source of the artifacts' weights; needed only for artifacts made from a checkpoint. Returns the checks of each
-    model. A bf16 graph gets no checks, because ONNX Runtime cannot run it on a CPU.
+    weights: the source of the artifacts' weights; needed only for artifacts made from a checkpoint. networks: compare only the
+    artifacts of these. Returns the checks of each model. A bf16 graph gets no checks, because ONNX Runtime cannot run it on a CPU.
 
     Raises ManifestError when an artifact is damaged or was made from other weights.
     """
     results = {}
-    for folder, manifest in read_artifacts(artifacts, hint=remake).items():
+    for folder, manifest in artifacts_of(networks, artifacts, hint=remake).items():
         network = network_of(manifest.model)
         if manifest.made_from["precision"] in _NO_CPU_KERNELS:
             logger.info("%s: not compared, because ONNX Runtime has no CPU kernels of this precision", manifest.model)
@@ -77,18 +81,23 @@ def narrowed(profile: Profile, at_most: Mapping[str, int]) -> Profile:
 
 
 def verify_engines(
-    plans: Path, weights: Source | None = None, onnx: Path | None = None, *, at_most: Mapping[str, int] | None = None
+    plans: Path,
+    weights: Given = None,
+    onnx: Path | None = None,
+    *,
+    at_most: Mapping[str, int] | None = None,
+    networks: Collection[str] = (),
 ) -> dict[str, list[Check]]:
     """Compares every plan below `plans` with float32 torch on the GPU, and with the ONNX artifacts below `onnx` on the CPU.
 
-    Writes a receipt beside each plan's manifest. weights: as in verify. at_most: axis -> the largest size to compare at, for a
+    Writes a receipt beside each plan's manifest. weights, networks: as in verify. at_most: axis -> the largest size to compare at, for a
     slow machine. Returns the checks of each model.
 
     Raises ManifestError for damaged artifacts or other weights, PlanLoadError for a plan that this machine cannot load.
     """
     results = {}
     sources = read_artifacts(onnx, hint=remake) if onnx else {}
-    for folder, manifest in read_artifacts(plans, hint=_BUILD).items():
+    for folder, manifest in artifacts_of(networks, plans, hint=_BUILD).items():
         _check_loadable(folder, manifest, {source.model: source.files for source in sources.values()})
         profile = narrowed(manifest.made_from["profile"], at_most or {})
         checks = list(_plan_checks(plans, manifest, weights, onnx, profile=profile))
@@ -99,9 +108,7 @@ def verify_engines(
     return results
 
 
-def _plan_checks(
-    plans: Path, manifest: Manifest, weights: Source | None, onnx: Path | None, *, profile: Profile
-) -> Iterator[Check]:
+def _plan_checks(plans: Path, manifest: Manifest, weights: Given, onnx: Path | None, *, profile: Profile) -> Iterator[Check]:
     network = network_of(manifest.model)
     engine = PlanRunner(plans, find_target(manifest.made_from["target"]))
     reference = _reference(network, manifest, weights, device="cuda")
@@ -111,9 +118,10 @@ def _plan_checks(
         yield from network.checks(manifest, engine, OnnxRunner(onnx), profile=profile, against=", ONNX Runtime")
 
 
-def _reference(network: Network[Any], manifest: Manifest, weights: Source | None, *, device: str = "cpu") -> Runner:
+def _reference(network: Network[Any], manifest: Manifest, weights: Given, *, device: str = "cpu") -> Runner:
     """The artifact's network in float32 torch."""
-    source = network.weights_of(manifest, weights)
+    given = weights.get(network.name) if isinstance(weights, Mapping) else weights
+    source = network.weights_of(manifest, given)
     return TorchRunner(source.load(PRECISIONS["fp32"]), network.graphs(network.serving(manifest)), device=device)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from .engines.targets import PLAN_FILES, installed_version
 from .files import CHECKPOINT_FILE, ONNX_FILE, atomic_path, sha256
 from .graphs import Source
 from .manifest import NAME as MANIFEST
-from .manifest import Manifest, read_artifacts, reusable, versions_of
-from .networks import CODE_OF_GRAPHS, NETWORKS, Network, command_of, network_of, remake
+from .manifest import Manifest, reusable, versions_of
+from .networks import CODE_OF_GRAPHS, NETWORKS, Network, artifacts_of, command_of, network_of, remake
 from .parity import receipt_problem
 from .pbtxt import same_but_for_warmup
 from .precisions import PRECISIONS, check_precision
@@ -51,16 +51,22 @@ class _Deployed:
     manifests: Mapping[Path, Manifest]
 
 
-def deploy(artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_parity: bool = False) -> list[str]:
+def deploy(
+    artifacts: Path, repository: Path = DEFAULT_REPOSITORY, *, require_parity: bool = False, networks: Collection[str] = ()
+) -> list[str]:
     """Copies every artifact below `artifacts` into `repository`. Returns the names of the models that can now be served.
 
     The repository in git accepts only weights whose configs equal the configs in git; another folder becomes a copy of that
     repository with configs of its own. New artifacts replace all earlier artifacts of the same network; the artifacts of other
-    networks stay. require_parity: refuse an artifact without a parity receipt that passed, instead of logging a warning.
+    networks stay. require_parity: refuse an artifact without a parity receipt that passed, instead of logging a warning. networks: deploy only the artifacts of these.
 
     Raises ManifestError for a folder without a matching manifest, DeployError when the repository cannot take the artifacts.
     """
-    manifests = read_artifacts(artifacts, hint=lambda model: f"make them again with: {command_of(model)} --out {artifacts}")
+
+    def hint(model: str) -> str:
+        return f"make them again with: {command_of(model)} --out {artifacts}"
+
+    manifests = artifacts_of(networks, artifacts, hint=hint)
     for folder, manifest in manifests.items():
         check_plan(manifest, folder)
         _check_parity(folder, manifest, required=require_parity)

@@ -60,9 +60,10 @@ def test_bad_weights(call: Callable[..., Result], checkpoint: Path, tmp_path: Pa
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
     out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
     for weights, message in (
         (["--checkpoint", tmp_path / "none.ckpt"], "found nothing at"),
-        (["--checkpoint", tmp_path], "found a folder at"),
+        (["--checkpoint", tmp_path / "empty"], "found a folder at"),
         (["--checkpoint", checkpoint], "must hold a DiT"),
         (["--checkpoint", broken], "must be a whole .safetensors or .ckpt file"),
         (["--preset", "v3"], "preset must be one of tiny, "),
@@ -120,7 +121,7 @@ def test_forms_and_float32_parts_reach_the_graphs(
         return []
 
     monkeypatch.setattr(commands, "export_onnx", record)
-    monkeypatch.setattr(commands, "build_engines", lambda *_: [])
+    monkeypatch.setattr(commands, "build_engines", lambda *_, **__: [])
     monkeypatch.setattr(commands, "refit_plans", lambda *_: [])
     flags = ["--guided-form", "bias", "--attention-accumulation", "fp32", "--residual", "fp32"]
     chosen = {"guided_form": "bias", "attention_accumulation": "fp32", "residual": "fp32"}

@@ -23,7 +23,9 @@ from ..engines.memory import PlanMemory
 from ..engines.refit import refit_plans
 from ..engines.targets import Target, find_target
 from ..manifest import Manifest, read_artifacts
+from ..networks import NETWORKS
 from ..onnx_from_torch import OnnxOptions, export_onnx
+from ..pipeline import Named, Pipeline, find_pipeline
 from ..shapevae.weights import ShapeVAESource
 from .options import (
     EXIT_FAILED,
@@ -31,10 +33,14 @@ from .options import (
     AttentionOption,
     CheckpointOption,
     GuidedFormOption,
+    NetworkOption,
+    PipelineOption,
     PrecisionOption,
     PresetOption,
     ResidualOption,
     SeedOption,
+    SubfolderOption,
+    VaeOption,
     chosen,
     console,
 )
@@ -45,21 +51,42 @@ logger = logging.getLogger(__name__)
 def onnx(
     out: Annotated[Path, typer.Option(help="Folder for the artifacts, one subfolder for each Triton model.")],
     preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
+    checkpoint: PipelineOption = None,
+    subfolder: SubfolderOption = None,
+    vae: VaeOption = None,
+    network: NetworkOption = None,
     seed: SeedOption = 0,
     precision: PrecisionOption = "fp32",
-    graph: Annotated[str, typer.Option(help="plain, guided or all.")] = "all",
+    graph: Annotated[str, typer.Option(help="plain or guided of the denoiser, another network's graph, or all.")] = "all",
     attention: AttentionOption = "op",
     guided_form: GuidedFormOption = None,
     attention_accumulation: AttentionAccumulationOption = None,
     residual: ResidualOption = None,
 ) -> None:
-    """Weights -> ONNX graphs with dynamic B, L, T. Artifacts that still match are kept."""
-    weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
+    """Weights -> ONNX graphs of every network that they hold. Artifacts that still match are kept."""
+    named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=tuple(network or ()))
     choices = chosen(guided_form=guided_form, attention_accumulation=attention_accumulation, residual=residual)
     options = OnnxOptions(precision=precision, attention=attention, choices=choices)
-    for folder in export_onnx(weights, out, graph=graph, options=options):
+    for folder in export_all(find_pipeline(named), out, options, graph=graph):
         console.print(str(folder), soft_wrap=True)
+
+
+def export_all(pipeline: Pipeline, out: Path, options: OnnxOptions, *, graph: str = "all") -> list[Path]:
+    """Exports every source of a pipeline. Each network takes those of the options that it has. Returns the folders.
+
+    graph: the one graph to export, of whichever network has it. Raises ValueError for an option that no network has.
+    """
+    sources = [*pipeline.sources.values()]
+    if graph != "all":
+        having = [source for source in sources if graph in NETWORKS[source.network].graphs(source.serving())]
+        sources = having or sources[:1]  # the export of the first says which graphs there are
+    rows = [NETWORKS[source.network] for source in sources]
+    unknown = {name for name in options.choices if not any(name in row.options for row in rows)}
+    folders = []
+    for source, row in zip(sources, rows, strict=True):
+        own = {name: value for name, value in options.choices.items() if name in row.options or name in unknown}
+        folders += export_onnx(source, out, graph=graph, options=dataclasses.replace(options, choices=own))
+    return folders
 
 
 def conditioner(
@@ -124,7 +151,10 @@ def engine(
     ] = False,
     weight_stripped: Annotated[bool, typer.Option("--weight-stripped", help="Leave the weights out; see `refit`.")] = False,
     preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
+    checkpoint: PipelineOption = None,
+    subfolder: SubfolderOption = None,
+    vae: VaeOption = None,
+    network: NetworkOption = None,
     precision: Annotated[str, typer.Option(help="Of the export, when weights are named.")] = "fp16",
     guided_form: GuidedFormOption = None,
     attention_accumulation: AttentionAccumulationOption = None,
@@ -147,10 +177,11 @@ def engine(
         weight_stripped=weight_stripped,
         timing_cache=timing_cache,
     )
+    networks = tuple(network or ())
     if preset or checkpoint:
-        export = OnnxOptions(precision=precision, choices=choices, for_plans=True)
-        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=export)
-    for folder in build_engines(onnx_folder, out, found, options):
+        named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=networks)
+        export_all(find_pipeline(named), onnx_folder, OnnxOptions(precision=precision, choices=choices, for_plans=True))
+    for folder in build_engines(onnx_folder, out, found, options, networks=networks):
         console.print(str(folder), soft_wrap=True)
         _print_memory(Manifest.read(folder, hint="build it again"))
 
@@ -198,7 +229,10 @@ def verify(
         ),
     ] = None,
     preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
+    checkpoint: PipelineOption = None,
+    subfolder: SubfolderOption = None,
+    vae: VaeOption = None,
+    network: NetworkOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Compares each artifact with torch, a plan also at its preset's own sizes. Prints a table and writes a receipt beside each manifest."""
@@ -206,15 +240,17 @@ def verify(
         raise ValueError("verify must get a folder, got none\nhint: --artifacts DIR, --engine DIR or both")
     if at_most and engine is None:
         raise ValueError("--at-most must come with --engine, got none\nhint: graphs are compared at small sizes")
-    weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed) if preset or checkpoint else None
+    networks = tuple(network or ())
+    named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=networks)
+    weights = find_pipeline(named).sources if preset or checkpoint or vae else None
     most = parity.parse_at_most(at_most or [])
     passed = True
     if artifacts is not None:
-        passed &= print_checks(parity.verify(artifacts, weights))
+        passed &= print_checks(parity.verify(artifacts, weights, networks=networks))
     if engine is not None and (reason := parity.why_skipped(engine)):
         console.print(f"{engine}: skipped: {reason}", soft_wrap=True)
     elif engine is not None:
-        passed &= print_checks(parity.verify_engines(engine, weights, artifacts, at_most=most))
+        passed &= print_checks(parity.verify_engines(engine, weights, artifacts, at_most=most, networks=networks))
     if not passed:
         raise typer.Exit(EXIT_FAILED)
 

@@ -14,11 +14,24 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..dit.configs import torch_parameters
-from ..dit.weights import Weights
+from ..graphs import Source
+from ..networks import NETWORKS
+from ..pipeline import Named, Pipeline, find_pipeline
 from ..repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
 from ..repository_from_artifacts import deploy as deploy_artifacts
 from ..server.embedded import EmbeddedServer, ServerOptions, ended
-from .options import CheckpointOption, PresetOption, SeedOption, console, errors
+from .options import (
+    NetworkOption,
+    PipelineOption,
+    PresetOption,
+    SeedOption,
+    SubfolderOption,
+    VaeOption,
+    console,
+    errors,
+)
+
+logger = logging.getLogger(__name__)
 
 _PORTS = (8001, 8000, 8002)  # gRPC, HTTP, metrics: Triton's own
 _PORT = "Default {}. 0 picks a free port, and then also for the ports that are not given."
@@ -31,7 +44,10 @@ def deploy(
         Path, typer.Option(help="Model repository; a folder other than the one in git becomes a copy of it.")
     ] = DEFAULT_REPOSITORY,
     preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
+    checkpoint: PipelineOption = None,
+    subfolder: SubfolderOption = None,
+    vae: VaeOption = None,
+    network: NetworkOption = None,
     seed: SeedOption = 0,
     precision: Annotated[
         str, typer.Option(help="fp32, fp16 or bf16: how the weights are stored (without --artifacts).")
@@ -47,7 +63,8 @@ def deploy(
     ] = False,
 ) -> None:
     """Artifacts whose manifests match -> a Triton model repository; or weights as a checkpoint, for `serve --config torch`."""
-    named = bool(preset or checkpoint)
+    named = bool(preset or checkpoint or vae)
+    networks = tuple(network or ())
     if (artifacts is None) != named or (torch and not named):
         got = "both" if named or torch else "neither"
         raise ValueError(
@@ -56,12 +73,23 @@ def deploy(
     if require_parity and artifacts is None:
         raise ValueError("--require-parity must come with artifacts, got weights\nhint: --artifacts DIR")
     if artifacts is not None:
-        models = deploy_artifacts(artifacts, repository, require_parity=require_parity)
+        models = deploy_artifacts(artifacts, repository, require_parity=require_parity, networks=networks)
     else:
-        weights = Weights(preset=preset, checkpoint=checkpoint, seed=seed)
-        models = deploy_checkpoint(weights, repository, precision=precision, torch=torch_parameters(torch or []))
+        wanted = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=networks)
+        parameters, models = torch_parameters(torch or []), []
+        for source in _with_torch_runtime(find_pipeline(wanted), networks):
+            models += deploy_checkpoint(source, repository, precision=precision, torch=parameters)
     for model in models:
         console.print(f"{model} -> {repository / model}", soft_wrap=True)
+
+
+def _with_torch_runtime(pipeline: Pipeline, named: tuple[str, ...]) -> list[Source]:
+    """The sources that the runtime `torch` can serve, and those that were named, whose deployment says why it cannot."""
+    for name in pipeline.sources:
+        if NETWORKS[name].save is None and name not in named:
+            title, command = NETWORKS[name].title, NETWORKS[name].command
+            logger.info("the %s has no torch runtime, left out; hint: deploy its graph, made by %s", title, command)
+    return [source for name, source in pipeline.sources.items() if NETWORKS[name].save or name in named]
 
 
 def serve(
@@ -87,7 +115,7 @@ def serve(
         except KeyboardInterrupt:
             for each in (signal.SIGINT, signal.SIGTERM):  # an interrupted stop would leave the server running
                 signal.signal(each, signal.SIG_IGN)
-            logging.getLogger(__name__).info("stopping tritonserver ...")
+            logger.info("stopping tritonserver ...")
     raise typer.Exit(code if code >= 0 else _KILLED - code)
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ..dit import PRESETS
+from ..networks import NETWORKS
 
 EXIT_FAILED = 1  # a check did not pass, or the server did not start
 EXIT_MISUSE = 2  # the input or an option is wrong
@@ -20,6 +21,23 @@ errors = Console(stderr=True)
 PresetOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
 CheckpointOption = Annotated[
     Path | None, typer.Option(help="A .safetensors or .ckpt file; without it, random weights of the preset.")
+]
+PipelineOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="A .safetensors or .ckpt file, a folder that holds one beside its config.yaml, or an id on the hub; without it, random weights of the preset.",
+    ),
+]
+SubfolderOption = Annotated[
+    str | None, typer.Option(help="The folder of the weights inside the checkpoint, such as hunyuan3d-dit-v2-0.")
+]
+VaeOption = Annotated[
+    Path | None,
+    typer.Option(help="A VAE's file or folder, also one of the same repository on the hub; it replaces the checkpoint's VAE."),
+]
+NetworkOption = Annotated[
+    list[str] | None, typer.Option(help=f"Only this network: {', '.join(NETWORKS)}; repeatable. Default: all that there are.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of random weights.")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or bf16 weights and activations.")]

@@ -72,7 +72,7 @@ def weights_of(manifest: Manifest, given: Source | None) -> ShapeVAESource:
         raise ManifestError(
             f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
         )
-    source = ShapeVAESource(path=path, **random, scale_factor=identity["scale_factor"])
+    source = ShapeVAESource(path=path, **random, scale_factor=identity["scale_factor"], include_pi=identity["include_pi"])
     if source.identity() != identity:
         raise ManifestError(f"{manifest.model} must be made from these weights, got {identity}\nhint: --checkpoint FILE")
     return source

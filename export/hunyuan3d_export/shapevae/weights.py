@@ -22,7 +22,7 @@ class ShapeVAESource:
     """A source of weights: `path`, a file that holds a VAE; None: random weights of `preset` from `seed`.
 
     preset: whose facts belong to the weights (ShapeVAEPreset); a file that also holds a base DiT shows its own.
-    scale_factor: replaces the preset's.
+    scale_factor, include_pi: replace the preset's.
 
     Raises ValueError for an unknown preset, and without both preset and path.
     """
@@ -33,6 +33,7 @@ class ShapeVAESource:
     preset: str | None = None
     seed: int = 0
     scale_factor: float | None = None
+    include_pi: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
@@ -76,9 +77,11 @@ class ShapeVAESource:
         return load_checkpoint(self.path, include_pi=facts.include_pi, dtype=dtype, attention_backend=attention_backend)
 
     def _facts(self) -> ShapeVAEPreset:
-        """The preset that was named, or else the preset of the DiT in the same file, with this source's scale factor."""
+        """The preset that was named, or else the preset of the DiT in the same file, with what this source replaces."""
         facts = PRESETS[self.preset or self._preset_of_the_dit()]
-        return facts if self.scale_factor is None else dataclasses.replace(facts, scale_factor=self.scale_factor)
+        given = {"scale_factor": self.scale_factor, "include_pi": self.include_pi}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(facts, **changes)
 
     def _preset_of_the_dit(self) -> str:
         if self.scale_factor is not None:
