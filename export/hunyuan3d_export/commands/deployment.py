@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..dit.configs import torch_parameters
-from ..graphs import Source
+from ..graphs import OnnxOptions, Source
 from ..networks import NETWORKS
 from ..pipeline import Named, Pipeline, find_pipeline
 from ..repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
 from ..repository_from_artifacts import deploy as deploy_artifacts
 from ..server.embedded import EmbeddedServer, ServerOptions, ended
+from .artifacts import export_all
 from .options import (
     NetworkOption,
     PipelineOption,
@@ -93,23 +95,82 @@ def _with_torch_runtime(pipeline: Pipeline, named: tuple[str, ...]) -> list[Sour
 
 
 def serve(
-    repository: Annotated[Path, typer.Option(help="Model repository with deployed artifacts.")] = DEFAULT_REPOSITORY,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Weights to export, deploy and serve: a file, a folder or an id on the hub. Default: what is deployed."
+        ),
+    ] = None,
+    subfolder: SubfolderOption = None,
+    vae: VaeOption = None,
+    network: NetworkOption = None,
+    preset: PresetOption = None,
+    precision: Annotated[str | None, typer.Option(help="Of the export, when weights are named; default fp16.")] = None,
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="Model repository with deployed artifacts; for named weights, a folder in build/ of their own."),
+    ] = None,
     config: Annotated[str, typer.Option(help="Runtime: the name of a file in each model's configs/ folder.")] = "cpu",
     grpc_port: Annotated[int | None, typer.Option(help=_PORT.format(8001))] = None,
     http_port: Annotated[int | None, typer.Option(help=_PORT.format(8000))] = None,
     metrics_port: Annotated[int | None, typer.Option(help=_PORT.format(8002))] = None,
 ) -> None:
-    """Runs the embedded tritonserver until SIGINT or SIGTERM. Once it is ready, a line of JSON on stdout has its addresses."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
-        signal.signal(each, _interrupt)
+    """Runs the embedded tritonserver until SIGINT or SIGTERM, on a repository or on weights that it exports and deploys first.
+
+    Once it is ready, a line of JSON on stdout has its addresses.
+    """
     grpc, http, metrics = ports(grpc_port, http_port, metrics_port)
     options = ServerOptions(config=config, grpc_port=grpc, http_port=http, metrics_port=metrics)
-    server = EmbeddedServer(repository, options)
+    first_command = None
+    if checkpoint or preset:
+        networks = tuple(network or ())
+        named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=networks)
+        pipeline = find_pipeline(named)
+        repository = repository_of(pipeline, precision or "fp16", repository)
+        first_command = first_command_for(pipeline)
+    elif subfolder or vae or network or precision:
+        raise ValueError(
+            "--subfolder, --vae, --network and --precision must come with weights, got none\nhint: hunyuan3d-export serve CHECKPOINT"
+        )
+    _run(EmbeddedServer(repository or DEFAULT_REPOSITORY, options), first_command)
+
+
+def repository_of(pipeline: Pipeline, precision: str, repository: Path | None) -> Path:
+    """Exports the graphs of a pipeline that are missing or stale, and deploys all of them. Returns the repository.
+
+    repository: None takes a folder in build/ that belongs to these weights and this precision.
+    """
+    artifacts = Path("build") / f"{pipeline.name}-{precision}"
+    folders = export_all(pipeline, artifacts, OnnxOptions(precision=precision))
+    models = {model for name in pipeline.sources for model in NETWORKS[name].models}
+    for model in models - {folder.name for folder in folders}:  # of other weights that had the same name
+        shutil.rmtree(artifacts / model, ignore_errors=True)
+    place = repository or artifacts.with_name(f"{artifacts.name}-repository")
+    deploy_artifacts(artifacts, place, networks=tuple(pipeline.sources))
+    return place
+
+
+def first_command_for(pipeline: Pipeline) -> str:
+    """A command of the client that a server of this pipeline answers; it ends where the address belongs."""
+    if "dit" not in pipeline.sources:
+        return "hunyuan3d health --url"
+    if "conditioner" not in pipeline.sources:
+        return "hunyuan3d sample --context context.npy --steps 10 --out latents.npy --url"
+    return "hunyuan3d generate picture.png --steps 10 --out latents.npy --url"
+
+
+def _run(server: EmbeddedServer, first_command: str | None) -> NoReturn:
+    """Runs the server until it ends or a signal arrives. first_command: is shown with the address on stderr."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
+        signal.signal(each, _interrupt)
     code = 0
     with server as endpoints:
         try:  # `try` must begin before the line is written, because a reader of the line may send a signal at once
             sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
             sys.stdout.flush()
+            if first_command:
+                text = f"serving at {endpoints.grpc} (gRPC) and {endpoints.http} (HTTP); try: {first_command} {endpoints.grpc}"
+                errors.print(text, markup=False, highlight=False, soft_wrap=True)
             code = server.wait()
             errors.print(ended(code), markup=False, highlight=False)
         except KeyboardInterrupt:
