@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -97,9 +98,9 @@ def held_networks(path: Path) -> list[str]:
     return [name for name, probe in PROBES.items() if any(probe.fullmatch(key) for key in keys)]
 
 
-def encoder_sizes(preset: str | None) -> dict[str, int]:
+def encoder_sizes(preset: str | None) -> dict[str, Any]:
     """The picture's side and the number of views that give the preset's number of context tokens; else those of v2-0."""
-    tokens = PRESETS[preset].context_tokens if preset in PRESETS else None
+    tokens = PRESETS[preset].context_tokens if preset is not None and preset in PRESETS else None
     for size in IMAGE_SIZES:
         for views in VIEWS:
             if views * (1 + (size // PATCH) ** 2) == tokens:

@@ -78,10 +78,12 @@ DECODER = "needs a checkpoint with a shape decoder of full size; tests/export/sh
 DOCKER = "needs Docker"
 CLUSTER = "needs a Kubernetes cluster"
 LONG = "takes many minutes on a full-size network or on many samples; the tests run the same code on a smaller scale"
+HUB = "downloads gigabytes; tests/served/test_one_checkpoint.py runs it against a small hub on this machine"
 CANNOT_RUN: dict[str, str] = {
     "git clone REPOSITORY_URL hunyuan3d-triton && cd hunyuan3d-triton": CLONE,
     "source .venv/bin/activate": CLONE,
     'pip install ".[export,shapes]"': CLONE,
+    "hunyuan3d-export serve tencent/Hunyuan3D-2 --subfolder hunyuan3d-dit-v2-0": HUB,
     "make setup": CLONE,
     "PYTHONPATH=export:client python -m hunyuan3d_export.gpu_check": GPU,
     "docker compose --profile export run --rm export engine --checkpoint w.safetensors --onnx build/onnx --out build/plans": DOCKER,
