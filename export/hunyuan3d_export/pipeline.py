@@ -68,6 +68,8 @@ def find_pipeline(named: Named) -> Pipeline:
     preset, for a network that the checkpoint does not hold, and when nothing shows the variant of guidance-distilled weights.
     """
     check_names(named.networks)
+    if named.subfolder and named.checkpoint is None:
+        raise ValueError(f"subfolder must come with a checkpoint, got {named.subfolder} alone\nhint: --checkpoint")
     vae = None if named.vae is None else _find_vae(named, named.vae)
     if named.checkpoint is None:
         return Pipeline(str(named.preset), _random(named, vae))

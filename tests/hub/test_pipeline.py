@@ -173,6 +173,8 @@ def test_a_preset_alone_gives_the_denoiser_or_the_networks_that_are_named() -> N
     assert list(found) == list(NETWORKS) and {vars(source)["seed"] for source in found.values()} == {3}
     with pytest.raises(ValueError, match="weights must come from a preset or a checkpoint, got neither"):
         find_pipeline(Named())
+    with pytest.raises(ValueError, match="subfolder must come with a checkpoint, got sub alone"):
+        find_pipeline(Named(preset="tiny", subfolder="sub"))
 
 
 def test_options_and_graphs_reach_the_networks_that_have_them(

@@ -178,7 +178,7 @@ def engine(
         timing_cache=timing_cache,
     )
     networks = tuple(network or ())
-    if preset or checkpoint:
+    if preset or checkpoint or vae or subfolder:
         named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=networks)
         export_all(find_pipeline(named), onnx_folder, OnnxOptions(precision=precision, choices=choices, for_plans=True))
     for folder in build_engines(onnx_folder, out, found, options, networks=networks):
@@ -242,7 +242,7 @@ def verify(
         raise ValueError("--at-most must come with --engine, got none\nhint: graphs are compared at small sizes")
     networks = tuple(network or ())
     named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=networks)
-    weights = find_pipeline(named).sources if preset or checkpoint or vae else None
+    weights = find_pipeline(named).sources if preset or checkpoint or vae or subfolder else None
     most = parity.parse_at_most(at_most or [])
     passed = True
     if artifacts is not None:

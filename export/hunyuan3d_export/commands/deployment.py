@@ -65,7 +65,7 @@ def deploy(
     ] = False,
 ) -> None:
     """Artifacts whose manifests match -> a Triton model repository; or weights as a checkpoint, for `serve --config torch`."""
-    named = bool(preset or checkpoint or vae)
+    named = bool(preset or checkpoint or vae or subfolder)
     networks = tuple(network or ())
     if (artifacts is None) != named or (torch and not named):
         got = "both" if named or torch else "neither"
