@@ -83,6 +83,11 @@ CANNOT_RUN: dict[str, str] = {
     "git clone REPOSITORY_URL hunyuan3d-triton && cd hunyuan3d-triton": CLONE,
     "source .venv/bin/activate": CLONE,
     'pip install ".[export,shapes]"': CLONE,
+    'pip install ".[export,rtx,embedded]"': CLONE,
+    "hunyuan3d-export engine --preset v2-mini --precision fp16 --onnx build/mini-fp16 --out build/mini-rtx --target tensorrt-rtx"
+    " --compute-capability SM86 --compute-capability SM89 --compute-capability SM120": LONG,
+    "hunyuan3d-export deploy --artifacts build/mini-rtx --repository build/repository": LONG,
+    "hunyuan3d-export serve --repository build/repository --config rtx": GPU,
     "hunyuan3d-export serve tencent/Hunyuan3D-2 --subfolder hunyuan3d-dit-v2-0": HUB,
     "make setup": CLONE,
     "PYTHONPATH=export:client python -m hunyuan3d_export.gpu_check": GPU,
