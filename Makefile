@@ -23,7 +23,10 @@ setup: $(STAMP)
 setup-gpu:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip uninstall --quiet --yes onnxruntime
-	rm -f $(STAMP) && touch .venv/.gpu && $(MAKE) setup
+	rm -f $(STAMP)
+	touch .venv/.gpu
+# On a line of its own, because `make -n` runs a line with $(MAKE) whole.
+	$(MAKE) setup
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,$(if $(wildcard .venv/.gpu),gpu,export)]'

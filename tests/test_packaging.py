@@ -117,6 +117,8 @@ def test_setup_gpu_exchanges_the_onnx_runtime_and_setup_keeps_it(root: Path, tmp
         return (tmp_path / "pip.log").read_text().splitlines()
 
     assert any("--constraint constraints.txt --editable .[dev,export]" in line for line in asked("setup"))
+    subprocess.run(["make", "-n", "setup-gpu"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert not (tmp_path / ".venv" / ".gpu").exists(), "a dry run changes nothing"
     first, second, *_ = asked("setup-gpu")
     assert first == "uninstall --quiet --yes onnxruntime"
     assert second == "install --quiet --constraint constraints.txt --editable .[dev,gpu]"
