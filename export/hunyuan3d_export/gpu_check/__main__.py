@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,12 @@ from .groups import groups
 from .machine import machine
 from .report import Report
 from .setting import Setting
+
+# A CPU run tests nothing but the code: one timed call a row, few steps, a short sequence.
+_SIZES: dict[str, dict[str, Any]] = {
+    "cuda": {"row_s": 2.0, "steps": 50, "attention_length": 4096},
+    "cpu": {"row_s": 0.0, "steps": 4, "attention_length": 512},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,9 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
                 build=options.build,
                 graphs=options.graphs,
                 work=Path(work),
-                steps=options.steps,
-                attention_length=options.attention_length,
-                row_s=options.row_s,
+                **_sizes(options),
             )
         except ValueError as error:
             sys.stderr.write(f"error: {error}\n")
@@ -44,6 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
         report = _check(setting, options.report, limit_s=options.limit_s, group_s=options.group_s)
     sys.stdout.write(f"\n{report.text()}")
     return 0 if all(row.passed for row in report.rows) else 1
+
+
+def _sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that are smaller on a CPU, each with its default if it was not given."""
+    given = {name: getattr(options, name) for name in _SIZES[options.device]}
+    return {**_SIZES[options.device], **{name: value for name, value in given.items() if value is not None}}
 
 
 def _check(setting: Setting, path: Path, *, limit_s: float, group_s: float) -> Report:
@@ -69,9 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", action="append", help="a base preset; repeatable; default v2-0 and v2-mini")
     parser.add_argument("--limit-s", type=float, default=480.0, help="seconds after which nothing runs any more")
     parser.add_argument("--group-s", type=float, default=240.0, help="seconds after which one group of rows is ended")
-    parser.add_argument("--row-s", type=float, default=2.0, help="seconds for the 5 to 50 timed calls of one row")
-    parser.add_argument("--steps", type=int, default=50, help="steps of the sampling")
-    parser.add_argument("--attention-length", type=int, default=4096, help="L of the attention rows")
+    cuda, cpu = _SIZES["cuda"], _SIZES["cpu"]
+    for option, name, kind, meaning in (
+        ("--row-s", "row_s", float, "seconds for the 5 to 50 timed calls of one row"),
+        ("--steps", "steps", int, "steps of the sampling"),
+        ("--attention-length", "attention_length", int, "L of the attention rows"),
+    ):
+        parser.add_argument(option, type=kind, help=f"{meaning}; default {cuda[name]}, on a cpu {cpu[name]}")
     parser.add_argument("--build", type=Path, default=Path("build"), help="folder for exports and plans, reused if they match")
     parser.add_argument(
         "--graphs", type=Path, default=Path("build") / "gpu-check-graphs", help="folder that make gpu-check-graphs filled"

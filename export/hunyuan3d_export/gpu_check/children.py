@@ -89,6 +89,7 @@ def _work(group: str, names: list[str], setting: Setting, sender: Connection) ->
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     if setting.device.type == "cpu":
         torch.set_num_threads(1)  # more are slower on a busy machine, and on a CPU only the code is tested
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that each import torch
     (jobs,) = (each.jobs for each in groups(setting) if each.name == group)
     for job in jobs:
         if job.name in names:

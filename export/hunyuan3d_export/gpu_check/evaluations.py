@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,15 +15,15 @@ from ..dit import PRESETS
 from ..dit.network import TOLERANCES
 from ..dit.reference_sampler import Denoiser, RunnerDenoiser
 from ..precisions import PRECISIONS
-from .graphs import artifacts_of
+from .graphs import Contents, artifacts_of
 from .machine import at_clock
 from .paths import GUIDED, GUIDED_FORMS, PATHS, TWO_BATCH, Path, with_batches
 from .rows import Job, Row, Skip
+from .runtimes import COMPILED, ONNX_RUNTIME, TENSORRT, TORCH, require
 from .setting import BATCHES, Networks, OneAtATime, Setting
-from .stopwatch import free_mib, peak_mib
+from .stopwatch import free_mib, lost_mib, peak_mib
 
 ROOFLINE, EVALUATION, BUILD = "matmul", "evaluation", "build"
-TORCH, COMPILED, ONNX_RUNTIME, TENSORRT = "torch", "torch.compile", "ONNX Runtime", "TensorRT"
 # Times that others have published for the same evaluation; they stand in the notes.
 PUBLISHED = {("v2-0", TWO_BATCH, 1): "SGLang publishes 52 ms on an H100"}
 
@@ -83,7 +82,7 @@ class Evaluations:
         rows, most = len(inputs["latents"]), contract.AXES["B"].max
         if runtime == TENSORRT and rows > most:
             raise Skip(f"{rows} rows are more than the {most} of a plan's profile")
-        denoiser = self._denoiser(runtime, preset, precision, _form(path))
+        denoiser = self._denoiser(runtime, preset, precision, path)
         expected = path.expected(self._networks.expected(preset), batch=batch)
         run = functools.partial(path.call(denoiser), **inputs)
         error = relative_l2(run().cpu(), expected)
@@ -98,45 +97,52 @@ class Evaluations:
             memory_mib=self._memory_mib(runtime, run),
             error=error,
             tolerance=TOLERANCES[precision].evaluation,
-            note=PUBLISHED.get((preset, path, batch), ""),
+            note=self._note(runtime, preset, path, batch),
         )
+
+    def _note(self, runtime: str, preset: str, path: Path, batch: int) -> str:
+        if runtime == COMPILED and self._compiler(path) == "aot_eager":
+            return "only traced; a GPU run compiles it"
+        return PUBLISHED.get((preset, path, batch), "")
 
     def _memory_mib(self, runtime: str, run: Callable[[], object]) -> float | None:
         if runtime in (TORCH, COMPILED):
             return peak_mib(run, self._setting.device)
-        free = free_mib(self._setting.device)
-        return None if free is None or self._free_before is None else self._free_before - free
+        return lost_mib(self._free_before, self._setting.device)
 
-    def _denoiser(self, runtime: str, preset: str, precision: str, form: str) -> Denoiser:
+    def _denoiser(self, runtime: str, preset: str, precision: str, path: Path) -> Denoiser:
         """The preset's denoiser in this runtime. Raises Skip where this machine cannot run it."""
         if runtime == TORCH:
             self._networks.expected(preset)  # first, because only one network is on the device at a time
             return self._networks.get(preset, precision)
-        require, load = {
-            COMPILED: (_require_compiler, self._compiled),
-            ONNX_RUNTIME: (_require_onnxruntime, self._session),
-            TENSORRT: (_require_tensorrt, self._engine),
-        }[runtime]
-        require(self._setting.device)
+        load = {COMPILED: self._compiled, ONNX_RUNTIME: self._session, TENSORRT: self._engine}[runtime]
+        require(runtime, self._setting.device)
+
+        how = self._compiler(path) if runtime == COMPILED else _form(path)
 
         def after_expected() -> Denoiser:
             self._networks.expected(preset)  # first, so that the float32 network does not count as this runtime's memory
             self._free_before = free_mib(self._setting.device)
-            return load(preset, precision, form)
+            return load(preset, precision, how)
 
-        return self._runtime.get((runtime, preset, precision, form), after_expected)
+        return self._runtime.get((runtime, preset, precision, _form(path), how), after_expected)
 
-    def _compiled(self, preset: str, precision: str, _form: str) -> Denoiser:
+    def _compiler(self, path: Path) -> str:
+        """The backend of torch.compile. On a CPU, inductor takes half a minute for each path. There it compiles one path, and the
+        others are only traced."""
+        return "inductor" if self._setting.device.type == "cuda" or path == TWO_BATCH else "aot_eager"
+
+    def _compiled(self, preset: str, precision: str, compiler: str) -> Denoiser:
         network = self._networks.get(preset, precision)
         # Block by block: the compiler then meets two blocks instead of 48, seconds instead of minutes.
         for block in (*network.double_blocks, *network.single_blocks):
-            block.compile(dynamic=False)
+            block.compile(backend=compiler, dynamic=False)
         return network
 
     def _session(self, preset: str, precision: str, form: str) -> Denoiser:
         from .onnxruntime_runner import BoundRunner
 
-        return RunnerDenoiser(BoundRunner(artifacts_of(self._setting, preset, precision, form), self._setting.device))
+        return RunnerDenoiser(BoundRunner(artifacts_of(self._setting, Contents(preset, precision, form)), self._setting.device))
 
     def _engine(self, preset: str, precision: str, form: str) -> Denoiser:
         from ..engine_from_onnx import build_engines
@@ -144,12 +150,12 @@ class Evaluations:
         from ..runners import PlanRunner
 
         target, plans = find_target("tensorrt"), self._setting.build / f"{preset}-{precision}-{form}-tensorrt"
-        build_engines(artifacts_of(self._setting, preset, precision, form), plans, target)
+        build_engines(artifacts_of(self._setting, Contents(preset, precision, form)), plans, target)
         return RunnerDenoiser(PlanRunner(plans, target))
 
     def _built(self, preset: str, name: str) -> Row:
         start = time.monotonic()
-        self._denoiser(TENSORRT, preset, self._setting.served_precision, GUIDED_FORMS[0])
+        self._denoiser(TENSORRT, preset, self._setting.served_precision, GUIDED[0])
         note = "includes the graphs' weights, or an export"
         return Row(part=BUILD, name=name, time_ms=1000 * (time.monotonic() - start), note=note)
 
@@ -157,28 +163,3 @@ class Evaluations:
 def _form(path: Path) -> str:
     """The form of the graphs that a path runs on. Plain graphs are made once, with those of the first form."""
     return path.form or GUIDED_FORMS[0]
-
-
-def _require_compiler(_device: torch.device) -> None:
-    """Raises Skip where torch.compile could not compile."""
-    if shutil.which("cc") is None and shutil.which("gcc") is None:
-        raise Skip("torch.compile needs a C compiler, and none is on the PATH")
-
-
-def _require_onnxruntime(device: torch.device) -> None:
-    """Raises Skip without the device's provider. It is asked before the graphs, which take seconds and gigabytes."""
-    from .onnxruntime_runner import require_provider
-
-    require_provider(device)
-
-
-def _require_tensorrt(device: torch.device) -> None:
-    """Raises Skip without a GPU or TensorRT."""
-    from ..engines.targets import TargetMissing, find_target
-
-    if device.type != "cuda":
-        raise Skip(f"TensorRT runs on a GPU, and this run is on {device}")
-    try:
-        find_target("tensorrt")
-    except TargetMissing as error:
-        raise Skip(str(error).splitlines()[0]) from error

@@ -5,7 +5,7 @@ the state dict it consists of. The exporter transposes weights and may cut or jo
 numbers, and a graph is packed only when the recipes give exactly its weights. Random weights come from a seed, so nothing else
 has to be carried.
 
-    python -m hunyuan3d_export.gpu_check.graphs        packs the graphs of v2-0 and v2-mini
+    python -m hunyuan3d_export.gpu_check.graphs        packs the graphs of v2-0 and v2-mini, of the denoiser and of the shape decoder
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ import numpy as np
 import onnx
 import onnx.external_data_helper
 import onnx.numpy_helper
+import torch
 
 from .. import onnx_from_torch
-from ..dit import PRESETS, random_model
 from ..dit.weights import Weights
 from ..files import ONNX_FILE, atomic_folder, atomic_path
+from ..graphs import Source
 from ..manifest import NAME as MANIFEST
 from ..manifest import Manifest, code_digest, file_digests
 from ..networks import NETWORKS
 from ..onnx_from_torch import OnnxOptions, export_onnx
 from ..precisions import PRECISIONS
+from ..shapevae.weights import ShapeVAESource
 from .paths import GUIDED_FORMS
 from .rows import Skip
 from .setting import Setting
@@ -53,6 +55,52 @@ State = Mapping[str, Array]
 Piece = tuple[str, str, int, int]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """The graphs of one packed file: those of the denoiser (network dit) or of the shape decoder (network vae).
+
+    form: of the guided graph. The plain graph is in the file of the first form alone, and the shape decoder has no forms.
+    """
+
+    preset: str
+    precision: str
+    form: str = GUIDED_FORMS[0]
+    network: str = "dit"
+
+    @property
+    def name(self) -> str:
+        """The packed file's name without its ending."""
+        other = self.network if self.network != "dit" else self.form if self.form != GUIDED_FORMS[0] else ""
+        return "-".join(filter(None, (self.preset, self.precision, other)))
+
+    @property
+    def source(self) -> Source:
+        """The random weights."""
+        source = {"dit": Weights, "vae": ShapeVAESource}[self.network]
+        return source(preset=self.preset, seed=_SEED)
+
+    @property
+    def code(self) -> str:
+        """The digest of the code that makes the graphs and packs them."""
+        return code_digest([Path(__file__), Path(onnx_from_torch.__file__), *NETWORKS[self.network].code])
+
+    def state(self) -> State:
+        """The weights in this precision by name. The exporter may keep small ones in float32, so their float32 copies follow."""
+        weights = self.source.load(PRECISIONS[self.precision]).state_dict()
+        small = {
+            name: value for name, value in weights.items() if value.dtype != torch.float32 and value.numel() <= _LARGEST_KEPT
+        }
+        copies = {f"{name} in float32": value.float() for name, value in small.items()}
+        return {name: value.numpy() for name, value in {**weights, **copies}.items()}
+
+    def export(self, folder: Path) -> list[Path]:
+        """Exports the graphs. Returns their artifact folders."""
+        if self.network != "dit":
+            return export_onnx(self.source, folder, options=OnnxOptions(precision=self.precision))
+        options = OnnxOptions(precision=self.precision, choices={"guided_form": self.form})
+        return export_onnx(self.source, folder, graph="all" if self.form == GUIDED_FORMS[0] else "guided", options=options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,17 +163,17 @@ class Pantry:
         return most if same.all() else int(same.argmin())
 
 
-def pack(preset: str, precision: str, out: Path, form: str = GUIDED_FORMS[0]) -> Path:
-    """Exports the preset's graphs with random weights and writes them without these weights. Returns the file.
+def pack(contents: Contents, out: Path) -> Path:
+    """Exports the graphs with random weights and writes them without these weights. Returns the file.
 
     Raises ValueError when a weight of the graph cannot be made from the state dict.
     """
-    pantry = Pantry(_state(preset, precision))
-    path = out / f"{_name(preset, precision, form)}.zip"
+    pantry = Pantry(contents.state())
+    path = out / f"{contents.name}.zip"
     with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
-        exported = _export(preset, precision, form, Path(folder))
+        exported = contents.export(Path(folder))
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as packed:
-            packed.writestr(_CODE, _code())
+            packed.writestr(_CODE, contents.code)
             for artifact in exported:
                 graph, recipes = _without_weights(artifact / ONNX_FILE, pantry)
                 packed.writestr(f"{artifact.name}/{ONNX_FILE}", graph)
@@ -136,57 +184,36 @@ def pack(preset: str, precision: str, out: Path, form: str = GUIDED_FORMS[0]) ->
     return path
 
 
-def unpack(path: Path, preset: str, precision: str, out: Path) -> Path:
+def unpack(path: Path, contents: Contents, out: Path) -> Path:
     """Writes the artifact folders of a packed file into `out`, with the weights of the seed. Returns `out`.
 
     Raises Skip when other code made the file.
     """
     with zipfile.ZipFile(path) as packed:
-        if packed.read(_CODE).decode() != _code():
+        if packed.read(_CODE).decode() != contents.code:
             raise Skip(f"{path.name} was packed by other code; {_REMAKE}")
-        state = _state(preset, precision)
+        state = contents.state()
         with atomic_folder(out) as temporary:
             for name in sorted({Path(entry).parts[0] for entry in packed.namelist() if "/" in entry}):
                 _with_weights(packed, name, state, temporary / name)
     return out
 
 
-def artifacts_of(setting: Setting, preset: str, precision: str, form: str = GUIDED_FORMS[0]) -> Path:
-    """The folder with the preset's ONNX artifacts: those of this run, else of a packed file, else exported here. The plain graph
-    is in the folder of the first form alone.
+def artifacts_of(setting: Setting, contents: Contents) -> Path:
+    """The folder with the ONNX artifacts: those of this run, else of a packed file, else exported here.
 
     Raises Skip when there is no packed file and onnxscript is not installed.
     """
-    name = _name(preset, precision, form)
-    made, path = setting.work / name, setting.graphs / f"{name}.zip"
+    made, path = setting.work / contents.name, setting.graphs / f"{contents.name}.zip"
     if made.is_dir():
         return made
     if path.is_file():
-        return unpack(path, preset, precision, made)
+        return unpack(path, contents, made)
     if importlib.util.find_spec("onnxscript") is None:
         raise Skip(f"an ONNX export needs onnxscript, and {path.name} is not there; {_REMAKE}")
-    folder = setting.build / f"{name}-{form}"
-    _export(preset, precision, form, folder)
+    folder = setting.build / f"{contents.name}-onnx"
+    contents.export(folder)
     return folder
-
-
-def _name(preset: str, precision: str, form: str) -> str:
-    return f"{preset}-{precision}" + (f"-{form}" if form != GUIDED_FORMS[0] else "")
-
-
-def _export(preset: str, precision: str, form: str, folder: Path) -> list[Path]:
-    options = OnnxOptions(precision=precision, choices={"guided_form": form})
-    graph = "all" if form == GUIDED_FORMS[0] else "guided"
-    return export_onnx(Weights(preset=preset, seed=_SEED), folder, graph=graph, options=options)
-
-
-def _code() -> str:
-    return code_digest([Path(__file__), Path(onnx_from_torch.__file__), *NETWORKS["dit"].code])
-
-
-def _state(preset: str, precision: str) -> State:
-    model = random_model(PRESETS[preset].config, _SEED, dtype=PRECISIONS[precision])
-    return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
 def _without_weights(path: Path, pantry: Pantry) -> tuple[bytes, dict[str, Recipe]]:
@@ -240,7 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
     for preset in options.preset or ("v2-0", "v2-mini"):
         for form in GUIDED_FORMS:
-            pack(preset, options.precision, options.out, form)
+            pack(Contents(preset, options.precision, form), options.out)
+        pack(Contents(preset, options.precision, network="vae"), options.out)
     return 0
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 
 from .attention_rows import AttentionRows
 from .evaluations import Evaluations
-from .rows import Job, Row, Skip
+from .mesh_rows import MeshRows
+from .rows import Job
 from .sampling import Samplings
 from .sdpa_rows import SdpaRows
 from .setting import Networks, Setting
-
-MESH = "mesh stage"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +41,7 @@ def _groups(setting: Setting) -> Iterator[tuple[str, Iterable[Job]]]:
     for preset in setting.presets:
         yield f"served, {preset}", samplings.served(preset)
     for preset in setting.presets:
+        yield f"mesh stage, {preset}", MeshRows(setting).jobs(preset)
+    for preset in setting.presets:
         yield f"other precisions, {preset}", evaluations.in_other_precisions(preset)
     yield "attention", AttentionRows(setting).jobs()
-    yield MESH, [Job(MESH, f"{graph} graph", _left_out) for graph in ("keys and values", "field")]
-
-
-def _left_out() -> Row:
-    raise Skip("left out, this version has no network of the mesh stage whose graphs could run")

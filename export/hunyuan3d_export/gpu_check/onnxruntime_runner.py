@@ -15,6 +15,7 @@ from .rows import Skip
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
+_TORCH = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
 def require_provider(device: torch.device) -> str:
@@ -26,7 +27,7 @@ def require_provider(device: torch.device) -> str:
 
 
 class BoundRunner:
-    """Runs the denoiser graphs of an artifacts folder (a runners.Runner). Raises Skip if the device's provider is missing."""
+    """Runs the graphs of an artifacts folder (a runners.Runner). Raises Skip if the device's provider is missing."""
 
     def __init__(self, artifacts: Path, device: torch.device) -> None:
         self._provider = require_provider(device)
@@ -41,13 +42,28 @@ class BoundRunner:
         inputs = {name: value.contiguous() for name, value in tensors.items()}
         for name, value in inputs.items():
             binding.bind_input(name, *place, _NUMPY[value.dtype], tuple(value.shape), value.data_ptr())
-        velocity = torch.empty_like(inputs["latents"])
-        binding.bind_output("velocity", *place, np.float32, tuple(velocity.shape), velocity.data_ptr())
+        outputs = self._outputs(session, inputs)
+        for name, value in outputs.items():
+            binding.bind_output(name, *place, _NUMPY[value.dtype], tuple(value.shape), value.data_ptr())
         if self._device.type == "cuda":
             # The session waits for its own stream before it returns, so only torch's work on the inputs needs a wait here.
             torch.cuda.current_stream(self._device).synchronize()
         session.run_with_iobinding(binding)
-        return {"velocity": velocity}
+        return outputs
+
+    def _outputs(self, session: onnxruntime.InferenceSession, inputs: Tensors) -> dict[str, Tensor]:
+        """Empty tensors for the outputs. The graph names its free axes, and the inputs give their sizes."""
+        sizes = {
+            axis: size
+            for tensor in session.get_inputs()
+            for axis, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True)
+        }
+        return {
+            tensor.name: torch.empty(
+                [sizes.get(axis, axis) for axis in tensor.shape], dtype=_TORCH[tensor.type], device=self._device
+            )
+            for tensor in session.get_outputs()
+        }
 
     def _session(self, model: str) -> onnxruntime.InferenceSession:
         if model not in self._sessions:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import torch
 
-# On a CPU, where only the code is tested, the fewest calls that give a time.
-_WARM_UPS = {"cuda": 3, "cpu": 1}
-_FEWEST, _MOST = {"cuda": 5, "cpu": 1}, 50
+_WARM_UPS, _FEWEST, _MOST = 3, 5, 50
 _MATRIX = {"cuda": 8192, "cpu": 256}
+_MATMUL_S = 0.05  # the least time for the products; a single cold one would be slow
 _MIB = 2**20
 
 
@@ -47,20 +46,30 @@ def free_mib(device: torch.device) -> float | None:
     return torch.cuda.mem_get_info(device)[0] / _MIB if device.type == "cuda" else None
 
 
+def lost_mib(before: float | None, device: torch.device) -> float | None:
+    """The memory in MiB that the device has lost since free_mib returned `before`; None on a CPU."""
+    free = free_mib(device)
+    return None if free is None or before is None else before - free
+
+
 @dataclasses.dataclass(frozen=True)
 class Stopwatch:
-    """Measures on one device. budget_s: seconds for the timed calls of one measurement, of which there are 5 to 50 on a GPU."""
+    """Measures on one device.
+
+    budget_s: seconds for the timed calls of one measurement, of which a GPU makes 5 to 50. A CPU makes 1 to 50 and no other
+    calls, because there only the code is tested.
+    """
 
     device: torch.device
     budget_s: float
 
     def median_ms(self, run: Callable[[], object]) -> float:
         """The median time of the calls after warm-up. On a GPU, CUDA events take the times."""
-        for _ in range(_WARM_UPS[self.device.type] - 1):
-            run()
-        calls = int(min(max(self.budget_s / seconds(run, self.device), _FEWEST[self.device.type]), _MOST))
         if self.device.type != "cuda":
-            return 1000 * statistics.median(seconds(run, self.device) for _ in range(calls))
+            return 1000 * statistics.median(self._seconds_on_cpu(run))
+        for _ in range(_WARM_UPS - 1):
+            run()
+        calls = int(min(max(self.budget_s / seconds(run, self.device), _FEWEST), _MOST))
         with torch.cuda.device(self.device):
             events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
             for start, end in events:
@@ -69,6 +78,12 @@ class Stopwatch:
                 end.record()
             torch.cuda.synchronize()
         return statistics.median(start.elapsed_time(end) for start, end in events)
+
+    def _seconds_on_cpu(self, run: Callable[[], object]) -> list[float]:
+        times = [seconds(run, self.device)]
+        while len(times) < _MOST and sum(times) < self.budget_s:
+            times.append(seconds(run, self.device))
+        return times
 
     def matmul_tflops(self, dtype: torch.dtype) -> float:
         """TFLOP/s of one large square matrix product, measured once."""
@@ -80,4 +95,5 @@ def _matmul_tflops(stopwatch: Stopwatch, dtype: torch.dtype) -> float:
     size = _MATRIX[stopwatch.device.type]
     left, right = (torch.randn(size, size, device=stopwatch.device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
+    stopwatch = dataclasses.replace(stopwatch, budget_s=max(stopwatch.budget_s, _MATMUL_S))
     return 2 * size**3 / 1e9 / stopwatch.median_ms(lambda: torch.mm(left, right, out=out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -15,10 +16,13 @@ import torch
 from hunyuan3d_export.dit import PRESETS
 from hunyuan3d_export.gpu_check import __main__ as gpu_check
 from hunyuan3d_export.gpu_check import graphs
-from hunyuan3d_export.gpu_check.groups import MESH, groups
-from hunyuan3d_export.gpu_check.paths import GUIDANCE_SCALE, GUIDED, PATHS, PLAIN, TWO_BATCH
+from hunyuan3d_export.gpu_check.evaluations import Evaluations
+from hunyuan3d_export.gpu_check.graphs import Contents
+from hunyuan3d_export.gpu_check.groups import groups
+from hunyuan3d_export.gpu_check.paths import GUIDANCE_SCALE, GUIDED, GUIDED_FORMS, PATHS, PLAIN, TWO_BATCH
 from hunyuan3d_export.gpu_check.rows import Job, Row, Skip, cells, table
-from hunyuan3d_export.gpu_check.setting import OneAtATime, Setting
+from hunyuan3d_export.gpu_check.setting import Networks, OneAtATime, Setting
+from hunyuan3d_export.gpu_check.stopwatch import Stopwatch
 
 # Some GPU machines have only torch, einops, numpy, onnx, onnxruntime and what these need, so the others are blocked.
 BLOCKED = (
@@ -51,10 +55,11 @@ def setting(tmp_path: Path) -> Setting:
 def packed(root: Path) -> Path:
     """The folder with the packed graphs of `tiny`, which are packed again when the code has changed."""
     folder = root / "build" / "test" / "gpu-check-graphs"
-    try:
-        graphs.unpack(folder / "tiny-fp32.zip", "tiny", "fp32", root / "build" / "test" / "gpu-check-unpacked")
-    except (FileNotFoundError, Skip):
-        graphs.pack("tiny", "fp32", folder)
+    for contents in (*(Contents("tiny", "fp32", form) for form in GUIDED_FORMS), Contents("tiny", "fp32", network="vae")):
+        try:
+            graphs.unpack(folder / f"{contents.name}.zip", contents, root / "build" / "test" / "gpu-check-unpacked")
+        except (FileNotFoundError, Skip):
+            graphs.pack(contents, folder)
     return folder
 
 
@@ -106,7 +111,7 @@ def test_every_row_that_a_cpu_can_have(tmp_path: Path, packed: Path, setting: Se
     ]
     sage = {"sage"} if importlib.util.find_spec("sageattention") is None else set()
     without = [name for name in unmeasured(rows) if "TensorRT" not in name and name.split(",")[0] not in sage]
-    assert {name.split(",")[0] for name in without} == {"cuDNN", "efficient", "keys and values graph", "field graph"}
+    assert {name.split(",")[0] for name in without} == {"cuDNN", "efficient"}
     served = next(row for row in rows if "served by tritonserver" in str(row["name"]))
     assert "ms an evaluation" in str(served["note"])
     evaluations = [row for row in rows if row["part"] == "evaluation" and row["time_ms"] is not None]
@@ -134,6 +139,34 @@ def test_nothing_starts_after_the_limit(tmp_path: Path, setting: Setting) -> Non
     assert len(rows) == sum(len(group.jobs) for group in groups(setting))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"row_s": 2.0, "steps": 50, "attention_length": 4096}),
+        (["--device", "cpu"], {"row_s": 0.0, "steps": 4, "attention_length": 512}),
+        (["--device", "cpu", "--row-s", "1", "--steps", "9"], {"row_s": 1.0, "steps": 9, "attention_length": 512}),
+        (["--attention-length", "64", "--row-s", "0"], {"row_s": 0.0, "steps": 50, "attention_length": 64}),
+    ],
+)
+def test_only_a_cpu_measures_less(arguments: list[str], expected: dict[str, float]) -> None:
+    assert gpu_check._sizes(gpu_check._parser().parse_args(arguments)) == expected
+
+
+def test_a_cpu_makes_one_timed_call_when_it_has_no_time() -> None:
+    calls: list[int] = []
+    for budget_s, most in ((0.0, 1), (10.0, 50)):
+        calls.clear()
+        assert Stopwatch(torch.device("cpu"), budget_s).median_ms(lambda: calls.append(1)) >= 0
+        assert len(calls) == most
+
+
+@pytest.mark.parametrize(("device", "compilers"), [("cuda", ["inductor"] * 3), ("cpu", ["inductor", "aot_eager", "aot_eager"])])
+def test_a_gpu_compiles_every_path(setting: Setting, device: str, compilers: list[str]) -> None:
+    setting = dataclasses.replace(setting, device=torch.device(device))
+    evaluations = Evaluations(setting, Networks(setting))
+    assert [evaluations._compiler(path) for path in (TWO_BATCH, *GUIDED)] == compilers
+
+
 def test_presets_with_guidance_embedded_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(["--device", "cpu", "--preset", "v2-0-turbo", "--report", str(tmp_path / "report.json")]) == 2
     assert "preset must be one of" in capsys.readouterr().err
@@ -145,7 +178,7 @@ def test_names_of_rows_differ_and_the_most_telling_come_first(setting: Setting) 
     names = [(job.part, job.name) for group in found for job in group.jobs]
     assert len(names) == len(set(names))
     assert [group.name for group in found][:4] == ["rooflines", "torch, tiny", "SDPA", "TensorRT, tiny"]
-    assert found[1].jobs[0].name == "tiny two-batch, B 1, torch fp32" and found[-1].name == MESH
+    assert found[1].jobs[0].name == "tiny two-batch, B 1, torch fp32" and "mesh stage, tiny" in [group.name for group in found]
     for kernel in ("flash", "cuDNN", "efficient", "math"):
         for batch in (1, 2, 8):
             assert ("SDPA kernel", f"{kernel}, tiny (1498 tokens), B {batch}") in names

@@ -17,7 +17,7 @@ from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.engines.structure import structure_digest
 from hunyuan3d_export.files import ONNX_FILE
 from hunyuan3d_export.gpu_check import graphs
-from hunyuan3d_export.gpu_check.graphs import Pantry, Recipe
+from hunyuan3d_export.gpu_check.graphs import Contents, Pantry, Recipe
 from hunyuan3d_export.gpu_check.rows import Skip
 from hunyuan3d_export.gpu_check.setting import Setting
 from hunyuan3d_export.manifest import Manifest, read_artifacts
@@ -34,7 +34,7 @@ def exported(artifacts: Callable[..., Path]) -> Path:
 def packed(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:  # the export is the expensive part, and it is there already
         patch.setattr(graphs, "export_onnx", lambda *_, **__: [exported / model for model in MODELS])
-        return graphs.pack("tiny", "fp16", tmp_path_factory.mktemp("graphs"))
+        return graphs.pack(Contents("tiny", "fp16"), tmp_path_factory.mktemp("graphs"))
 
 
 def weights(path: Path) -> dict[str, np.ndarray]:
@@ -42,7 +42,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_what_comes_back_is_what_was_exported(packed: Path, exported: Path, tmp_path: Path) -> None:
-    graphs.unpack(packed, "tiny", "fp16", tmp_path / "out")
+    graphs.unpack(packed, Contents("tiny", "fp16"), tmp_path / "out")
     assert [folder.name for folder in read_artifacts(tmp_path / "out", hint="")] == MODELS
     for model in MODELS:
         found, wanted = (folder / model / ONNX_FILE for folder in (tmp_path / "out", exported))
@@ -63,20 +63,20 @@ def test_other_code_makes_it_stale(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
         old.writestr("code", "of yesterday")
     with pytest.raises(Skip, match="old.zip was packed by other code; make gpu-check-graphs"):
-        graphs.unpack(tmp_path / "old.zip", "tiny", "fp16", tmp_path / "out")
+        graphs.unpack(tmp_path / "old.zip", Contents("tiny", "fp16"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_unpacks_once_and_says_what_is_missing(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {"build": tmp_path / "build", "graphs": packed.parent, "work": tmp_path}
     setting = Setting(device=torch.device("cpu"), presets=("tiny",), steps=2, attention_length=8, row_s=0.01, **places)
-    folder = graphs.artifacts_of(setting, "tiny", "fp16")
+    folder = graphs.artifacts_of(setting, Contents("tiny", "fp16"))
     assert folder == tmp_path / "tiny-fp16" and (folder / contract.DIT / ONNX_FILE).is_file()
     monkeypatch.setattr(graphs, "unpack", lambda *_: pytest.fail("it is there"))
-    assert graphs.artifacts_of(setting, "tiny", "fp16") == folder
+    assert graphs.artifacts_of(setting, Contents("tiny", "fp16")) == folder
     monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(Skip, match="needs onnxscript, and tiny-fp32.zip is not there; make gpu-check-graphs"):
-        graphs.artifacts_of(setting, "tiny", "fp32")
+        graphs.artifacts_of(setting, Contents("tiny", "fp32"))
 
 
 STATE = {
