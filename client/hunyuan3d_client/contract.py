@@ -34,6 +34,10 @@ ENSEMBLE_UNARY = "hunyuan3d_unary"
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 VIEWS = ("front", "left", "back", "right")  # their order in a request
 
+# The end of the name of a half-precision input's float32 twin. hunyuan3d_sampler_unary has these twins because Triton takes no FP16
+# in JSON, and gives each input one dtype.
+FLOAT32_TWIN = "_fp32"
+
 # How the velocities of a sample are evaluated: one branch without guidance; both branches in one graph; both branches as two
 # batch rows; one evaluation of a guidance-distilled network.
 SamplingPath = Literal["plain", "guided", "two-batch", "distilled"]
@@ -233,6 +237,16 @@ def _for_ensembles(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     return tuple(spec for spec in inputs if spec.name not in ("context", "negative_context", "latents"))
 
 
+def _with_float32_twins(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """The inputs and, for each in FP16, another one in FP32 that may take its place. None of both is required by itself."""
+    halves = [spec for spec in inputs if spec.dtype == "FP16"]
+    twins = [
+        TensorSpec(spec.name + FLOAT32_TWIN, "FP32", spec.dims, f"in place of {spec.name}, for JSON", optional=True)
+        for spec in halves
+    ]
+    return (*(_optional(spec) if spec in halves else spec for spec in inputs), *twins)
+
+
 _UNARY_INPUTS = _for_one_response(SAMPLER_INPUTS)
 _PICTURE_STEPS = (PREPROCESS, CONDITIONER)
 # Every model that a repository may hold. A repository without an image encoder lacks the models that need the encoder.
@@ -242,7 +256,7 @@ MODELS: dict[str, ModelSpec] = {
         denoiser(),
         denoiser(guided=True),
         ModelSpec(SAMPLER, SAMPLER_INPUTS, (*SAMPLER_OUTPUTS, ERROR), needs=((DIT, DIT_GUIDED),)),
-        ModelSpec(SAMPLER_UNARY, _UNARY_INPUTS, SAMPLER_OUTPUTS),
+        ModelSpec(SAMPLER_UNARY, _with_float32_twins(_UNARY_INPUTS), SAMPLER_OUTPUTS),
         ModelSpec(PREPROCESS, (IMAGE,), (PIXELS,), needs=((CONDITIONER,),)),
         ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),
         vae(),

@@ -44,6 +44,11 @@ SCENES: dict[str, tuple[str, ...]] = {
         "hunyuan3d health",
         "hunyuan3d sample --context context.npy --steps 10 --num-latents 128 --out latents.npy",
         "hunyuan3d denoise --latents latents.npy --t 0.5 --context context.npy --out velocity.npy",
+        """echo '{"inputs": [{"name": "context_fp32", "datatype": "FP32", "shape": [1, 1, 1536], "data": ['$(seq -s, 1536)']},' """
+        """'{"name": "steps", "datatype": "INT32", "shape": [1], "data": [10]},' """
+        """'{"name": "num_latents", "datatype": "INT32", "shape": [1], "data": [128]}]}' > request.json""",
+        "curl --fail-with-body --silent --data @request.json --output answer.json"
+        " localhost:8000/v2/models/hunyuan3d_sampler_unary/infer",
         "mkdir -p secrets && openssl rand -hex 32 > secrets/api_key",
         'hunyuan3d --header "triton-grpc-protocol-hunyuan3d-key: $(cat secrets/api_key)" health',
     ),
@@ -260,7 +265,16 @@ def check_options(line: str, *, whole: bool) -> int:
 @pytest.mark.parametrize("command", PRINTED)
 def test_options_of_commands(command: str) -> None:
     programs = {program for program, *_ in simple_commands(command)}
-    assert check_options(command, whole=True) or programs & {"git", "source", "pip", "docker", "kubectl", "mkdir"}
+    assert check_options(command, whole=True) or programs & {
+        "git",
+        "source",
+        "pip",
+        "docker",
+        "kubectl",
+        "mkdir",
+        "echo",
+        "curl",
+    }
 
 
 @pytest.mark.parametrize("span", SPANS)
@@ -317,6 +331,7 @@ class Tree:
             "PYTHONPATH": f"{folder / 'client'}{os.pathsep}{folder / 'export'}",
         }
         self._server: subprocess.Popen[str] | None = None
+        self._http = ""
 
     def _program(self, name: str, script: str) -> None:
         path = self.folder / ".venv" / "bin" / name
@@ -325,13 +340,13 @@ class Tree:
         path.chmod(0o755)
 
     def run(self, command: str) -> None:
-        """The command as printed; a server stays in the background, the one before it ends."""
+        """The command as printed, at the address of the server for HTTP; a server stays in the background, the one before it ends."""
         if re.search(r"\bserve\b", command):
             self.stop()
             self._serve(command)
             return
         call = subprocess.Popen(
-            ["bash", "-c", command], cwd=self.folder, env=self.environment,
+            ["bash", "-c", command.replace("localhost:8000", self._http)], cwd=self.folder, env=self.environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         limit = threading.Timer(WAIT_S, os.killpg, (call.pid, signal.SIGKILL))  # all of it: a command may start others
@@ -354,7 +369,8 @@ class Tree:
         ready = next((line for line in self._server.stdout if line.startswith("{")), None)
         limit.cancel()
         if ready is not None:
-            self.environment["HUNYUAN3D_URL"] = json.loads(ready)["grpc"]
+            endpoints = json.loads(ready)
+            self.environment["HUNYUAN3D_URL"], self._http = endpoints["grpc"], endpoints["http"]
             return
         raise AssertionError(f"$ {command}\n{(self.folder / 'server.log').read_text()}")
 
@@ -371,7 +387,7 @@ class Tree:
 
 
 ARTIFACTS = ("model.onnx*", "model.plan*", "checkpoint.safetensors*", "manifest.json", "parity.json")
-WRITTEN = re.compile(r"(?:--out|--picture|--ply|--repository|>) (\S+)|\b(?:OUT|REPOSITORY)=(\S+)")
+WRITTEN = re.compile(r"(?:--out|--output|--picture|--ply|--repository|>) (\S+)|\b(?:OUT|REPOSITORY)=(\S+)")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import half
 import parameters
 import triton_python_backend_utils as pb_utils
 
@@ -41,16 +42,22 @@ class TritonPythonModel:
             response = pb_utils.InferenceResponse(error=_as_triton_error(error))
         sender.send(response, flags=_FINAL)
 
+    def _sampler_inputs(self, request: object) -> list:
+        """The request's tensors as the sampler declares them: what came in float32 in place of float16 is cast."""
+        found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
+        given = {name: tensor for name, tensor in found.items() if tensor is not None}
+        arrays = {name: given.pop(name).as_numpy() for name in half.twins(given)}
+        return [*given.values(), *(pb_utils.Tensor(name, array) for name, array in half.cast(arrays).items())]
+
     async def _final_outputs(self, request: object) -> list:
-        """The outputs of the sampler's last response. Raises SamplerError when it answers with an error."""
-        found = [pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs]
+        """The outputs of the sampler's last response. Raises SamplerError when it answers with an error, ValueError for a bad input."""
         # The sampler computes vae_latents only for those who ask for it; the other outputs cost nothing.
         unwanted = {VAE_LATENTS} - set(request.requested_output_names())
         call = pb_utils.InferenceRequest(
             request_id=request.request_id(),
             model_name=SAMPLER,
             requested_output_names=[*(name for name in self._outputs if name not in unwanted), ERROR],
-            inputs=[tensor for tensor in found if tensor is not None],
+            inputs=self._sampler_inputs(request),
             timeout=request.timeout(),
             parameters={ERRORS_AS_OUTPUTS: True},
         )
@@ -73,5 +80,5 @@ class SamplerError(RuntimeError):
 
 
 def _as_triton_error(error: Exception) -> object:
-    code = error.code if isinstance(error, SamplerError) else "INTERNAL"
+    code = error.code if isinstance(error, SamplerError) else "INVALID_ARG" if isinstance(error, ValueError) else "INTERNAL"
     return pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code))
