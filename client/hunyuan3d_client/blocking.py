@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from .client import AsyncClient, Latents
-from .errors import Cancelled, DeadlineExceeded
+from .errors import Cancelled, Hunyuan3DError
 from .grpc_transport import SharedMemory
 from .options import StreamOptions, show, takes
 from .requests import Step
@@ -116,9 +116,10 @@ def _result(future: concurrent.futures.Future[R], timeout_s: float | None) -> R:
         return future.result(timeout_s)
     except concurrent.futures.CancelledError as error:
         raise Cancelled(f"the call was cancelled\nhint: {Cancelled.hint}") from error
+    except Hunyuan3DError as error:
+        # Raised anew, so that a caller's traceback shows the call and the message, not the frames of the client's own thread.
+        raise error.with_traceback(None) from error.__cause__
     except concurrent.futures.TimeoutError as error:
-        if isinstance(error, DeadlineExceeded):
-            raise  # the error of the call itself
         raise TimeoutError(
             f"the job must end in {timeout_s} s, got no result yet\nhint: raise timeout_s, or ask again"
         ) from error

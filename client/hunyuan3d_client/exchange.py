@@ -149,6 +149,10 @@ class Exchange:
         hint = "" if "\nhint: " in str(failure) else f"\nhint: {kind.hint}"  # a hint of the server's own is more precise
         error = kind(f"{model or 'the server'} failed with {name}: {failure}{hint}", status=failure.status)
         error.__cause__ = failure
+        # The causes stay for programs; their frames, all inside this client, would bury the message in a traceback of 70 lines.
+        for cause in (failure, failure.__cause__):
+            if cause is not None:
+                cause.__traceback__ = None
         return error
 
 

@@ -66,6 +66,8 @@ SCENES: dict[str, tuple[str, ...]] = {
         "hunyuan3d-export deploy --artifacts build/encoder",
         "hunyuan3d-export serve --grpc-port 0",
         "hunyuan3d generate picture.png --steps 10 --num-latents 128 --out latents.npy",
+        "hunyuan3d-export conditioner --checkpoint model.fp16.safetensors --precision fp16 --views 4 --out build/encoder-views",
+        "hunyuan3d-export deploy --artifacts build/encoder-views",
     ),
     "prompts": (
         "make deploy serve PRESET=shapes REPOSITORY=build/repository",

@@ -52,7 +52,17 @@ def test_each_failure_is_the_error_of_its_own_request(model: Any, photograph: Ca
     errors = [response.error() for response in failed]
     assert [error.code() for error in errors] == ["INVALID_ARG"] * 3
     assert "image must be a PNG, JPEG or WebP file" in errors[0].message()
-    assert [error.message() for error in errors[1:]] == [f"image must hold 1 to 2 views, got {count}" for count in (0, 3)]
+    assert [error.message() for error in errors[1:]] == [f"image must hold 1 to 2 pictures, got {count}" for count in (0, 3)]
+
+
+def test_an_encoder_of_one_view_names_the_option_for_more(arguments: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    made = arguments()
+    (tmp_path / contract.CONDITIONER / "1" / "manifest.json").write_text('{"serving": {"image_size": 28, "views": 1}}')
+    served = load_model(contract.PREPROCESS).TritonPythonModel()
+    served.initialize(made)
+    two, none = [response.error().message() for response in served.execute([request_of(b"a", b"b"), request_of()])]
+    assert two.startswith("image must hold 1 picture, got 2\nhint: ") and "hunyuan3d-export conditioner --views 4" in two
+    assert none == "image must hold 1 picture, got 0"
 
 
 def test_an_unknown_parameter_is_refused(arguments: Callable[..., dict[str, str]]) -> None:

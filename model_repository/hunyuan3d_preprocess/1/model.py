@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 CONDITIONER = "hunyuan3d_conditioner"
 _MANIFEST = "manifest.json"
+_MORE_VIEWS = "an encoder for several views of one object: hunyuan3d-export conditioner --views 4, then deploy it"
 
 
 class TritonPythonModel:
@@ -36,7 +37,9 @@ class TritonPythonModel:
         """The files of the request's views. Raises ValueError when the encoder does not take so many."""
         images = list(pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1))
         if not 1 <= len(images) <= self._views:
-            raise ValueError(f"image must hold 1 to {self._views} views, got {len(images)}")
+            most = "1 picture" if self._views == 1 else f"1 to {self._views} pictures"
+            hint = f"\nhint: {_MORE_VIEWS}" if self._views == 1 and images else ""
+            raise ValueError(f"image must hold {most}, got {len(images)}{hint}")
         return images
 
     def _encode(self, pixels: object) -> object:
