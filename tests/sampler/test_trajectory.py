@@ -118,7 +118,7 @@ def test_previews(every: int, previews: list[int], request_for: Make) -> None:
     due = []
     while not trajectory.done:
         advance(trajectory, np.zeros_like(trajectory.latents))
-        due += [trajectory.step] if trajectory.preview_due else []
+        due += [trajectory.step] if trajectory.preview_due(trajectory.step) else []
     assert due == previews
 
 

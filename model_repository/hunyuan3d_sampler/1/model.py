@@ -88,6 +88,7 @@ class _Stream:
     def __init__(self, request: object, arrays: Arrays, metrics: Metrics, scale_factor: float | None) -> None:
         self.request_id = loggable(request.request_id())
         self._began = time.monotonic()
+        self._told = 0  # the last step that the client was told of
         requested = request.requested_output_names()
         self._scale_factor = scale_factor if VAE_LATENTS in requested else None
         self._sender = request.get_response_sender()
@@ -106,26 +107,33 @@ class _Stream:
         return None
 
     def step(self, trajectory: Trajectory) -> None:
-        outputs = [
-            pb_utils.Tensor("step", np.array([trajectory.step], np.int32)),
-            pb_utils.Tensor("total", np.array([trajectory.total], np.int32)),
-            pb_utils.Tensor("t", np.array([trajectory.t], np.float32)),
-            pb_utils.Tensor("batch", np.array([trajectory.batch], np.int32)),
-            pb_utils.Tensor("path", np.array([trajectory.path.encode()], np.object_)),
-        ]
-        if trajectory.preview_due:
-            outputs.append(pb_utils.Tensor("latents", self._arrays.host(trajectory.latents)))
-            self._metrics.moved("response", trajectory.latents.nbytes)
-        if trajectory.done and self._scale_factor is not None:
-            scaled = self._arrays.host(trajectory.latents) / np.float32(self._scale_factor)
-            outputs.append(pb_utils.Tensor(VAE_LATENTS, scaled))
-        self._sender.send(pb_utils.InferenceResponse(outputs), flags=_FINAL if trajectory.done else 0)
+        """Sends a response for each step since the last call, those of size 0 included, which needed no evaluation."""
+        for index in range(self._told + 1, trajectory.step + 1):
+            self._respond(trajectory, index)
+        self._told = trajectory.step
         if trajectory.done:
             shape = f"B {trajectory.samples}, L {trajectory.group[0]}, T {trajectory.group[1]}"
             line = f"done: {trajectory.total} steps, path {trajectory.path}, {shape}"
             asyncio.get_running_loop().call_soon(
                 self._log, logging.INFO, line
             )  # later, because logging is slow and the metrics come first
+
+    def _respond(self, trajectory: Trajectory, index: int) -> None:
+        last = index == trajectory.total
+        outputs = [
+            pb_utils.Tensor("step", np.array([index], np.int32)),
+            pb_utils.Tensor("total", np.array([trajectory.total], np.int32)),
+            pb_utils.Tensor("t", np.array([trajectory.request.sigmas[index]], np.float32)),
+            pb_utils.Tensor("batch", np.array([trajectory.batch], np.int32)),
+            pb_utils.Tensor("path", np.array([trajectory.path.encode()], np.object_)),
+        ]
+        if trajectory.preview_due(index):
+            outputs.append(pb_utils.Tensor("latents", self._arrays.host(trajectory.latents)))
+            self._metrics.moved("response", trajectory.latents.nbytes)
+        if last and self._scale_factor is not None:
+            scaled = self._arrays.host(trajectory.latents) / np.float32(self._scale_factor)
+            outputs.append(pb_utils.Tensor(VAE_LATENTS, scaled))
+        self._sender.send(pb_utils.InferenceResponse(outputs), flags=_FINAL if last else 0)
 
     def fail(self, error: Exception) -> None:
         name = code(error)

@@ -225,10 +225,10 @@ class Trajectory:
         while not self.done and sigmas[self.step + 1] == sigmas[self.step]:
             self.step += 1
 
-    @property
-    def preview_due(self) -> bool:
+    def preview_due(self, step: int) -> bool:
+        """Whether the response of this step carries the latents."""
         every = self.request.preview_every
-        return self.done or (every > 0 and self.step % every == 0)
+        return step == self.total or (every > 0 and step % every == 0)
 
 
 def context_rows(parts: Sequence[Part]) -> np.ndarray:
