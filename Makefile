@@ -29,7 +29,7 @@ setup-gpu:
 	$(MAKE) setup
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,$(if $(wildcard .venv/.gpu),gpu,export)]'
+	$(info installs into .venv: 2.4 GB on disk with the CPU build of torch; pip says what it downloads, and how much)$(BIN)/pip install --constraint constraints.txt --editable '.[dev,$(if $(wildcard .venv/.gpu),gpu,export)]'
 	$(BIN)/pip install --quiet --no-deps hy3dgen==2.0.2
 # Outside site-packages, because torchvision fails to import beside a CPU torch, and packages that found it there would import it.
 	$(BIN)/pip install --quiet --no-deps --upgrade --constraint constraints.txt --target .venv/torchvision torchvision
@@ -54,11 +54,11 @@ lint: $(STAMP)
 .PHONY: export-onnx  ## weights -> ONNX graphs in OUT
 export-onnx: $(STAMP)
 	$(BIN)/hunyuan3d-export onnx $(WEIGHTS) --precision $(PRECISION) --graph all --out $(OUT)
-.PHONY: export-engine  ## weights -> ONNX -> TensorRT plans, deployed into REPOSITORY (after make setup-gpu; TARGET=tensorrt-rtx: compiled only)
+.PHONY: export-engine  ## weights -> ONNX -> TensorRT plans, deployed into REPOSITORY (after make setup-gpu; TARGET=tensorrt-rtx: only compiled, for RTX cards, see docs/runtimes.md)
 export-engine: PRECISION := $(if $(filter file,$(origin PRECISION)),fp16,$(PRECISION))
 export-engine: $(STAMP)
 	$(BIN)/hunyuan3d-export engine $(WEIGHTS) --precision $(PRECISION) --target $(TARGET) --onnx $(OUT) --out $(OUT)-$(TARGET)
-	test $(TARGET) != tensorrt || $(BIN)/hunyuan3d-export deploy --artifacts $(OUT)-$(TARGET) --repository $(REPOSITORY)
+	$(if $(filter tensorrt,$(TARGET)),$(BIN)/hunyuan3d-export deploy --artifacts $(OUT)-$(TARGET) --repository $(REPOSITORY))
 .PHONY: verify  ## parity receipt: torch against ONNX Runtime
 verify: export-onnx
 	$(BIN)/hunyuan3d-export verify --artifacts $(OUT) $(if $(CHECKPOINT),$(WEIGHTS))

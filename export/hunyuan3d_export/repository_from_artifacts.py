@@ -83,7 +83,6 @@ def deploy(
             _remove_artifact(repository / model / VERSION)
     for folder, manifest in manifests.items():
         _place(folder, manifest, repository / manifest.model / VERSION)
-        logger.info("%s: deployed into %s", manifest.model, repository)
     return [manifest.model for manifest in manifests.values()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,46 @@ from ..files import atomic_path
 from .codec import Floats
 
 _MOST_COLUMNS, _COLOURS = 8, 24
+_CELL_INCHES, _TITLE_INCHES = 1.6, 0.25  # of each plot, and of the strip above the first row for its titles
+_TITLE_LETTERS = 30  # as many as are surely no wider than a plot
+FORMATS: Mapping[str, str] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}  # ending of the file -> Pillow's name
 
 
 def save_grid(clouds: Mapping[str, Floats], path: Path, *, titles: Mapping[str, str] | None = None) -> None:
-    """A PNG with a 3-D plot for each cloud. `clouds`: title -> points [N, 3]. `titles` replaces some of the titles.
+    """A PNG or JPEG with a 3-D plot for each cloud. `clouds`: title -> points [N, 3]. `titles` replaces some of the titles.
 
-    Raises ImportError without matplotlib and ValueError for no clouds.
+    Raises ImportError without matplotlib, ValueError for no clouds and for a file of another ending.
     """
     if not clouds:
         raise ValueError("clouds must hold at least one cloud, got none")
+    kind = picture_format(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    columns = min(_MOST_COLUMNS, math.ceil(math.sqrt(1.4 * len(clouds))))
+    columns = min(_MOST_COLUMNS, len(clouds), math.ceil(math.sqrt(1.4 * len(clouds))))
     rows = math.ceil(len(clouds) / columns)
-    figure = Figure(figsize=(1.6 * columns, 1.6 * rows), dpi=min(240, max(80, 480 // columns)))
+    height = _CELL_INCHES * rows + _TITLE_INCHES
+    figure = Figure(figsize=(_CELL_INCHES * columns, height), dpi=min(240, max(80, 480 // columns)))
     canvas: Any = FigureCanvasAgg(figure)  # matplotlib does not type its methods
     for index, (name, points) in enumerate(clouds.items()):
         axes: Any = figure.add_subplot(rows, columns, index + 1, projection="3d")
         _scatter(axes, np.asarray(points, np.float64))
-        axes.set_title((titles or {}).get(name, name), fontsize=7, pad=-2)
-    figure.subplots_adjust(left=0.0, right=1.0, bottom=0.0, top=0.97, wspace=0.0, hspace=0.06)
+        title = textwrap.shorten((titles or {}).get(name, name), _TITLE_LETTERS, placeholder=" ...")
+        axes.set_title(title, fontsize=7, pad=-2)
+    figure.subplots_adjust(left=0.0, right=1.0, bottom=0.0, top=1 - _TITLE_INCHES / height, wspace=0.0, hspace=0.06)
     canvas.draw()
     # Antialiased points in full colour compress badly. A small palette makes the file four times smaller.
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(_COLOURS)
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="png", optimize=True)
+        (picture.quantize(_COLOURS) if kind == "png" else picture).save(temporary, format=kind, optimize=True)
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name for the format of a picture, which the file's ending tells. Raises ValueError for another ending."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"the picture must be a {' or '.join(FORMATS)} file, got {path}")
+    return FORMATS[path.suffix.lower()]
 
 
 def _scatter(axes: Any, points: Floats) -> None:

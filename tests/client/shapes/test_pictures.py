@@ -24,6 +24,32 @@ def test_a_grid_is_a_png_that_shows_its_clouds(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "other.png"]
 
 
+def test_a_single_picture_is_filled_and_its_title_is_whole(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the shapes extra")
+    from PIL import Image
+
+    sphere = np.random.default_rng(0).standard_normal((2000, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    for title in ("two flat tetrahedra", "a title of " + "many " * 30 + "words"):
+        save_grid({title: sphere}, tmp_path / "one.png")
+        with Image.open(tmp_path / "one.png") as picture:
+            ink = np.asarray(picture.convert("L")) < 200
+        rows, columns = np.nonzero(ink.any(axis=1))[0], np.nonzero(ink.any(axis=0))[0]
+        assert rows[0] > 2 and columns[0] > 2 and columns[-1] < ink.shape[1] - 3, "nothing touches the edge"
+        gap = np.nonzero(~ink.any(axis=1))[0]
+        assert (gap > rows[0]).any(), "a title, then a gap, then the points"
+        assert abs(columns[0] + columns[-1] - ink.shape[1]) < 0.1 * ink.shape[1], "no half is blank"
+
+
+def test_the_ending_says_the_format(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the shapes extra")
+    for ending, start in ((".jpg", b"\xff\xd8\xff"), (".JPEG", b"\xff\xd8\xff"), (".png", b"\x89PNG")):
+        save_grid(CLOUDS, tmp_path / f"grid{ending}")
+        assert (tmp_path / f"grid{ending}").read_bytes().startswith(start)
+    with pytest.raises(ValueError, match="the picture must be a .png or .jpg or .jpeg file, got .*grid.gif"):
+        save_grid(CLOUDS, tmp_path / "grid.gif")
+
+
 def test_no_clouds_no_picture(tmp_path):
     with pytest.raises(ValueError, match="at least one cloud"):
         save_grid({}, tmp_path / "grid.png")
