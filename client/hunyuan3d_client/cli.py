@@ -18,18 +18,17 @@ import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from . import errors
 from .array_files import load, save, writable
 from .blocking import Client
 from .grpc_transport import GrpcTransport
+from .health_report import health_lines
 from .install import install_hint
 from .options import GenerateOptions, SampleOptions, expanded, options_of, show
 from .requests import Step
 from .round_robin import RoundRobin
 from .shapes import decode_points, embed_prompt, pictures
-from .transport import Health
 
 EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
     errors.InvalidInput: 2,
@@ -112,8 +111,13 @@ def connection(
 
 
 @app.command()
-def health(url: Url = _URL, timeout_s: Timeout = 10.0, as_json: Json = False) -> None:
-    """Show what each server has loaded, from which file and with which settings. Exit code 3 if a server is not ready."""
+def health(
+    url: Url = _URL,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the whole answer.")] = 10.0,
+    verbose: Annotated[bool, typer.Option("--verbose", help="The settings of each model too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what each server has loaded, and from which file. Exit code 3 if a server is not ready."""
     states = []
     with _reported():
         for each in url.split(","):
@@ -123,7 +127,8 @@ def health(url: Url = _URL, timeout_s: Timeout = 10.0, as_json: Json = False) ->
         if as_json:
             _print_json({"url": each, **dataclasses.asdict(state)})
         else:
-            stdout.print(_table(each, state))
+            for line in health_lines(each, state, verbose=verbose):
+                stdout.print(line, markup=False, highlight=False, soft_wrap=True)
     if not all(state.live and state.ready for _, state in states):
         stderr.print("A server is not ready.\nhint: its log names the model that failed to load")
         raise typer.Exit(EXIT_CODES[errors.ModelNotReady])
@@ -160,7 +165,7 @@ def sample(
     prompt: Annotated[
         str | None, typer.Option(help="Words, for a server of the `shapes` preset: a condition without an encoder.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="With --prompt: also draw the points as PNG.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="With --prompt: also draw the points, as .png or .jpg.")] = None,
     ply: Annotated[Path | None, typer.Option(help="With --prompt: also write the points of the first sample as PLY.")] = None,
     *,
     url: Url = _URL,
@@ -171,11 +176,13 @@ def sample(
     started = time.perf_counter()
     with _reported():
         tokens = _condition(context, prompt, picture or ply)
+        _check_picture(picture)
         options |= {name: load(options[name], name) for name in ("negative_context", "latents")}
         with writable(out) as partial, _client(url) as client:
             step, result = _saved(client.stream(tokens, **options, preview_every=0), partial, out.suffix)
         _draw(result, str(prompt), picture, ply)
-    _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
+    written = {name: str(path) for name, path in (("picture", picture), ("ply", ply)) if path is not None}
+    _report(out, result, started, {"steps": step.total, "path": step.path, **written}, as_json=as_json)
 
 
 @app.command()
@@ -196,16 +203,6 @@ def generate(
     with _reported(), writable(out) as partial, _client(url) as client:
         step, result = _saved(client.generate_stream(images, **options, preview_every=0), partial, out.suffix)
     _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
-
-
-def _table(url: str, state: Health) -> Table:
-    table = Table("model", "version", "ready", "runs", "file", "batch", "settings", title=f"Triton {state.version} at {url}")
-    for model in state.models:
-        settings = ", ".join(f"{name} {value}" for name, value in model.parameters.items())
-        settings = "told to holders of the server's key alone" if model.restricted else settings
-        batch = str(model.max_batch_size or "")
-        table.add_row(model.name, model.version, "yes" if model.ready else "no", model.platform, model.file, batch, settings)
-    return table
 
 
 def _client(url: str) -> Client:
@@ -237,6 +234,12 @@ def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -
         return embed_prompt(prompt)
     except ValueError as error:
         raise errors.invalid("--prompt", "words", repr(prompt), 'for example --prompt "two flat tori"') from error
+
+
+def _check_picture(path: Path | None) -> None:
+    """Raises InvalidInput for a picture of no known kind, before the sampling."""
+    if path is not None and path.suffix.lower() not in pictures.FORMATS:
+        raise errors.invalid("--picture", " or ".join(pictures.FORMATS), str(path), "--picture tori.png")
 
 
 def _draw(latents: npt.NDArray[Any], prompt: str, picture: Path | None, ply: Path | None) -> None:

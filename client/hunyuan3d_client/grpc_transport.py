@@ -175,18 +175,19 @@ class GrpcTransport:
         ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
         server = await self._if_open("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
         models = []
-        for name, version, loaded in await self._models(timeout_s):
-            info = ModelInfo(name, version, ready=False)
+        for name, version, loaded, trouble in await self._models(timeout_s):
+            info = ModelInfo(name, version, ready=False, trouble=trouble)
             models.append(await self.model_info(name, timeout_s=timeout_s) if loaded else info)
         return Health(live, ready, server.version if server else "", tuple(models))
 
-    async def _models(self, timeout_s: float) -> list[tuple[str, str, bool]]:
-        """Name, version and readiness of every model. Where the server restricts its index, the contract's models are asked for."""
+    async def _models(self, timeout_s: float) -> list[tuple[str, str, bool, str]]:
+        """Name, version, readiness and trouble of every model. Where the server restricts its index, the contract's models are asked for."""
         index = await self._if_open("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
         if index is None:
             ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in contract.MODELS}
-            return [(name, "", True) for name, loaded in ready.items() if loaded]
-        return [(entry.name, entry.version, entry.state == "READY") for entry in index.models]
+            return [(name, "", True, "") for name, loaded in ready.items() if loaded]
+        # Triton gives no state to a model that is in its folder but that it was never told to load.
+        return [(e.name, e.version, e.state == "READY", e.reason or e.state.lower()) for e in index.models]
 
     async def register(self, name: str, size_bytes: int, *, timeout_s: float) -> None:
         request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size_bytes)

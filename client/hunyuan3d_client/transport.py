@@ -56,7 +56,8 @@ class ModelInfo:
     """One model as the server declares it. Of a model that is not ready, only name, version and ready are known.
 
     `restricted`: the server describes the model only to callers who send its key, and this client sent none. The inputs are
-    then those of the contract, and the other fields are empty.
+    then those of the contract, and the other fields are empty. `trouble`: why a model that the server was asked for is not ready, in
+    the server's words; empty for one that it was never asked for.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ModelInfo:
     inputs: Mapping[str, InputInfo] = dataclasses.field(default_factory=dict)
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     restricted: bool = False
+    trouble: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,7 +125,12 @@ def test_words_become_points(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(transport.requests[0].inputs["context"][0], embed_prompt("two flat tori"))
     assert b"element vertex 7\n" in Path("tori.ply").read_bytes()
+    assert "ply tori.ply" in result.stdout, "the report says what was written"
     assert run("sample", "--prompt", " ", "--out", "y.npy").exit_code == 2
+    sent = len(transport.requests)
+    gif = run("sample", "--prompt", "cube", "--picture", "cube.gif", "--out", "y.npy")
+    assert gif.exit_code == 2 and "--picture must be .png or .jpg or .jpeg, got cube.gif" in gif.stderr
+    assert len(transport.requests) == sent, "before the sampling"
 
 
 def test_safetensors_in_and_out(run: Run, kserve: Any) -> None:
@@ -162,8 +167,9 @@ def test_text_reports(run: Run, kserve: Any) -> None:
     assert run("sample", "--context", "context.npy", "--steps", "2", "--out", "x.npy").stdout.startswith(
         "out x.npy, shape [1, 3, 64]"
     )
-    table = run("health").stdout
-    assert "9.9" in table and contract.SAMPLER in table and "precision fp32" in " ".join(table.split())
+    short, long = run("health").stdout, run("health", "--verbose").stdout
+    assert "Triton 9.9 at " in short and contract.SAMPLER in short and "precision" not in short
+    assert "precision: fp32" in long and long.splitlines()[0] == short.splitlines()[0]
     kserve.ready = False
     result = run("health", "--json")
     assert result.exit_code == 3 and "hint:" in result.stderr
@@ -172,13 +178,18 @@ def test_text_reports(run: Run, kserve: Any) -> None:
 
 def test_a_header_goes_with_every_call(run: Run, kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kserve.restricted = True
-    assert run("health").stdout.count("told to holders") > 0
+    assert run("health").stdout.count("told to holders") == 1, "said once, not in each row"
     assert "told to holders" not in run("--header", "Key: secret", "health").stdout
     monkeypatch.setenv("HUNYUAN3D_HEADER", "key: secret")
     assert "told to holders" not in run("health").stdout
     refused = run("--header", "secret", "health")
     assert refused.exit_code == 2 and "--header must be 'name: value', got another form" in refused.stderr
     assert "secret" not in refused.stderr
+
+
+def test_health_has_one_default(run: Run) -> None:
+    help_ = " ".join(run("health", "--help").stdout.split())
+    assert "[default: 10.0]" in help_ and "300" not in help_
 
 
 def test_an_authority_that_cannot_be_read(run: Run) -> None:
