@@ -27,6 +27,13 @@ class Check:
     def passed(self) -> bool:
         return self.relative_l2 <= self.tolerance
 
+    @property
+    def shown_sizes(self) -> str:
+        return ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.sizes, strict=True) if size)
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.shown_sizes}: {self.relative_l2:.1e} {'ok' if self.passed else 'FAILED'}"
+
 
 def relative_l2(found: Tensor, expected: Tensor) -> float:
     """|found - expected| / |expected|, in float64."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, versions_of
 from .networks import Network, artifacts_of, network_of, remake
 from .precisions import PRECISIONS
-from .runners import OnnxRunner, PlanRunner, Runner, TorchRunner
+from .progress import Silent, Watch
+from .runners import DryRunner, OnnxRunner, PlanRunner, Runner, TorchRunner, WatchedRunner
 
 RECEIPT = "parity.json"
 _BUILD = "build them again with: hunyuan3d-export engine"
@@ -37,7 +39,21 @@ logger = logging.getLogger(__name__)
 Given = Source | Mapping[str, Source] | None
 
 
-def verify(artifacts: Path, weights: Given = None, *, networks: Collection[str] = ()) -> dict[str, list[Check]]:
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """quick: make the first check of each model alone, and write no receipt. watch: is told how the checks go."""
+
+    quick: bool = False
+    watch: Watch = dataclasses.field(default_factory=Silent)
+
+
+def verify(
+    artifacts: Path,
+    weights: Given = None,
+    *,
+    networks: Collection[str] = (),
+    run: RunOptions | None = None,
+) -> dict[str, list[Check]]:
     """Compares every ONNX artifact below `artifacts` with torch and writes a receipt beside each manifest.
 
     weights: the source of the artifacts' weights; needed only for artifacts made from a checkpoint. networks: compare only the
@@ -45,18 +61,23 @@ def verify(artifacts: Path, weights: Given = None, *, networks: Collection[str] 
 
     Raises ManifestError when an artifact is damaged or was made from other weights.
     """
-    results = {}
-    for folder, manifest in artifacts_of(networks, artifacts, hint=remake).items():
-        network = network_of(manifest.model)
-        if manifest.made_from["precision"] in _NO_CPU_KERNELS:
-            logger.info("%s: not compared, because ONNX Runtime has no CPU kernels of this precision", manifest.model)
-            checks = []
-        else:
-            expected = _reference(network, manifest, weights)
-            checks = list(network.checks(manifest, OnnxRunner(artifacts), expected, profile={}, against=""))
+    results: dict[str, list[Check]] = {}
+    run = run or RunOptions()
+    found = artifacts_of(networks, artifacts, hint=remake)
+    runs = {folder: _Run(manifest, {}, "", run) for folder, manifest in found.items() if _on_a_cpu(manifest)}
+    _plan(run.watch, runs.values())
+    for folder, manifest in found.items():
+        checks = []
+        if folder in runs:
+            run.watch.begin(f"{manifest.model}: loading")
+            expected = _reference(network_of(manifest.model), manifest, weights)
+            checks = list(runs[folder].checks(OnnxRunner(artifacts), expected))
             del expected
-        write_receipt(folder, manifest, checks)
+        else:
+            logger.info("%s: not compared, because ONNX Runtime has no CPU kernels of this precision", manifest.model)
         results[manifest.model] = checks
+        if not run.quick:
+            run.watch.wrote(write_receipt(folder, manifest, checks))
         gc.collect()  # a full-size network takes gigabytes, so its memory must be free before the next network loads
     return results
 
@@ -87,35 +108,86 @@ def verify_engines(
     *,
     at_most: Mapping[str, int] | None = None,
     networks: Collection[str] = (),
+    run: RunOptions | None = None,
 ) -> dict[str, list[Check]]:
     """Compares every plan below `plans` with float32 torch on the GPU, and with the ONNX artifacts below `onnx` on the CPU.
 
-    Writes a receipt beside each plan's manifest. weights, networks: as in verify. at_most: axis -> the largest size to compare at, for a
-    slow machine. Returns the checks of each model.
+    Writes a receipt beside each plan's manifest. weights, networks, run: as in verify. at_most: axis -> the largest size to
+    compare at, for a slow machine. Returns the checks of each model.
 
     Raises ManifestError for damaged artifacts or other weights, PlanLoadError for a plan that this machine cannot load.
     """
     results = {}
+    run = run or RunOptions()
     sources = read_artifacts(onnx, hint=remake) if onnx else {}
-    for folder, manifest in artifacts_of(networks, plans, hint=_BUILD).items():
+    found = artifacts_of(networks, plans, hint=_BUILD)
+    runs = {}
+    for folder, manifest in found.items():
         _check_loadable(folder, manifest, {source.model: source.files for source in sources.values()})
         profile = narrowed(manifest.made_from["profile"], at_most or {})
-        checks = list(_plan_checks(plans, manifest, weights, onnx, profile=profile))
-        write_receipt(folder, manifest, checks)
+        ends = (", torch", *([", ONNX Runtime"] if onnx is not None and _on_a_cpu(manifest) else []))
+        runs[folder] = [_Run(manifest, profile, end, run) for end in ends]
+    _plan(run.watch, itertools.chain.from_iterable(runs.values()))
+    for folder, manifest in found.items():
+        run.watch.begin(f"{manifest.model}: loading")
+        checks = list(_plan_checks(runs[folder], plans, weights, onnx))
         results[manifest.model] = checks
+        if not run.quick:
+            run.watch.wrote(write_receipt(folder, manifest, checks))
         gc.collect()
         torch.cuda.empty_cache()
     return results
 
 
-def _plan_checks(plans: Path, manifest: Manifest, weights: Given, onnx: Path | None, *, profile: Profile) -> Iterator[Check]:
-    network = network_of(manifest.model)
+def _plan_checks(runs: list[_Run], plans: Path, weights: Given, onnx: Path | None) -> Iterator[Check]:
+    """The checks of one plan against torch and, if there is a second run, against ONNX Runtime."""
+    manifest = runs[0].manifest
     engine = PlanRunner(plans, find_target(manifest.made_from["target"]))
-    reference = _reference(network, manifest, weights, device="cuda")
-    yield from network.checks(manifest, engine, reference, profile=profile, against=", torch")
+    reference = _reference(network_of(manifest.model), manifest, weights, device="cuda")
+    yield from runs[0].checks(engine, reference)
     del reference
-    if onnx is not None and manifest.made_from["precision"] not in _NO_CPU_KERNELS:
-        yield from network.checks(manifest, engine, OnnxRunner(onnx), profile=profile, against=", ONNX Runtime")
+    for further in runs[1:]:
+        assert onnx is not None
+        yield from further.checks(engine, OnnxRunner(onnx))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The comparison of one artifact with one runtime. against: the end of each check's name, which says the runtime."""
+
+    manifest: Manifest
+    profile: Profile
+    against: str
+    options: RunOptions
+
+    def _made(self, found_by: Runner, expected_by: Runner) -> Iterator[Check]:
+        checks = network_of(self.manifest.model).checks(
+            self.manifest, found_by, expected_by, profile=self.profile, against=self.against
+        )
+        return itertools.islice(checks, 1 if self.options.quick else None)
+
+    def checks(self, found_by: Runner, expected_by: Runner) -> Iterator[Check]:
+        watch = self.options.watch
+        watch.begin(f"{self.manifest.model}{self.against}")
+        for check in self._made(WatchedRunner(found_by, watch), WatchedRunner(expected_by, watch)):
+            watch.finish(f"{self.manifest.model}: {check}")
+            yield check
+
+    def size(self) -> tuple[int, float]:
+        """The number of checks, and the work of all their evaluations."""
+        network = network_of(self.manifest.model)
+        dry = DryRunner(network.graph_of(network.serving(self.manifest), self.manifest.model).spec)
+        return sum(1 for _ in self._made(dry, dry)), dry.work
+
+
+def _plan(watch: Watch, runs: Iterable[_Run]) -> None:
+    sizes = [run.size() for run in runs]
+    watch.plan(sum(checks for checks, _ in sizes), sum(work for _, work in sizes))
+
+
+def _on_a_cpu(manifest: Manifest) -> bool:
+    """Whether ONNX Runtime can run the artifact's graph on a CPU."""
+    return manifest.made_from["precision"] not in _NO_CPU_KERNELS
 
 
 def _reference(network: Network[Any], manifest: Manifest, weights: Given, *, device: str = "cpu") -> Runner:
@@ -154,8 +226,8 @@ def _check_loadable(folder: Path, manifest: Manifest, sources: Mapping[str, Mapp
         )
 
 
-def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None:
-    """Writes the checks beside the manifest. The manifest's digest in the receipt makes it valid for this artifact alone."""
+def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> Path:
+    """Writes the checks beside the manifest, and returns the file. The manifest's digest in the receipt makes it valid for this artifact alone."""
     receipt = {
         "model": manifest.model,
         "manifest_sha256": sha256(folder / MANIFEST),
@@ -164,6 +236,7 @@ def write_receipt(folder: Path, manifest: Manifest, checks: list[Check]) -> None
     }
     with atomic_path(folder / RECEIPT) as temporary:
         temporary.write_text(json.dumps(receipt, indent=2) + "\n")
+    return folder / RECEIPT
 
 
 def receipt_problem(folder: Path) -> str | None:

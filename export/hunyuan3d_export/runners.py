@@ -13,10 +13,14 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from hunyuan3d_client import contract
+
 from .engines.runtime import Plan
 from .engines.targets import Target
 from .files import ONNX_FILE
 from .graphs import Graph
+from .precisions import WIRE_DTYPES
+from .progress import Watch
 
 Tensors = Mapping[str, Tensor]
 
@@ -75,6 +79,45 @@ class TorchRunner:
         call, names = self._calls[model]
         found = call(**{name: value.to(self._device) for name, value in tensors.items()})
         return _at(tensors, dict(zip(names, found if len(names) > 1 else (found,), strict=True)))
+
+
+class WatchedRunner:
+    """A runner whose evaluations a watch is told of."""
+
+    def __init__(self, runner: Runner, watch: Watch) -> None:
+        self._runner, self._watch = runner, watch
+
+    def run(self, model: str, tensors: Tensors) -> dict[str, Tensor]:
+        outputs = self._runner.run(model, tensors)
+        self._watch.advance(work_of(tensors))
+        return outputs
+
+
+class DryRunner:
+    """Answers with zeros and adds up the work, so that the checks of any network can be counted before they run."""
+
+    def __init__(self, spec: contract.ModelSpec) -> None:
+        self._spec = spec
+        self.work = 0.0
+
+    def run(self, _model: str, tensors: Tensors) -> dict[str, Tensor]:
+        self.work += work_of(tensors)
+        sizes: dict[str, int] = {}
+        for tensor in self._spec.inputs:
+            if tensor.name in tensors:
+                named = zip(tensor.dims, tensors[tensor.name].shape, strict=False)
+                sizes |= {dim: size for dim, size in named if isinstance(dim, str)}
+        return {
+            tensor.name: torch.zeros(
+                [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in tensor.dims], dtype=WIRE_DTYPES[tensor.dtype]
+            )
+            for tensor in self._spec.outputs
+        }
+
+
+def work_of(tensors: Tensors) -> float:
+    """The tokens of one evaluation's inputs. A picture counts about as many as it has patches of 14 x 14 pixels."""
+    return float(sum(value.numel() // value.shape[-1] for value in tensors.values() if value.numel()))
 
 
 def _at(inputs: Tensors, outputs: dict[str, Tensor]) -> dict[str, Tensor]:

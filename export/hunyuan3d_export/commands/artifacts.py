@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from hunyuan3d_client.text_table import aligned
+
 from .. import parity
 from ..checks import Check
 from ..conditioner.weights import ConditionerSource
@@ -43,7 +45,9 @@ from .options import (
     VaeOption,
     chosen,
     console,
+    plain,
 )
+from .watched import watched
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +139,10 @@ def engine(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the plans, one subfolder for each Triton model.")],
     target: Annotated[
-        str, typer.Option(help="tensorrt (needs the GPU it will run on) or tensorrt-rtx (compiles anywhere).")
+        str,
+        typer.Option(
+            help="tensorrt (needs the GPU it will run on), or tensorrt-rtx (compiles anywhere, for `serve --config rtx` on RTX cards)."
+        ),
     ] = "tensorrt",
     compute_capability: Annotated[list[str] | None, typer.Option(help="For tensorrt-rtx, e.g. SM89; repeatable.")] = None,
     profile: Annotated[
@@ -234,6 +241,7 @@ def verify(
     vae: VaeOption = None,
     network: NetworkOption = None,
     seed: SeedOption = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="The first check of each model alone; writes no receipt.")] = False,
 ) -> None:
     """Compares each artifact with torch, a plan also at its preset's own sizes. Prints a table and writes a receipt beside each manifest."""
     if artifacts is None and engine is None:
@@ -242,31 +250,45 @@ def verify(
         raise ValueError("--at-most must come with --engine, got none\nhint: graphs are compared at small sizes")
     networks = tuple(network or ())
     named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=networks)
-    weights = find_pipeline(named).sources if preset or checkpoint or vae or subfolder else None
     most = parity.parse_at_most(at_most or [])
     passed = True
-    if artifacts is not None:
-        passed &= print_checks(parity.verify(artifacts, weights, networks=networks))
-    if engine is not None and (reason := parity.why_skipped(engine)):
-        console.print(f"{engine}: skipped: {reason}", soft_wrap=True)
-    elif engine is not None:
-        passed &= print_checks(parity.verify_engines(engine, weights, artifacts, at_most=most, networks=networks))
+    weights = find_pipeline(named).sources if preset or checkpoint or vae or subfolder else None
+    with watched("verify", "checks") as watch:
+        run = parity.RunOptions(quick=quick, watch=watch)
+        results = [] if artifacts is None else [parity.verify(artifacts, weights, networks=networks, run=run)]
+        if engine is not None and (reason := parity.why_skipped(engine)):
+            console.print(f"{engine}: skipped: {reason}", soft_wrap=True)
+        elif engine is not None:
+            results.append(parity.verify_engines(engine, weights, artifacts, at_most=most, networks=networks, run=run))
+    for each in results:
+        passed &= print_checks(each)
+    for path in watch.files:
+        console.print(f"receipt: {path}", soft_wrap=True, highlight=False)
+    if quick and results:
+        console.print("quick: the other checks were left out, and no receipt was written")
     if not passed:
         raise typer.Exit(EXIT_FAILED)
 
 
+_HEADINGS = ("", "check", "sizes", "relative L2", "at most", "largest")
+
+
 def print_checks(results: dict[str, list[Check]]) -> bool:
     """Prints the table of a verification. Returns whether all checks passed."""
-    table = Table("model", "check", "sizes", "relative L2", "tolerance", "max abs", "")
     for model, checks in results.items():
-        for check in checks:
-            verdict = "ok" if check.passed else "[red]FAILED[/red]"
-            sizes = ", ".join(f"{axis} {size}" for axis, size in zip(check.axes, check.sizes, strict=True) if size)
-            figures = (f"{check.relative_l2:.1e}", f"{check.tolerance:.0e}", f"{check.max_abs:.1e}")
-            table.add_row(model, check.name, sizes, *figures, verdict)
-        if not checks:
-            table.add_row(model, "not compared: ONNX Runtime has no kernels of this precision on a CPU")
-    console.print(table)
+        plain(model if checks else f"{model}: not compared: ONNX Runtime has no kernels of this precision on a CPU")
+        rows = [
+            (
+                "ok" if check.passed else "FAILED",
+                check.name,
+                check.shown_sizes,
+                f"{check.relative_l2:.1e}",
+                f"{check.tolerance:.0e}",
+                f"{check.max_abs:.1e}",
+            )
+            for check in checks
+        ]
+        plain(*aligned([_HEADINGS, *rows], indent="  ") if rows else [])
     return all(check.passed for checks in results.values() for check in checks)
 
 

@@ -20,7 +20,7 @@ from ..networks import NETWORKS
 from ..pipeline import Named, Pipeline, find_pipeline
 from ..repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
 from ..repository_from_artifacts import deploy as deploy_artifacts
-from ..server.embedded import EmbeddedServer, ServerOptions, ended
+from ..server.embedded import EmbeddedServer, ServerOptions, ended, raw_log
 from .artifacts import export_all
 from .options import (
     NetworkOption,
@@ -32,6 +32,7 @@ from .options import (
     console,
     errors,
 )
+from .ready import summary
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,9 @@ def serve(
     grpc_port: Annotated[int | None, typer.Option(help=_PORT.format(8001))] = None,
     http_port: Annotated[int | None, typer.Option(help=_PORT.format(8000))] = None,
     metrics_port: Annotated[int | None, typer.Option(help=_PORT.format(8002))] = None,
+    log: Annotated[
+        bool | None, typer.Option("--log/--no-log", help="The server's own log on stderr; default: unless it is a terminal.")
+    ] = None,
 ) -> None:
     """Runs the embedded tritonserver until SIGINT or SIGTERM, on a repository or on weights that it exports and deploys first.
 
@@ -121,18 +125,18 @@ def serve(
     """
     grpc, http, metrics = ports(grpc_port, http_port, metrics_port)
     options = ServerOptions(config=config, grpc_port=grpc, http_port=http, metrics_port=metrics)
-    first_command = None
     if checkpoint or preset:
         networks = tuple(network or ())
         named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=networks)
         pipeline = find_pipeline(named)
         repository = repository_of(pipeline, precision or "fp16", repository)
-        first_command = first_command_for(pipeline)
     elif subfolder or vae or network or precision:
         raise ValueError(
             "--subfolder, --vae, --network and --precision must come with weights, got none\nhint: hunyuan3d-export serve CHECKPOINT"
         )
-    _run(EmbeddedServer(repository or DEFAULT_REPOSITORY, options), first_command)
+    if not (log if log is not None else not errors.is_terminal):
+        raw_log.setLevel(logging.ERROR)
+    _run(EmbeddedServer(repository or DEFAULT_REPOSITORY, options))
 
 
 def repository_of(pipeline: Pipeline, precision: str, repository: Path | None) -> Path:
@@ -150,27 +154,18 @@ def repository_of(pipeline: Pipeline, precision: str, repository: Path | None) -
     return place
 
 
-def first_command_for(pipeline: Pipeline) -> str:
-    """A command of the client that a server of this pipeline answers; it ends where the address belongs."""
-    if "dit" not in pipeline.sources:
-        return "hunyuan3d health --url"
-    if "conditioner" not in pipeline.sources:
-        return "hunyuan3d sample --context context.npy --steps 10 --out latents.npy --url"
-    return "hunyuan3d generate picture.png --steps 10 --out latents.npy --url"
-
-
-def _run(server: EmbeddedServer, first_command: str | None) -> NoReturn:
-    """Runs the server until it ends or a signal arrives. first_command: is shown with the address on stderr."""
+def _run(server: EmbeddedServer) -> NoReturn:
+    """Runs the server until it ends or a signal arrives."""
     for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
         signal.signal(each, _interrupt)
     code = 0
-    with server as endpoints:
+    with errors.status(f"starting tritonserver on {server.repository} ...") as starting, server as endpoints:
         try:  # `try` must begin before the line is written, because a reader of the line may send a signal at once
+            starting.stop()
             sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
             sys.stdout.flush()
-            if first_command:
-                text = f"serving at {endpoints.grpc} (gRPC) and {endpoints.http} (HTTP); try: {first_command} {endpoints.grpc}"
-                errors.print(text, markup=False, highlight=False, soft_wrap=True)
+            for line in summary(server.repository, server.options.config, endpoints):
+                errors.print(line, markup=False, highlight=False, soft_wrap=True)
             code = server.wait()
             errors.print(ended(code), markup=False, highlight=False)
         except KeyboardInterrupt:

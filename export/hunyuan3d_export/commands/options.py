@@ -58,3 +58,9 @@ AttentionOption = Annotated[str, typer.Option(help="op (the Attention operator) 
 def chosen(**options: str | None) -> dict[str, str]:
     """The options that were given on the command line."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def plain(*lines: str) -> None:
+    """Prints lines to stdout as they are: not wrapped, coloured or cut, so that a pipe and a terminal get the same."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,8 @@ import typer
 
 from ..files import atomic_path
 from ..shapes import gate
-from .options import EXIT_FAILED, CheckpointOption, console, errors
+from .options import EXIT_FAILED, CheckpointOption, errors, plain
+from .watched import watched
 
 
 def quality(
@@ -35,11 +36,12 @@ def quality(
         num_latents=num_latents,
         steps=steps,
     )
-    found, missed = gate.run(options)
+    with watched("quality", "prompts") as watch:
+        found, missed = gate.run(options, watch)
     if report is not None:
         with atomic_path(report) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")
-    console.print(gate.table(found))
+    plain(*gate.table(found))
     for line in missed:
         errors.print(f"missed: {line}", markup=False, highlight=False, soft_wrap=True)
     if missed:

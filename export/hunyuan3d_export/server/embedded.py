@@ -32,15 +32,20 @@ READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 _LOG_END_S = 5.0
 _KEPT_LOG_LINES = 30
-_KEPT_ERRORS = 5
+_KEPT_ERRORS = 20
 _ERROR_LINE = re.compile(r"E\d{4} |error:")  # error lines of glog, and the last message of the server itself
+_HARMLESS = "CudaDriverHelper has not been initialized"  # on every machine without a GPU
+# Triton says one failure several times: where it happened, that the model failed to load, and that the server cannot start.
+_FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?:[A-Z][\w ]+: )?(?P<why>.*)")
+_PREFIX = re.compile(r"E\d{4} \S+ +\d+ \S+\] |error: ")
 _HOST = "127.0.0.1"
 
 TORCH_CONFIG = "torch"
 
-__all__ = ["TORCH_CONFIG", "EmbeddedServer", "Endpoints", "ServerOptions", "ServerStartError", "loadable_models"]
+__all__ = ["TORCH_CONFIG", "EmbeddedServer", "Endpoints", "ServerOptions", "ServerStartError", "loadable_models", "raw_log"]
 
 logger = logging.getLogger(__name__)
+raw_log = logging.getLogger(f"{__name__}.raw")  # the server's own lines; those of errors after the start have the level ERROR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +74,7 @@ class EmbeddedServer:
     """One tritonserver process on 127.0.0.1. Use it as a context manager, or call start() and stop().
 
     start() raises ServerStartError when the platform is not supported, the wheel is missing, a port is taken, or the server is
-    not ready in time or dies; the error then holds its last log lines.
+    not ready in time or dies; the error then says the cause.
     """
 
     def __init__(self, repository: Path, options: ServerOptions | None = None) -> None:
@@ -79,7 +84,8 @@ class EmbeddedServer:
         self._process: subprocess.Popen[str] | None = None
         self._log: collections.deque[str] = collections.deque(maxlen=_KEPT_LOG_LINES)
         # Errors have a list of their own: a server may crash long after a load failed, and its last lines then hide the reason.
-        self._errors: collections.deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
+        self._errors: list[str] = []
+        self._ready = False
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Endpoints:
@@ -110,6 +116,7 @@ class EmbeddedServer:
             grpc, http, metrics = (f"{_HOST}:{port}" for port in ports)
             self.endpoints = Endpoints(grpc, http, metrics, self._process.pid)
             self._wait_ready()
+            self._ready = True
         except BaseException:
             self.stop()
             raise
@@ -151,9 +158,10 @@ class EmbeddedServer:
         assert self._process is not None and self._process.stdout is not None
         for line in self._process.stdout:
             self._log.append(line.rstrip())
-            if _ERROR_LINE.match(line):
+            wrong = bool(_ERROR_LINE.match(line)) and _HARMLESS not in line
+            if wrong and len(self._errors) < _KEPT_ERRORS:
                 self._errors.append(line.rstrip())
-            logger.info("tritonserver: %s", line.rstrip())
+            raw_log.log(logging.ERROR if wrong and self._ready else logging.INFO, "tritonserver: %s", line.rstrip())
 
     def _wait_ready(self) -> None:
         assert self._process is not None and self.endpoints is not None
@@ -161,19 +169,24 @@ class EmbeddedServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 self._end_models(self._process)
-                raise ServerStartError(
-                    f"tritonserver must stay up, got exit code {self._process.returncode}\n{self._last_lines()}"
-                )
+                raise ServerStartError(f"tritonserver must stay up, got exit code {self._process.returncode}{self._cause()}")
             # Triton opens its metrics port last, after it has reported that it is ready.
             metrics = "--allow-metrics=false" in self.options.extra or _answers(f"{self.endpoints.metrics}/metrics")
             if metrics and _answers(f"{self.endpoints.http}/v2/health/ready"):
                 return
             time.sleep(0.1)
-        raise ServerStartError(f"tritonserver must be ready within {self.options.ready_timeout_s:.0f} s\n{self._last_lines()}")
+        raise ServerStartError(f"tritonserver must be ready within {self.options.ready_timeout_s:.0f} s{self._cause()}")
 
-    def _last_lines(self) -> str:
-        sections = {"errors": self._errors, "last log lines": self._log}
-        return "\n".join("\n  ".join([f"{title}:", *lines]) for title, lines in sections.items() if lines)
+    def _cause(self) -> str:
+        """The end of a failure's message: its cause, said once, or the last lines of the log where no line is an error's."""
+        hint = "hint: its whole log: hunyuan3d-export serve --log"
+        loads = [found for line in self._errors if (found := _FAILED_LOAD.search(line))]
+        texts = [f"{loads[0]['model']} failed to load: {loads[0]['why']}"] if loads else self._errors[:1]
+        if not texts:
+            return "\n".join(["\nlast log lines:", *(f"  {line}" for line in self._log), hint])
+        said, _, where = _PREFIX.sub("", texts[0]).replace("\\n", "\n").partition("\n\nAt:")
+        place = next(iter(where.strip().splitlines()), "")
+        return "\n".join([f": {said.strip(chr(34)).strip()}", *([f"  at {place.strip()}"] if place else []), hint])
 
 
 def ended(code: int) -> str:

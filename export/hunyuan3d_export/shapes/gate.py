@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import cast, get_args
 
 import torch
-from rich.table import Table
 
 from hunyuan3d_client import Client
+from hunyuan3d_client.text_table import aligned
 
 from ..dit import PRESETS, load_checkpoint
 from ..dit.reference_sampler import OnnxDenoiser
+from ..progress import Watch
 from . import CHECKPOINT
 from .quality import Report, Sample, evaluate, failures, load_thresholds
 from .reference import Guidance, torch_sampler
@@ -51,8 +52,8 @@ class GateOptions:
             )
 
 
-def run(options: GateOptions) -> tuple[Report, list[str]]:
-    """Returns the report over all trained prompts, and a line for each bound that it misses.
+def run(options: GateOptions, watch: Watch | None = None) -> tuple[Report, list[str]]:
+    """Returns the report over all trained prompts, and a line for each bound that it misses. watch: is told of each prompt.
 
     Raises CheckpointError for an unreadable checkpoint, and the client's errors when the server cannot be reached.
     """
@@ -66,6 +67,7 @@ def run(options: GateOptions) -> tuple[Report, list[str]]:
             num_latents=options.num_latents or preset.num_latents,
             guidance_scale=preset.guidance_scale,
             reference=torch_sampler(reference, steps=steps),
+            watch=watch,
         )
     report |= {"through": options.through, "guidance": options.guidance, "steps": steps}
     return report, failures(report, load_thresholds())
@@ -84,13 +86,14 @@ def _sampler(options: GateOptions, steps: int) -> Iterator[Sample]:
         yield torch_sampler(model, steps=steps, guidance=guidance)
 
 
-def table(report: Report) -> Table:
-    """The report for a terminal: the worst prompts, all of them together, and the probes at other guidance scales."""
-    found = Table(f"{report['through']}, {report['guidance']}, {report['num_latents']} points", *_METRICS, "deviation")
+def table(report: Report) -> list[str]:
+    """The report as lines: the worst prompts, all of them together, and the probes at other guidance scales."""
     worst = sorted(report["prompts"].items(), key=lambda row: -row[1]["mean"])[:5]
     rows = [*worst, (f"all {len(report['prompts'])} prompts", report["overall"])]
     rows += [(f"probes at scale {scale}", values) for scale, values in report["probes"].items()]
-    for name, values in rows:
-        deviation = f"{values['deviation']:.1e}" if "deviation" in values else ""
-        found.add_row(name, *(f"{values[metric]:.3f}" for metric in _METRICS), deviation)
-    return found
+    cells = [
+        (name, *(f"{values[metric]:.3f}" for metric in _METRICS), f"{values['deviation']:.1e}" if "deviation" in values else "")
+        for name, values in rows
+    ]
+    title = f"{report['through']}, {report['guidance']}, {report['num_latents']} points"
+    return [title, *aligned([("", *_METRICS, "deviation"), *cells], indent="  ")]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hunyuan3d_client.shapes import decode_points, embed_prompt, out_of_subspace_energy
 
+from ..progress import Silent, Watch
 from .metrics import coverage_distance, nearest_prompt, surface_distance
 from .prompts import PROMPTS, TRAINED_PROMPTS
 
@@ -62,17 +63,26 @@ def evaluate(
     num_latents: int = 256,
     guidance_scale: float,
     reference: Sample | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """Draws every prompt with every seed and reports the metrics, per prompt and overall, as plain data.
 
     PROBE_PROMPTS are drawn again at each of PROBE_SCALES ("probes"). If `reference` is given, it draws them from the same
-    noise too, and "deviation" is the median distance between its points and the sampler's, at the worst scale.
+    noise too, and "deviation" is the median distance between its points and the sampler's, at the worst scale. `watch` is told of
+    each prompt; its work is counted in samples.
     """
-    per_prompt = {
-        prompt: measure(draw(sample, prompt, seeds, num_latents=num_latents, guidance_scale=guidance_scale), prompt)
-        for prompt in prompts
-    }
-    probes, deviation = _probe(sample, seeds[:2], num_latents, reference)
+    watch = watch or Silent()
+    probes_to_come = len(PROBE_SCALES) * len(PROBE_PROMPTS)
+    probe_samples = len(seeds[:2]) * (1 if reference is None else 2)
+    watch.plan(len(prompts) + probes_to_come, len(prompts) * len(seeds) + probes_to_come * probe_samples)
+    per_prompt = {}
+    for prompt in prompts:
+        watch.begin(prompt)
+        latents = draw(sample, prompt, seeds, num_latents=num_latents, guidance_scale=guidance_scale)
+        per_prompt[prompt] = measure(latents, prompt)
+        watch.advance(len(seeds))
+        watch.finish(_line(prompt, per_prompt[prompt]))
+    probes, deviation = _probe(sample, seeds[:2], num_latents, reference, watch)
     return {
         "num_latents": num_latents,
         "guidance_scale": guidance_scale,
@@ -83,19 +93,27 @@ def evaluate(
     }
 
 
+def _line(prompt: str, values: dict[str, float]) -> str:
+    return f"{prompt}: mean {values['mean']:.3f}, accuracy {values['accuracy']:.2f}"
+
+
 def _probe(
-    sample: Sample, seeds: Sequence[int], num_latents: int, reference: Sample | None
+    sample: Sample, seeds: Sequence[int], num_latents: int, reference: Sample | None, watch: Watch
 ) -> tuple[dict[str, dict[str, float]], float | None]:
     """The metrics of PROBE_PROMPTS at each scale, and the largest deviation from the reference."""
     probes: dict[str, dict[str, float]] = {}
     for scale in PROBE_SCALES:
         rows, distances = {}, []
         for prompt in PROBE_PROMPTS:
+            name = f"{prompt} at scale {scale:g}"
+            watch.begin(name)
             latents = draw(sample, prompt, seeds, num_latents=num_latents, guidance_scale=scale)
             rows[prompt] = measure(latents, prompt)
             if reference is not None:
                 expected = draw(reference, prompt, seeds, num_latents=num_latents, guidance_scale=scale)
                 distances.append(np.linalg.norm(decode_points(latents) - decode_points(expected), axis=-1))
+            watch.advance(len(seeds) * (1 if reference is None else 2))
+            watch.finish(_line(name, rows[prompt]))
         # The median ignores outliers: rounding errors grow large in single points and, at high scales, in whole clouds.
         deviation = {"deviation": float(np.median(distances))} if distances else {}
         probes[f"{scale:g}"] = _overall(rows) | deviation
