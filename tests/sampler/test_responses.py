@@ -26,6 +26,7 @@ AS_OUTPUTS = json.dumps({contract.ERRORS_AS_OUTPUTS: True})
 
 def initialized(spec: contract.ModelSpec, folder: Path, parameters: dict[str, str]) -> Any:
     config = {
+        "name": spec.name,
         "input": [{"name": tensor.name} for tensor in spec.inputs],
         "output": [{"name": tensor.name} for tensor in spec.outputs],
         "parameters": {name: {"string_value": text} for name, text in parameters.items()},

@@ -1,6 +1,7 @@
-"""The sampler for callers that want a single response: HTTP, plain ModelInfer, and ensembles.
+"""A streaming model for callers that want a single response: HTTP, plain ModelInfer, and ensembles.
 
-Each request becomes one decoupled call of hunyuan3d_sampler, so it shares denoiser calls with all other samples.
+It calls the model of its own name without `_unary`: hunyuan3d_sampler or hunyuan3d_mesh. Each request becomes one streamed call, so
+it shares the calls of the networks with all other requests. hunyuan3d_mesh_unary links to this file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import half
 import parameters
 import triton_python_backend_utils as pb_utils
 
-SAMPLER = "hunyuan3d_sampler"
-# hunyuan3d_sampler/1/model.py says why errors come as an output.
+_SUFFIX = "_unary"
+# hunyuan3d_sampler/1/streaming.py says why errors come as an output.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 ERROR = "error"
 VAE_LATENTS = "vae_latents"
@@ -24,6 +25,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         parameters.parse(parameters.NoOptions, parameters.of_config(config))
+        self._called = config["name"].removesuffix(_SUFFIX)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._running: set[asyncio.Task] = set()
@@ -31,11 +33,11 @@ class TritonPythonModel:
     async def execute(self, requests: list) -> None:
         for request in requests:
             # Not awaited here: the next request must begin before this one ends, or the two could never share a batch.
-            task = asyncio.get_running_loop().create_task(self._sample(request, request.get_response_sender()))
+            task = asyncio.get_running_loop().create_task(self._answer(request, request.get_response_sender()))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _sample(self, request: object, sender: object) -> None:
+    async def _answer(self, request: object, sender: object) -> None:
         try:
             response = pb_utils.InferenceResponse(await self._final_outputs(request))
         except Exception as error:  # only this request fails
@@ -50,12 +52,15 @@ class TritonPythonModel:
         return [*given.values(), *(pb_utils.Tensor(name, array) for name, array in half.cast(arrays).items())]
 
     async def _final_outputs(self, request: object) -> list:
-        """The outputs of the sampler's last response. Raises SamplerError when it answers with an error, ValueError for a bad input."""
+        """The outputs of the called model's last response.
+
+        Raises CalledModelError when it answers with an error, ValueError for a bad input.
+        """
         # The sampler computes vae_latents only for those who ask for it; the other outputs cost nothing.
         unwanted = {VAE_LATENTS} - set(request.requested_output_names())
         call = pb_utils.InferenceRequest(
             request_id=request.request_id(),
-            model_name=SAMPLER,
+            model_name=self._called,
             requested_output_names=[*(name for name in self._outputs if name not in unwanted), ERROR],
             inputs=self._sampler_inputs(request),
             timeout=request.timeout(),
@@ -64,15 +69,15 @@ class TritonPythonModel:
         outputs: dict[str, object] = {}
         for response in await call.async_exec(decoupled=True):
             if response.has_error():
-                raise SamplerError("INTERNAL", response.error().message())
+                raise CalledModelError("INTERNAL", response.error().message())
             outputs = {tensor.name(): tensor for tensor in response.output_tensors()} or outputs
             if ERROR in outputs:
-                raise SamplerError(*(part.decode() for part in outputs[ERROR].as_numpy()))
+                raise CalledModelError(*(part.decode() for part in outputs[ERROR].as_numpy()))
         return list(outputs.values())
 
 
-class SamplerError(RuntimeError):
-    """The sampler answered with an error; `code` is the name of a code in pb_utils.TritonError."""
+class CalledModelError(RuntimeError):
+    """The called model answered with an error; `code` is the name of a code in pb_utils.TritonError."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -80,5 +85,5 @@ class SamplerError(RuntimeError):
 
 
 def _as_triton_error(error: Exception) -> object:
-    code = error.code if isinstance(error, SamplerError) else "INVALID_ARG" if isinstance(error, ValueError) else "INTERNAL"
+    code = error.code if isinstance(error, CalledModelError) else "INVALID_ARG" if isinstance(error, ValueError) else "INTERNAL"
     return pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code))
