@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ServerUnavailable,
     )
     from .grpc_transport import GrpcTransport
+    from .mesh import Mesh, MeshProgress
     from .requests import Step, noise
     from .round_robin import RoundRobin
     from .transport import Health, InputInfo, MockTransport, ModelInfo, Request, StatusError, Transport
@@ -32,6 +33,8 @@ __all__ = [
     "InputInfo",
     "InvalidInput",
     "Job",
+    "Mesh",
+    "MeshProgress",
     "MockTransport",
     "ModelFailed",
     "ModelInfo",
@@ -50,7 +53,7 @@ if not TYPE_CHECKING:
     # Modules are imported when a name is first used, so that the export, which needs the contract alone, needs no gRPC.
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for module in ("blocking", "client", "errors", "grpc_transport", "requests", "round_robin", "transport"):
+            for module in ("blocking", "client", "errors", "grpc_transport", "mesh", "requests", "round_robin", "transport"):
                 found = getattr(importlib.import_module(f".{module}", __name__), name, None)
                 if found is not None:
                     globals()[name] = found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import safetensors.numpy
 from .errors import invalid
 from .files import atomic_path
 
-_READ, _WRITTEN = (".npy", ".npz", ".safetensors"), (".npy", ".safetensors")
+_READ, WRITTEN = (".npy", ".npz", ".safetensors"), (".npy", ".safetensors")
 
 
 def load(path: Path | None, name: str) -> npt.NDArray[Any] | None:
@@ -41,14 +41,14 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 @contextlib.contextmanager
-def writable(path: Path) -> Iterator[Path]:
-    """A temporary path to write to in place of `path`, see files.atomic_path.
+def writable(path: Path, suffixes: Sequence[str] = WRITTEN, *, option: str = "--out") -> Iterator[Path]:
+    """A temporary path to write to in place of `path`, see files.atomic_path. option: what names the path on the command line.
 
     A path that cannot be written is refused before the body runs, because the body may be minutes of work.
     Raises InvalidInput, OSError.
     """
-    if path.suffix not in _WRITTEN:
-        raise invalid("--out", f"a {' or '.join(_WRITTEN)} file", str(path), "name the kind by its ending")
+    if path.suffix not in suffixes:
+        raise invalid(option, f"a {' or '.join(suffixes)} file", str(path), "name the kind by its ending")
     path.parent.resolve(strict=True)  # a folder that does not exist is probably misspelt, so it is not created
     with atomic_path(path) as temporary:
         temporary.touch()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from .client import AsyncClient, Latents
 from .errors import Cancelled, Hunyuan3DError
 from .grpc_transport import SharedMemory
+from .mesh import Mesh, MeshProgress
 from .options import StreamOptions, show, takes
 from .requests import Step
 from .transport import Transport
@@ -125,16 +126,16 @@ def _result(future: concurrent.futures.Future[R], timeout_s: float | None) -> R:
         ) from error
 
 
-def _pull(loop: _Loop, steps: AsyncGenerator[Step, None]) -> Iterator[Step]:
-    async def following() -> Step | None:
-        return await anext(steps, None)
+def _pull(loop: _Loop, answers: AsyncGenerator[R, None]) -> Iterator[R]:
+    async def following() -> R | None:
+        return await anext(answers, None)
 
     async def close() -> None:
-        await steps.aclose()
+        await answers.aclose()
 
     try:
-        while (step := loop.run(following())) is not None:
-            yield step
+        while (answer := loop.run(following())) is not None:
+            yield answer
     finally:
         # Not awaited, because the garbage collector may run these lines on the loop's own thread, which would wait for itself.
         loop.submit(close())
@@ -195,8 +196,10 @@ class Client:
     sample = _facade(_Loop.run, AsyncClient.sample)
     stream = _facade(_pull, AsyncClient.stream, returns=Iterator[Step])
     condition = _facade(_Loop.run, AsyncClient.condition)
+    decode = _facade(_Loop.run, AsyncClient.decode)
+    decode_stream = _facade(_pull, AsyncClient.decode_stream, returns=Iterator[MeshProgress | Mesh])
     generate = _facade(_Loop.run, AsyncClient.generate)
-    generate_stream = _facade(_pull, AsyncClient.generate_stream, returns=Iterator[Step])
+    generate_stream = _facade(_pull, AsyncClient.generate_stream, returns=Iterator[Step | MeshProgress | Mesh])
     health = _facade(_Loop.run, AsyncClient.health)
     model_info = _facade(_Loop.run, AsyncClient.model_info)
 

@@ -1,4 +1,4 @@
-"""The `hunyuan3d` command: health, denoise, sample, generate.
+"""The `hunyuan3d` command: health, denoise, sample, decode, generate.
 
 Annotations are not postponed here (no `from __future__ import annotations`): typer reads them from signatures that _takes has
 extended, where Python does not evaluate text.
@@ -19,13 +19,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import errors
-from .array_files import load, save, writable
+from . import contract, errors
+from .array_files import WRITTEN, load, save, writable
 from .blocking import Client
 from .grpc_transport import GrpcTransport
 from .health_report import health_lines
 from .install import install_hint
-from .options import GenerateOptions, SampleOptions, expanded, options_of, show
+from .mesh import Mesh, MeshProgress
+from .options import DecodeOptions, GenerateOptions, SampleOptions, expanded, options_of, show
 from .requests import Step
 from .round_robin import RoundRobin
 from .shapes import decode_points, embed_prompt, pictures
@@ -59,18 +60,32 @@ Context = Annotated[
     Path, typer.Option(help="Condition tokens [T, 1536] or [B, T, 1536], float; .npy, or .npz or .safetensors with `context`.")
 ]
 Output = Annotated[Path, typer.Option(help="Where the result goes, .npy or .safetensors; it appears whole or not at all.")]
-
+_MESH_SUFFIXES = tuple(f".{name}" for name in contract.MESH_FORMATS)
+MeshOutput = Annotated[
+    Path,
+    typer.Option(help=f"Where the mesh goes; its ending names the format: {', '.join(_MESH_SUFFIXES)}. Whole or not at all."),
+]
+AnyOutput = Annotated[
+    Path,
+    typer.Option(
+        help=f"Where the result goes, whole or not at all: a mesh ({', '.join(_MESH_SUFFIXES)}), or latents ({', '.join(WRITTEN)})."
+    ),
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Types of sampling options on the command line, where they differ from Python's: an array is a file, and a seed is one number.
+# Types of options on the command line, where they differ from Python's: an array is a file, and a seed is one number.
 _SHELL_TYPES = {"latents": Path | None, "negative_context": Path | None, "seed": int}
 
 
 def _takes(kind: type) -> Callable[[F], F]:
-    """A decorator for a command of `**options`: it takes the sampling options of `kind`, with their texts as help."""
+    """A decorator for a command of `**options`: it takes the options of `kind`, with their texts as help.
+
+    `format` is left out, because the ending of --out names it.
+    """
     options = [
         dataclasses.replace(o, type=Annotated[_SHELL_TYPES.get(o.name, o.type), typer.Option(help=o.text)])
         for o in options_of(kind)
+        if o.name != "format"
     ]
     return lambda command: show(command, expanded(command, options))
 
@@ -154,7 +169,8 @@ def denoise(
             scales = {"guidance": guidance, "guidance_scale": guidance_scale}
             velocity = client.denoise(*arrays, guidance=guidance, guidance_scale=guidance_scale, timeout_s=timeout_s)
             save(partial, out.suffix, "velocity", velocity)
-    _report(out, velocity, started, {key: value for key, value in scales.items() if value is not None}, as_json=as_json)
+    given = {key: value for key, value in scales.items() if value is not None}
+    _report(out, started, {"shape": list(velocity.shape), **given}, as_json=as_json)
 
 
 @app.command()
@@ -179,10 +195,32 @@ def sample(
         _check_picture(picture)
         options |= {name: load(options[name], name) for name in ("negative_context", "latents")}
         with writable(out) as partial, _client(url) as client:
-            step, result = _saved(client.stream(tokens, **options, preview_every=0), partial, out.suffix)
+            step, _ = _followed(client.stream(tokens, **options, preview_every=0))
+            result = _latents(step, partial, out.suffix)
         _draw(result, str(prompt), picture, ply)
     written = {name: str(path) for name, path in (("picture", picture), ("ply", ply)) if path is not None}
-    _report(out, result, started, {"steps": step.total, "path": step.path, **written}, as_json=as_json)
+    last = cast(Step, step)
+    _report(out, started, {"shape": list(result.shape), "steps": last.total, "path": last.path, **written}, as_json=as_json)
+
+
+@app.command()
+@_takes(DecodeOptions)
+def decode(
+    latents: Annotated[Path, typer.Argument(help="Latents [1, L, 64] of one shape, float; .npy, or .npz with `latents`.")],
+    out: MeshOutput = Path("mesh.glb"),
+    *,
+    url: Url = _URL,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Make a mesh of latents. Options that are left out take the defaults of the server's config."""
+    started = time.perf_counter()
+    with _reported():
+        shape = load(latents, "latents")
+        with writable(out, _MESH_SUFFIXES) as partial, _client(url) as client:
+            _, mesh = _followed(client.decode_stream(shape, **options, format=out.suffix[1:]))
+            partial.write_bytes(cast(Mesh, mesh).data)
+    _report(out, started, _facts(mesh), as_json=as_json)
 
 
 @app.command()
@@ -192,34 +230,92 @@ def generate(
         list[str],
         typer.Argument(help="PNG, JPEG or WebP; up to four are the views front, left, back, right.", metavar="IMAGE..."),
     ],
-    out: Output = Path("latents.npy"),
+    out: AnyOutput = Path("mesh.glb"),
+    save_latents: Annotated[
+        Path | None, typer.Option(help="With a mesh: also write its latents, .npy or .safetensors, for `hunyuan3d decode`.")
+    ] = None,
     *,
     url: Url = _URL,
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Make latents from a picture, by the server's image encoder and sampler. Options left out are the deployed preset's."""
+    """Make a mesh, or latents alone, from a picture. Options left out are the deployed preset's and the server's."""
     started = time.perf_counter()
-    with _reported(), writable(out) as partial, _client(url) as client:
-        step, result = _saved(client.generate_stream(images, **options, preview_every=0), partial, out.suffix)
-    _report(out, result, started, {"steps": step.total, "path": step.path}, as_json=as_json)
+    meshing = {name: options[name] for name in _MESH_OPTIONS if options.get(name) is not None}
+    with _reported(), contextlib.ExitStack() as files:
+        partial = files.enter_context(writable(out, (*_MESH_SUFFIXES, *WRITTEN)))
+        only_latents = out.suffix in WRITTEN
+        if only_latents and (meshing or save_latents):
+            named = ", ".join([*meshing, *(["save_latents"] if save_latents else [])])
+            raise errors.invalid("--out", f"a mesh ({', '.join(_MESH_SUFFIXES)}) beside {named}", str(out), "--out mesh.glb")
+        beside = files.enter_context(writable(save_latents, option="--save-latents")) if save_latents else None
+        client = files.enter_context(_client(url))
+        step, mesh = _followed(_generated(client, images, options, None if only_latents else out.suffix[1:]))
+        if mesh is None:
+            shape = list(_latents(step, partial, out.suffix).shape)
+        else:
+            partial.write_bytes(mesh.data)
+        if save_latents and beside:
+            _latents(step, beside, save_latents.suffix)
+    facts = {"steps": cast(Step, step).total, "path": cast(Step, step).path}
+    _report(out, started, {**({"shape": shape} if mesh is None else _facts(mesh)), **facts}, as_json=as_json)
 
 
 def _client(url: str) -> Client:
     return _connection.get().client(url)
 
 
-def _saved(trajectory: Iterator[Step], partial: Path, suffix: str) -> tuple[Step, npt.NDArray[Any]]:
-    """Follow a trajectory with a progress bar, if there is a terminal, and save its latents: the last step and the latents."""
+_MESH_OPTIONS = [spec.name for spec in contract.MESH_OPTIONS]
+
+
+def _generated(
+    client: Client, images: list[str], options: dict[str, Any], format: str | None
+) -> Iterator[Step | MeshProgress | Mesh]:
+    """The stages from pictures to a mesh in `format`; without a format to latents, which needs no shape decoder on the server."""
+    if format is not None:
+        yield from client.generate_stream(images, **options, format=format, preview_every=0)
+        return
+    sampling = {name: value for name, value in options.items() if name not in _MESH_OPTIONS}
+    context = client.condition(images, timeout_s=options["timeout_s"])
+    yield from client.stream(context, **sampling, preview_every=0)
+
+
+def _followed(answers: Iterator[Any]) -> tuple[Step | None, Mesh | None]:
+    """Follow the stages with a progress bar for each, if there is a terminal: the last step and the mesh, where there are any."""
+    last, mesh = None, None
     with _progress() as progress:
-        task = progress.add_task("sampling", total=None)
-        for step in trajectory:
-            progress.update(
-                task, completed=step.index, total=step.total, description=f"sampling ({step.path}, batch {step.batch})"
-            )
-    result = cast(npt.NDArray[Any], step.latents)  # a trajectory's last step always carries latents
+        bars: dict[str, Any] = {}
+        for answer in answers:
+            if isinstance(answer, Mesh):
+                mesh = answer
+                continue
+            last = answer if isinstance(answer, Step) else last
+            name, done, total, text = _shown(answer)
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=None)
+            progress.update(bars[name], completed=done, total=total or None, description=text)
+        if mesh is not None:
+            progress.update(bars["meshing"], completed=1, total=1, description=f"meshing ({mesh.faces} faces)")
+    return last, mesh
+
+
+def _shown(answer: Step | MeshProgress) -> tuple[str, int, int, str]:
+    """A bar's name, how far it is, where it ends, and its text."""
+    if isinstance(answer, Step):
+        return "sampling", answer.index, answer.total, f"sampling ({answer.path}, batch {answer.batch})"
+    return "meshing", answer.level, answer.levels, f"meshing ({answer.stage}, {answer.evaluations} points)"
+
+
+def _latents(step: Step | None, partial: Path, suffix: str) -> npt.NDArray[Any]:
+    """Save the latents of a trajectory's last step, which always has them."""
+    result = cast(npt.NDArray[Any], cast(Step, step).latents)
     save(partial, suffix, "latents", result)
-    return step, result
+    return result
+
+
+def _facts(mesh: Mesh | None) -> dict[str, object]:
+    known = cast(Mesh, mesh)
+    return {"vertices": known.vertices, "faces": known.faces, "watertight": known.watertight}
 
 
 def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any]:
@@ -275,8 +371,8 @@ def _progress() -> Progress:
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
 
 
-def _report(out: Path, array: npt.NDArray[Any], started: float, more: Mapping[str, object], *, as_json: bool) -> None:
-    facts = {"out": str(out), "shape": list(array.shape), "seconds": round(time.perf_counter() - started, 3), **more}
+def _report(out: Path, started: float, more: Mapping[str, object], *, as_json: bool) -> None:
+    facts = {"out": str(out), **more, "seconds": round(time.perf_counter() - started, 3)}
     if as_json:
         _print_json(facts)
     else:

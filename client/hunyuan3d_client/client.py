@@ -7,6 +7,7 @@ latents without the batch axis mean B = 1. `t`, `guidance` and a denoiser's `gui
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import time
 import uuid
@@ -21,7 +22,8 @@ from . import contract, requests
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, one
 from .grpc_transport import GrpcTransport, SharedMemory
-from .options import GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
+from .mesh import Mesh, MeshProgress
+from .options import DecodeOptions, GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
 from .pictures import image_inputs
 from .requests import Scalars, Step
 from .round_robin import RoundRobin
@@ -138,22 +140,45 @@ class AsyncClient:
         """
         return await self._condition(image_inputs(image), self._deadline(timeout_s))
 
-    @takes(GenerateOptions)
-    async def generate(self, image: Any, **options: Unpack[GenerateOptions]) -> Latents:
-        """The latents [1, L, 64] float32 of a picture: condition(), then sample() with these options.
+    @takes(DecodeOptions)
+    async def decode(self, latents: Any, **options: Unpack[DecodeOptions]) -> Mesh:
+        """The Mesh of one shape's latents [1, L, 64], as sample() returns them.
 
-        Raises what condition() and sample() raise.
+        An option that is None is left to the server's config: see docs/mesh.md.
+        Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
-        return await _last(self.generate_stream(image, **options, preview_every=0))
+        return await _mesh(self.decode_stream(latents, **options))
 
-    @takes(GenerateStreamOptions)
-    def generate_stream(self, image: Any, **options: Unpack[GenerateStreamOptions]) -> AsyncGenerator[Step, None]:
-        """The Steps of generate()'s trajectory as the server makes them.
+    @takes(DecodeOptions)
+    def decode_stream(self, latents: Any, **options: Unpack[DecodeOptions]) -> AsyncGenerator[MeshProgress | Mesh, None]:
+        """The MeshProgress of a decode while the server works, then its Mesh.
 
-        Leaving the loop early, by break or exception, cancels the trajectory on the server.
-        Raises InvalidInput for a picture or timeout at once, and what generate() raises while iterating.
+        Leaving the loop early, by break or exception, cancels the decode on the server.
+        Raises InvalidInput at once, and what decode() raises while iterating.
         """
         deadline = self._deadline(options.pop("timeout_s"))
+        return self._decoded(requests.decode(latents, options), deadline)
+
+    @takes(GenerateOptions)
+    async def generate(self, image: Any, **options: Unpack[GenerateOptions]) -> Mesh:
+        """The Mesh of a picture, with its latents: condition(), then sample(), then decode() with these options.
+
+        For the latents alone: sample(condition(image)).
+        Raises what condition(), sample() and decode() raise.
+        """
+        return await _mesh(self.generate_stream(image, **options, preview_every=0))
+
+    @takes(GenerateStreamOptions)
+    def generate_stream(
+        self, image: Any, **options: Unpack[GenerateStreamOptions]
+    ) -> AsyncGenerator[Step | MeshProgress | Mesh, None]:
+        """The Steps of generate()'s trajectory as the server makes them, then the MeshProgress of its decode, then the Mesh.
+
+        Leaving the loop early, by break or exception, cancels the work on the server.
+        Raises InvalidInput for a picture or an option at once, and what generate() raises while iterating.
+        """
+        deadline = self._deadline(options.pop("timeout_s"))
+        requests.check_meshing(options)
         return self._from_image(image_inputs(image), options, deadline)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
@@ -189,7 +214,7 @@ class AsyncClient:
 
     async def _trajectory(self, inputs: Inputs, deadline: float) -> AsyncGenerator[Step, None]:
         _, inputs = await self._conform(contract.SAMPLER, inputs, deadline)
-        request = Request(contract.SAMPLER, inputs, uuid.uuid4().hex, streamed=True)
+        request = Request(contract.SAMPLER, inputs, uuid.uuid4().hex, streamed=True, outputs=requests.STEP_OUTPUTS)
         last = None
         async with aclosing(self._exchange.infer(request, requests.step, deadline=deadline)) as steps:
             async for last in steps:
@@ -198,15 +223,49 @@ class AsyncClient:
             message = f"a trajectory must end with its last step's latents, got {last}\nhint: {ModelFailed.hint}"
             raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
-    async def _from_image(self, inputs: Inputs, options: Mapping[str, Any], deadline: float) -> AsyncGenerator[Step, None]:
-        """The condition of a picture, then the sampler's stream: two requests, although the server has an ensemble for both.
+    async def _decoded(self, inputs: Inputs, deadline: float) -> AsyncGenerator[MeshProgress | Mesh, None]:
+        _, inputs = await self._conform(contract.MESH, inputs, deadline)
+        request = Request(contract.MESH, inputs, uuid.uuid4().hex, streamed=True)
+        last = None
+        async with aclosing(self._exchange.infer(request, requests.mesh, deadline=deadline)) as answers:
+            async for last in answers:
+                yield last
+        if not isinstance(last, Mesh):
+            message = f"a decode must end with a mesh, got {last}\nhint: {ModelFailed.hint}"
+            raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
-        Triton (24.10, among others) does not pass the cancelling of an ensemble's request on to its sampler.
+    async def _from_image(
+        self, inputs: Inputs, options: Mapping[str, Any], deadline: float
+    ) -> AsyncGenerator[Step | MeshProgress | Mesh, None]:
+        """The condition of a picture, the sampler's stream, then that of the mesh model: three requests, although the server has
+        an ensemble for all.
+
+        Triton (24.10, among others) does not pass the cancelling of an ensemble's request on to its models, and an ensemble
+        cannot stream both the steps and the progress of the mesh.
         """
+        await self._conform(contract.IMAGE_CONTEXT, inputs, deadline)
+        await self._require_meshes(deadline)
         context = await self._condition(inputs, deadline)
+        latents = None
         async with aclosing(self._trajectory(requests.sample(context, options), deadline)) as steps:
             async for step in steps:
+                latents = step.latents
                 yield step
+        async with aclosing(self._decoded(requests.decode(latents, options), deadline)) as answers:
+            async for answer in answers:
+                yield dataclasses.replace(answer, latents=latents) if isinstance(answer, Mesh) else answer
+
+    async def _require_meshes(self, deadline: float) -> None:
+        """Raises ModelNotReady where the server makes no meshes, before minutes of sampling."""
+        try:
+            await self._exchange.model(contract.MESH, deadline=deadline)
+        except ModelNotReady as error:
+            raise ModelNotReady(
+                f"{contract.MESH} must be ready on the server for generate(), got no such model\n"
+                "hint: for latents, call condition() and then sample(); for meshes, deploy a shape decoder: hunyuan3d-export vae",
+                status=error.status,
+                model=contract.MESH,
+            ) from error
 
     def _deadline(self, timeout_s: float | None) -> float:
         limit_s = self._timeout_s if timeout_s is None else timeout_s
@@ -224,6 +283,15 @@ async def _last(trajectory: AsyncGenerator[Step, None]) -> Latents:
         latents = step.latents
     assert latents is not None  # AsyncClient._trajectory raises ModelFailed otherwise
     return latents
+
+
+async def _mesh(answers: AsyncGenerator[Any, None]) -> Mesh:
+    """The Mesh at the end of a decode."""
+    last = None
+    async for answer in answers:
+        last = answer
+    assert isinstance(last, Mesh)  # AsyncClient._decoded raises ModelFailed otherwise
+    return last
 
 
 def _connected(url: str | Sequence[str], shared_memory: SharedMemory) -> Transport:

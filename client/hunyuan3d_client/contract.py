@@ -3,7 +3,7 @@
 The config.pbtxt files, optimization profiles, ONNX axes, example inputs and the client's validation are derived from this
 table or tested against it. A tensor keeps its name from the torch forward through ONNX, plan and config.pbtxt to the client.
 Axes: B batch, L latent tokens, T context tokens, V views of one object, P query points of one shape, H heads of the shape
-decoder, S seeds; `side` is that of a square picture in pixels.
+decoder, S seeds; `side` is that of a square picture in pixels, `bytes` the size of a mesh file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ CONDITIONER = "hunyuan3d_conditioner"
 IMAGE_CONTEXT = "hunyuan3d_context"
 VAE = "hunyuan3d_vae"
 FIELD = "hunyuan3d_field"
-ENSEMBLE = "hunyuan3d"
-ENSEMBLE_UNARY = "hunyuan3d_unary"
-# A request parameter of hunyuan3d_sampler. With it, an error is sent as the output `error`, because Triton's own errors lose
-# their code in a stream and in a call between models.
+MESH = "hunyuan3d_mesh"
+MESH_UNARY = "hunyuan3d_mesh_unary"
+PICTURE_LATENTS = "hunyuan3d_latents"
+PICTURE_LATENTS_UNARY = "hunyuan3d_latents_unary"
+PICTURE_MESH = "hunyuan3d"
+PICTURE_MESH_UNARY = "hunyuan3d_unary"
+# A request parameter of hunyuan3d_sampler and hunyuan3d_mesh. With it, an error is sent as the output `error`, because Triton's
+# own errors lose their code in a stream and in a call between models.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 VIEWS = ("front", "left", "back", "right")  # their order in a request
 
@@ -46,12 +50,19 @@ PATHS: tuple[SamplingPath, ...] = get_args(SamplingPath)
 # Schedule -> the most steps. The server lacks this package, so the sampler has its own table; a test compares the two.
 SCHEDULES: Mapping[str, int] = {"flow_match": 1000, "consistency": 100}
 
+# File formats of meshes and ways to evaluate a field. The server lacks this package, so hunyuan3d_mesh has its own tables; a test
+# compares them. follow: only near the surface. dense: at every point of the grid.
+MESH_FORMATS = ("glb", "obj", "stl", "ply")
+MESH_METHODS = ("follow", "dense")
+RESOLUTIONS = (8, 1024)  # cells along each side of the grid, smallest and largest
+
 # Triton's name of a dtype -> NumPy's type. BF16 is not used, because tritonclient encodes it in a slow Python loop.
 NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
     "FP16": np.float16,
     "FP32": np.float32,
     "INT32": np.int32,
     "INT64": np.int64,
+    "UINT8": np.uint8,
     "BYTES": np.object_,
 }
 
@@ -209,6 +220,7 @@ SAMPLER_INPUTS = (
     _scalar("schedule", "BYTES", " or ".join(SCHEDULES)),
     _scalar("preview_every", "INT32", "latents in every k-th step's response; 0: in the final one only"),
 )
+VAE_LATENTS = "vae_latents"
 SAMPLER_OUTPUTS = (
     dataclasses.replace(LATENTS, meaning="the state after this step; in previews and the final response", optional=True),
     TensorSpec("step", "INT32", (1,), "steps done, from 1"),
@@ -217,14 +229,35 @@ SAMPLER_OUTPUTS = (
     TensorSpec("batch", "INT32", (1,), "samples of this step's last denoiser call, those of other requests included"),
     TensorSpec("path", "BYTES", (1,), "how each velocity is evaluated: " + ", ".join(PATHS)),
     TensorSpec(
-        "vae_latents",
+        VAE_LATENTS,
         "FP32",
         ("B", "L", LATENT_CHANNELS),
-        "latents / scale_factor, as the VAE takes them; in the final response",
+        "latents / scale_factor, as upstream's VAE takes them; in the final response",
         optional=True,
     ),
 )
 ERROR = TensorSpec("error", "BYTES", (2,), "code and text of an error; in place of all other outputs", optional=True)
+
+MESH_OPTIONS = (
+    _scalar("resolution", "INT32", "cells along each side of the grid"),
+    _scalar("format", "BYTES", " or ".join(MESH_FORMATS)),
+    _scalar("max_faces", "INT32", "the mesh is simplified to this many faces; 0: it keeps all"),
+    _scalar("keep", "FP32", "parts with fewer faces than this share of the largest part's are left out; 0: all parts stay"),
+    _scalar("level", "FP32", "the value of the field at the surface"),
+    _scalar("method", "BYTES", " or ".join(MESH_METHODS) + ": points near the surface, or every point of the grid"),
+)
+MESH_INPUTS = (dataclasses.replace(LATENTS, meaning="the sampler's result of one shape, so B is 1"), *MESH_OPTIONS)
+MESH_PROGRESS = (
+    TensorSpec("stage", "BYTES", (1,), "what the server works at: keys and values, field, surface, file, or done"),
+    TensorSpec("refinement", "INT32", (1,), "refinements of the grid that are done"),
+    TensorSpec("refinements", "INT32", (1,), "refinements in all"),
+    TensorSpec("evaluations", "INT64", (1,), "points at which the field is known"),
+)
+MESH_RESULT = (
+    TensorSpec("mesh", "UINT8", ("bytes",), "the file; in the final response", optional=True),
+    TensorSpec("mesh_format", "BYTES", (1,), "the file's format; in the final response", optional=True),
+    TensorSpec("statistics", "BYTES", (1,), "JSON: counts, watertightness, seconds; in the final response", optional=True),
+)
 
 
 def _for_one_response(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -247,7 +280,15 @@ def _with_float32_twins(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...
     return (*(_optional(spec) if spec in halves else spec for spec in inputs), *twins)
 
 
+def _in_the_only_response(outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Outputs that a stream has in its final response alone, as a model of one response has them."""
+    return tuple(dataclasses.replace(spec, optional=False) for spec in outputs)
+
+
 _UNARY_INPUTS = _for_one_response(SAMPLER_INPUTS)
+_PICTURE_INPUTS = (IMAGE, *_for_ensembles(_UNARY_INPUTS), *MESH_OPTIONS)
+# An ensemble asks its steps for all of its outputs, whatever its caller asks for, so vae_latents would always be computed.
+_ENSEMBLE_STEPS = tuple(spec for spec in SAMPLER_OUTPUTS if spec.name != VAE_LATENTS)
 _PICTURE_STEPS = (PREPROCESS, CONDITIONER)
 # Every model that a repository may hold. A repository without an image encoder lacks the models that need the encoder.
 MODELS: dict[str, ModelSpec] = {
@@ -261,10 +302,24 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),
         vae(),
         field(),
+        ModelSpec(MESH, MESH_INPUTS, (*MESH_PROGRESS, *MESH_RESULT, ERROR), needs=((VAE,), (FIELD,))),
+        ModelSpec(MESH_UNARY, MESH_INPUTS, _in_the_only_response(MESH_RESULT), needs=((MESH,),)),
         ModelSpec(IMAGE_CONTEXT, (IMAGE,), (CONTEXT,), steps=_PICTURE_STEPS),
-        ModelSpec(ENSEMBLE, (IMAGE, *_for_ensembles(SAMPLER_INPUTS)), SAMPLER_OUTPUTS, steps=(*_PICTURE_STEPS, SAMPLER)),
+        ModelSpec(PICTURE_LATENTS, (IMAGE, *_for_ensembles(SAMPLER_INPUTS)), _ENSEMBLE_STEPS, steps=(*_PICTURE_STEPS, SAMPLER)),
         ModelSpec(
-            ENSEMBLE_UNARY, (IMAGE, *_for_ensembles(_UNARY_INPUTS)), SAMPLER_OUTPUTS, steps=(*_PICTURE_STEPS, SAMPLER_UNARY)
+            PICTURE_LATENTS_UNARY,
+            (IMAGE, *_for_ensembles(_UNARY_INPUTS)),
+            _ENSEMBLE_STEPS,
+            steps=(*_PICTURE_STEPS, SAMPLER_UNARY),
+        ),
+        # All outputs are the mesh model's. Triton would not load an ensemble whose outputs come from a streaming step and from
+        # another step, and it drops steps of whose outputs the caller asks for none, even where later steps need them.
+        ModelSpec(PICTURE_MESH, _PICTURE_INPUTS, (*MESH_PROGRESS, *MESH_RESULT), steps=(*_PICTURE_STEPS, SAMPLER_UNARY, MESH)),
+        ModelSpec(
+            PICTURE_MESH_UNARY,
+            _PICTURE_INPUTS,
+            _in_the_only_response(MESH_RESULT),
+            steps=(*_PICTURE_STEPS, SAMPLER_UNARY, MESH_UNARY),
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""The options of sampling: names, types, defaults and texts stand here once, for the methods and for the command line.
+"""The options of sampling and meshing: names, types, defaults and texts stand here once, for the methods and the command line.
 
 A method declares `**options: Unpack[SampleOptions]`, which gives type checkers and editors the keyword arguments, and carries
 the decorator @takes(SampleOptions), which gives them to help(), inspect.signature() and Python's own argument checks.
@@ -15,7 +15,7 @@ from . import contract
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class GenerateOptions(TypedDict, total=False):
+class _Sampling(TypedDict, total=False):
     """What every way to sample takes. An option that is None is left to the deployed preset."""
 
     steps: Annotated[int | None, "Steps of the schedule."]
@@ -23,12 +23,36 @@ class GenerateOptions(TypedDict, total=False):
     seed: Annotated[int | Sequence[int], "Seed of the noise: sample i draws its noise from seed + i."]
     num_latents: Annotated[int | None, "Number L of latent tokens in the noise that is drawn."]
     schedule: Annotated[str | None, f"Schedule of the flow times: {' or '.join(contract.SCHEDULES)}."]
+
+
+class _Meshing(TypedDict, total=False):
+    """What every way to make a mesh takes. An option that is None is left to the server's config."""
+
+    resolution: Annotated[
+        int | None, f"Cells along each side of the grid, {contract.RESOLUTIONS[0]} to {contract.RESOLUTIONS[1]}."
+    ]
+    format: Annotated[str | None, f"Format of the file: {' or '.join(contract.MESH_FORMATS)}."]
+    max_faces: Annotated[int | None, "Simplify the mesh to this many faces; 0 keeps all."]
+    keep: Annotated[float | None, "Leave out parts with fewer faces than this share of the largest part's; 0 keeps all."]
+    level: Annotated[float | None, "Value of the field at the surface."]
+    method: Annotated[str | None, "follow evaluates the field near the surface, dense at every point of the grid."]
+
+
+class _Timeout(TypedDict, total=False):
     timeout_s: Annotated[
         float | None, "Seconds to wait for the whole answer. Left out: the client's own limit, 300 unless set."
     ]
 
 
-class SampleOptions(GenerateOptions, total=False):
+class DecodeOptions(_Meshing, _Timeout, total=False):
+    """The options of decode()."""
+
+
+class GenerateOptions(_Sampling, _Meshing, _Timeout, total=False):
+    """The options of generate(): those of sampling and of meshing."""
+
+
+class SampleOptions(_Sampling, _Timeout, total=False):
     """What sampling from condition tokens takes besides."""
 
     latents: Annotated[Any, "Initial noise [B, L, 64] instead of a seed."]

@@ -6,6 +6,7 @@ Every name, dtype and range comes from contract.py. Axes: B batch, L latent toke
 from __future__ import annotations
 
 import dataclasses
+import json
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from . import contract
 from .errors import ModelFailed, ModelNotReady, invalid
+from .mesh import Mesh, MeshProgress
 from .transport import ModelInfo, Tensors
 
 Array = npt.NDArray[Any]
@@ -22,7 +24,12 @@ Scalars = float | Sequence[float] | Array
 _RANGES: Mapping[str, tuple[int, int]] = {
     "num_latents": (contract.AXES["L"].min, contract.AXES["L"].max),
     "preview_every": (0, max(contract.SCHEDULES.values())),
+    "resolution": contract.RESOLUTIONS,
+    "max_faces": (0, int(np.iinfo(np.int32).max)),
 }
+_CHOICES: Mapping[str, Sequence[str]] = {"format": contract.MESH_FORMATS, "method": contract.MESH_METHODS}
+# What the client asks the sampler for. vae_latents would double the final response.
+STEP_OUTPUTS = (*(spec.name for spec in contract.SAMPLER_OUTPUTS if spec.name != contract.VAE_LATENTS), contract.ERROR.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,33 @@ def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
             inputs[spec.name] = _seeds(value, axes["B"])
         else:
             inputs[spec.name] = np.array([_integer(spec.name, value, *ranges[spec.name])], spec.numpy_dtype)
+    return inputs
+
+
+def decode(latents: Any, options: Mapping[str, Any]) -> dict[str, Array]:
+    """The mesh model's inputs for latents [1, L, 64]. An option that is None is not sent, so the server's default holds."""
+    inputs = {contract.LATENTS.name: _tensor(contract.LATENTS, latents, {})}
+    shapes = len(inputs[contract.LATENTS.name])
+    if shapes != 1:
+        hint = "decode each shape alone: [client.decode(each) for each in latents]"
+        raise invalid("latents", f"of one shape, [1, L, {contract.LATENT_CHANNELS}]", f"{shapes} shapes", hint)
+    return inputs | check_meshing(options)
+
+
+def check_meshing(options: Mapping[str, Any]) -> dict[str, Array]:
+    """The mesh model's inputs for the options among `options` that are its own. Raises InvalidInput."""
+    inputs: dict[str, Array] = {}
+    for spec in contract.MESH_OPTIONS:
+        if (value := options.get(spec.name)) is None:
+            continue
+        if spec.dtype == "BYTES":
+            if value not in _CHOICES[spec.name]:
+                raise invalid(spec.name, " or ".join(_CHOICES[spec.name]), repr(value), "leave it out for the server's default")
+            inputs[spec.name] = np.array([value.encode()], np.object_)
+        elif spec.dtype == "FP32":
+            inputs[spec.name] = _per_sample(spec.name, value, 1)
+        else:
+            inputs[spec.name] = np.array([_integer(spec.name, value, *_RANGES[spec.name])], spec.numpy_dtype)
     return inputs
 
 
@@ -163,6 +197,18 @@ def step(answer: Tensors) -> Step:
     latents = answer["latents"].copy() if "latents" in answer else None
     index, total, t, batch = (answer[name][0] for name in ("step", "total", "t", "batch"))
     return Step(int(index), int(total), float(t), latents, answer["path"][0].decode(), int(batch))
+
+
+def mesh(answer: Tensors) -> MeshProgress | Mesh:
+    """The Mesh of the mesh model's final response, or the progress of an earlier one. Raises ModelFailed if an output is missing."""
+    wanted = contract.MESH_RESULT if "mesh" in answer else contract.MESH_PROGRESS
+    missing = [spec.name for spec in wanted if spec.name not in answer]
+    if missing:
+        raise ModelFailed(f"this response of {contract.MESH} must carry {missing}, got {sorted(answer)}\nhint: redeploy it")
+    if "mesh" not in answer:
+        level, levels, evaluations = (int(answer[name][0]) for name in ("refinement", "refinements", "evaluations"))
+        return MeshProgress(answer["stage"][0].decode(), level, levels, evaluations)
+    return Mesh(answer["mesh"].tobytes(), answer["mesh_format"][0].decode(), json.loads(answer["statistics"][0]))
 
 
 def _found(array: Array) -> str:

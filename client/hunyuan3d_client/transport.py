@@ -32,7 +32,8 @@ class Request:
     """One inference request.
 
     `streamed`: the model is decoupled and may answer many times. `output_bytes`: the sizes of outputs that are known before
-    the answer arrives, so that shared memory can be reserved for them.
+    the answer arrives, so that shared memory can be reserved for them. `outputs`: the only outputs that the server should send;
+    without it the server sends all.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Request:
     request_id: str
     streamed: bool = False
     output_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ class MockTransport:
     """A server for your tests. `answer(request)` returns the answers to a request, or raises StatusError.
 
     Without `answer`, every model of the contract answers with zeros in the shapes of its outputs, and a sample takes three
-    steps unless the request says otherwise. `requests` lists what was sent, `timeouts_s` the time that each request was given,
+    steps unless the request says otherwise; the mesh models give a file of zeros. `requests` lists what was sent, `timeouts_s` the time that each request was given,
     and `cancelled` the ids of the requests that were closed before their last answer was taken.
     """
 
@@ -173,6 +175,9 @@ def _zeros(request: Request) -> Iterable[Tensors]:
     spec = contract.MODELS[request.model]
     sizes = _sizes(spec, request.inputs)
     shapes = {tensor.name: np.zeros(tensor.shape(sizes), tensor.numpy_dtype) for tensor in spec.outputs}
+    if "mesh" in shapes:
+        answers = _zero_mesh(request.inputs, shapes)
+        return answers if request.streamed else answers[-1:]
     if "step" not in shapes:
         return [{tensor.name: shapes[tensor.name] for tensor in spec.outputs if not tensor.optional}]
     steps = _zero_steps(request.inputs, shapes["latents"])
@@ -208,3 +213,16 @@ def _zero_steps(inputs: Tensors, latents: npt.NDArray[Any]) -> list[Tensors]:
         }
         for step in range(1, total + 1)
     ]
+
+
+def _zero_mesh(inputs: Tensors, shapes: Tensors) -> list[Tensors]:
+    """The responses of a mesh model: the progress of one wave, then a file of zeros in the format that the request asks for."""
+    progress = {name: array for name, array in shapes.items() if name in ("refinement", "refinements", "evaluations")}
+    stages = [{**progress, "stage": np.array([stage], np.object_)} for stage in (b"field", b"done")]
+    result = {
+        "mesh": shapes["mesh"],
+        "mesh_format": inputs.get("format", np.array([contract.MESH_FORMATS[0].encode()], np.object_)),
+        "statistics": np.array([b'{"vertices": 0, "faces": 0, "watertight": false}'], np.object_),
+    }
+    final = {name: array for name, array in {**stages[-1], **result}.items() if name in shapes}
+    return [stages[0], final] if progress else [final]

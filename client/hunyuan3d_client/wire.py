@@ -4,7 +4,7 @@ From tritonclient this client uses only the protocol's message classes. The clie
 before the socket does; here the parts of a request are joined once.
 
 Triton gives the errors of a stream no status. Its header triton_grpc_error would add one, but can bring the server down: 24.10
-crashed when it refused requests that way. So this client asks the sampler to send its errors as an output, see
+crashed when it refused requests that way. So this client asks streaming models to send their errors as an output, see
 contract.ERRORS_AS_OUTPUTS.
 """
 
@@ -23,7 +23,7 @@ from .shared_memory import Segment
 from .transport import Request, StatusError, Tensors
 
 _DATATYPES = {np.dtype(dtype): name for name, dtype in contract.NUMPY_DTYPES.items()}
-# The sampler's codes are the names in Triton's TritonError, of which some differ from gRPC's.
+# The codes in these errors are the names in Triton's TritonError, of which some differ from gRPC's.
 _STATUSES = {status.name: status for status in grpc.StatusCode} | {
     "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
     "UNSUPPORTED": grpc.StatusCode.UNIMPLEMENTED,
@@ -48,8 +48,10 @@ def message(request: Request, segment: Segment | None, timeout_s: float) -> byte
         else:
             content = serialize_byte_tensor(array).item() if array.dtype == np.object_ else np.ascontiguousarray(array)
             parts += _RAW_INPUT_TAG, _varint(len(content) if isinstance(content, bytes) else content.nbytes), content
-    for name in request.output_bytes.keys() & places.keys():
-        _point(head.outputs.add(name=name).parameters, segment, name)
+    for name in dict.fromkeys((*request.outputs, *(request.output_bytes.keys() & places.keys()))):
+        output = head.outputs.add(name=name)
+        if name in request.output_bytes and name in places:
+            _point(output.parameters, segment, name)
     return b"".join([head.SerializeToString(), *parts])
 
 
@@ -86,7 +88,7 @@ def refusal(answer: Tensors) -> StatusError | None:
     if found is None:
         return None
     if found.shape != contract.ERROR.dims or found.dtype != contract.ERROR.numpy_dtype:
-        message = f"error must be a code and a text, got {found.dtype} {list(found.shape)}\nhint: redeploy the sampler"
+        message = f"error must be a code and a text, got {found.dtype} {list(found.shape)}\nhint: redeploy the model"
         return StatusError(grpc.StatusCode.INTERNAL, message)
     code, text = (part.decode(errors="replace") for part in found)
     return StatusError(_STATUSES.get(code, grpc.StatusCode.UNKNOWN), text)

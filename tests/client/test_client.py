@@ -240,11 +240,14 @@ def test_a_mocks_models_are_the_ones_given() -> None:
             client.model_info(contract.DIT)
 
 
+STREAMED = (contract.SAMPLER, contract.MESH, contract.PICTURE_LATENTS, contract.PICTURE_MESH)
+
+
 def asked(model: str, **inputs: np.ndarray) -> list[Tensors]:
     """All answers of a MockTransport without a handler."""
 
     async def main() -> list[Tensors]:
-        request = h.Request(model, inputs, "id", streamed=model in (contract.SAMPLER, contract.ENSEMBLE))
+        request = h.Request(model, inputs, "id", streamed=model in STREAMED)
         return [answer async for answer in h.MockTransport().infer(request, timeout_s=1)]
 
     return asyncio.run(main())
@@ -252,7 +255,7 @@ def asked(model: str, **inputs: np.ndarray) -> list[Tensors]:
 
 @pytest.mark.parametrize("spec", contract.MODELS.values(), ids=lambda spec: spec.name)
 def test_a_mock_answers_for_every_model_of_the_contract(spec: contract.ModelSpec) -> None:
-    sizes = {"B": 2, "L": 7, "T": 5, "V": 3, "P": 14, "H": 2, "side": 28, "S": 1}
+    sizes = {"B": 2, "L": 7, "T": 5, "V": 3, "P": 14, "H": 2, "side": 28, "S": 1, "bytes": 1}
     inputs = {tensor.name: np.ones(tensor.shape(sizes), tensor.numpy_dtype) for tensor in spec.inputs if not tensor.optional}
     for answer in asked(spec.name, **inputs):
         assert {tensor.name for tensor in spec.outputs if not tensor.optional} <= answer.keys()

@@ -1,4 +1,4 @@
-"""The options of sampling: declared once, shown by every method, checked by every method, passed on by every method."""
+"""The options of sampling and meshing: declared once, shown by every method, checked by every method, passed on by every method."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ KINDS = {
     "sample": options.SampleOptions,
     "stream": options.StreamOptions,
     "submit": options.StreamOptions,
+    "decode": options.DecodeOptions,
+    "decode_stream": options.DecodeOptions,
     "generate": options.GenerateOptions,
     "generate_stream": options.GenerateStreamOptions,
 }
@@ -34,8 +36,15 @@ VALUES: dict[str, Any] = {
     "negative_context": np.ones((1, 5, contract.CONTEXT_WIDTH), np.float16),
     "schedule": "flow_match",
     "preview_every": 3,
+    "resolution": 384,
+    "format": "ply",
+    "max_faces": 40_000,
+    "keep": 0.25,
+    "level": 0.5,
+    "method": "dense",
     "timeout_s": 7.0,
 }
+FIRST = {"decode": "latents", "generate": "image"}  # the name of a method's argument, where it is not `context`
 FLIPS = [(name, option.name) for name, kind in KINDS.items() for option in options.options_of(kind)]
 
 
@@ -44,11 +53,18 @@ def test_the_options_are_the_samplers_inputs() -> None:
     assert {option.name for option in options.options_of(options.StreamOptions)} == inputs | {"timeout_s"}
 
 
+def test_the_options_of_a_decode_are_the_mesh_models_inputs() -> None:
+    inputs = {spec.name for spec in contract.MESH_INPUTS} - {"latents"}
+    assert {option.name for option in options.options_of(options.DecodeOptions)} == inputs | {"timeout_s"}
+    sampling = {option.name for option in options.options_of(options.SampleOptions)} - {"latents", "negative_context"}
+    assert {option.name for option in options.options_of(options.GenerateOptions)} == inputs | sampling
+
+
 @pytest.mark.parametrize(("kind", "name"), METHODS)
 def test_each_method_shows_its_options(kind: Any, name: str) -> None:
     method = getattr(kind, name)
     signature, hints, page = inspect.signature(method), typing.get_type_hints(method), pydoc.render_doc(method)
-    assert list(signature.parameters)[:2] in (["self", "context"], ["self", "image"])
+    assert list(signature.parameters)[:2] == ["self", FIRST.get(name.removesuffix("_stream"), "context")]
     shown = {key: value for key, value in signature.parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
     declared = options.options_of(KINDS[name])
     assert set(shown) == {option.name for option in declared} and len(signature.parameters) == 2 + len(shown)
@@ -86,7 +102,8 @@ def run(name: str, given: dict[str, Any]) -> h.MockTransport:
     """The transport of one call, which holds the call's requests."""
     transport = h.MockTransport()
     with h.Client(transport=transport) as client:
-        first = b"picture" if name.startswith("generate") else np.zeros((1, 5, contract.CONTEXT_WIDTH))
+        firsts = {"image": b"picture", "latents": np.zeros((1, 3, 64)), "context": np.zeros((1, 5, contract.CONTEXT_WIDTH))}
+        first = firsts[FIRST.get(name.removesuffix("_stream"), "context")]
         found: Any = getattr(client, name)(first, **given)
         if isinstance(found, Iterator):
             list(found)
@@ -102,10 +119,13 @@ def test_each_method_passes_each_option_on(name: str, option: str) -> None:
         assert [round(limit_s) for limit_s in before.timeouts_s] == [300] * len(before.requests)
         assert [round(limit_s) for limit_s in after.timeouts_s] == [7] * len(after.requests)
         return
-    sent = after.requests[-1].inputs[option]
-    assert option not in before.requests[-1].inputs or not np.array_equal(before.requests[-1].inputs[option], sent)
+    takes = contract.MESH if option in [spec.name for spec in contract.MESH_OPTIONS] else contract.SAMPLER
+    was, now = (next(each.inputs for each in calls.requests if each.model == takes) for calls in (before, after))
+    sent = now[option]
+    assert option not in was or not np.array_equal(was[option], sent)
     expected = VALUES[option].encode() if isinstance(VALUES[option], str) else VALUES[option]
     assert (sent == expected).all()
+    assert all(option not in each.inputs for each in after.requests if each.model != takes)
 
 
 @pytest.mark.parametrize("name", [name for name in vars(h.Client) if not name.startswith("_")])
@@ -124,7 +144,8 @@ def test_submit_is_described_as_itself() -> None:
 
 
 def test_coroutine_functions_stay_so() -> None:
-    for name, found in {"sample": True, "generate": True, "stream": False, "generate_stream": False}.items():
+    for name in KINDS.keys() - {"submit"}:
+        found = not name.endswith("stream")
         assert inspect.iscoroutinefunction(getattr(h.AsyncClient, name)) is found
 
 
@@ -142,6 +163,8 @@ WRONG: list[tuple[str, str]] = [
     ("client.sample(x, preview_every=1)", 'Unexpected keyword argument "preview_every"'),
     ("client.generate('a.png', latents=x)", 'Unexpected keyword argument "latents"'),
     ("client.submit(x, schedule=3)", 'expected "str | None"'),
+    ("client.decode(x, resolution='384')", 'expected "int | None"'),
+    ("faces: int = client.generate('a.png', resolution=384, steps=3).faces", ""),
     ("steps: list[h.Step] = list(client.stream(x, preview_every=2))", ""),
     ("later.generate_stream('a.png', num_latents='9')", 'expected "int | None"'),
 ]

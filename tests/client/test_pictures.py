@@ -1,4 +1,4 @@
-"""Pictures in every form a caller may have them, and the two requests of generate; no server."""
+"""Pictures in every form a caller may have them, and the three requests of generate; no server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from hunyuan3d_client import AsyncClient, Client, InvalidInput, MockTransport, ModelFailed, Request, contract
+from hunyuan3d_client import (
+    AsyncClient,
+    Client,
+    InvalidInput,
+    Mesh,
+    MeshProgress,
+    MockTransport,
+    ModelFailed,
+    ModelNotReady,
+    Request,
+    Step,
+    contract,
+)
 from hunyuan3d_client.pictures import image_inputs, png
 from hunyuan3d_client.transport import Tensors
 
@@ -63,24 +75,56 @@ def test_what_is_no_picture(value: object, message: str) -> None:
         client.condition(value)
 
 
-def test_generate_asks_for_the_condition_and_streams_the_sampler() -> None:
+def test_generate_asks_for_the_condition_and_streams_the_sampler_and_the_decoder() -> None:
     transport = MockTransport()
     with Client(transport=transport) as client:
         assert client.condition([b"a", b"b"]).shape == (1, 2 * 1370, 1536)
-        assert client.generate(b"picture", num_latents=9, steps=4, seed=5).shape == (1, 9, 64)
-        assert [step.index for step in client.generate_stream(b"picture", num_latents=9)] == [1, 2, 3]
-    asked = transport.requests[1:3]
-    assert [request.model for request in asked] == [contract.IMAGE_CONTEXT, contract.SAMPLER]
+        mesh = client.generate(b"picture", num_latents=9, steps=4, seed=5, format="obj", max_faces=7)
+        assert mesh.format == "obj" and mesh.latents is not None and mesh.latents.shape == (1, 9, 64)
+        stages = list(client.generate_stream(b"picture", num_latents=9))
+    assert [type(stage) for stage in stages] == [Step, Step, Step, MeshProgress, Mesh]
+    assert [step.index for step in stages[:3]] == [1, 2, 3]
+    asked = transport.requests[1:4]
+    assert [request.model for request in asked] == [contract.IMAGE_CONTEXT, contract.SAMPLER, contract.MESH]
     assert asked[0].inputs["image"].tolist() == [b"picture"] and not asked[0].streamed
+    meshing = {name: value.tolist() for name, value in asked[2].inputs.items()}
+    assert meshing.pop("latents") == mesh.latents.tolist() and meshing == {"format": [b"obj"], "max_faces": [7]}
     options = {name: value.tolist() for name, value in asked[1].inputs.items() if name != "context"}
     assert options == {"steps": [4], "seed": [5], "num_latents": [9], "preview_every": [0]} and asked[1].streamed
 
 
-def test_both_requests_share_one_deadline() -> None:
+def test_all_requests_share_one_deadline() -> None:
     transport = MockTransport()
     with Client(transport=transport) as client:
         client.generate(b"picture", timeout_s=50)
-    assert 50 >= transport.timeouts_s[0] >= transport.timeouts_s[1] > 40
+    assert 50 >= transport.timeouts_s[0] >= transport.timeouts_s[1] >= transport.timeouts_s[2] > 40
+
+
+def test_a_server_without_meshes_is_found_out_before_sampling() -> None:
+    transport = MockTransport()
+    del transport.models[contract.MESH]
+    with Client(transport=transport) as client:
+        with pytest.raises(
+            ModelNotReady, match=r"hunyuan3d_mesh must be ready .*\nhint: for latents, call condition\(\) and then"
+        ):
+            client.generate(b"picture")
+        assert transport.requests == []
+        assert client.sample(client.condition(b"picture")).shape == (1, 512, 64)
+
+
+def test_a_bad_option_of_the_mesh_is_found_out_at_once() -> None:
+    transport = MockTransport()
+    with Client(transport=transport) as client:
+        for bad in (
+            {"resolution": 7},
+            {"resolution": 1025},
+            {"format": "fbx"},
+            {"method": "fast"},
+            {"max_faces": -1},
+            {"keep": "x"},
+        ):
+            with pytest.raises(InvalidInput, match=f"{next(iter(bad))} must be "):
+                client.generate_stream(b"picture", **bad)
 
 
 def test_leaving_the_loop_cancels_the_trajectory() -> None:
@@ -89,6 +133,16 @@ def test_leaving_the_loop_cancels_the_trajectory() -> None:
         steps = client.generate_stream(b"picture")
         next(steps)
         steps.close()
+    assert transport.cancelled == [transport.requests[-1].request_id]
+
+
+def test_leaving_the_loop_cancels_the_decode() -> None:
+    transport = MockTransport()
+    with Client(transport=transport) as client:
+        for stage in client.generate_stream(b"picture"):
+            if isinstance(stage, MeshProgress):
+                break
+    assert transport.requests[-1].model == contract.MESH
     assert transport.cancelled == [transport.requests[-1].request_id]
 
 
@@ -102,5 +156,5 @@ def test_an_answer_that_is_no_condition(context: np.ndarray | None) -> None:
 
 
 def test_the_asynchronous_client_has_the_same_calls() -> None:
-    for name in ("condition", "generate", "generate_stream"):
+    for name in ("condition", "decode", "decode_stream", "generate", "generate_stream"):
         assert getattr(Client, name).__wrapped__ is getattr(AsyncClient, name)

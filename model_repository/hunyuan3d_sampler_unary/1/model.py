@@ -44,8 +44,8 @@ class TritonPythonModel:
             response = pb_utils.InferenceResponse(error=_as_triton_error(error))
         sender.send(response, flags=_FINAL)
 
-    def _sampler_inputs(self, request: object) -> list:
-        """The request's tensors as the sampler declares them: what came in float32 in place of float16 is cast."""
+    def _called_inputs(self, request: object) -> list:
+        """The request's tensors as the called model declares them: what came in float32 in place of float16 is cast."""
         found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
         given = {name: tensor for name, tensor in found.items() if tensor is not None}
         arrays = {name: given.pop(name).as_numpy() for name in half.twins(given)}
@@ -62,7 +62,7 @@ class TritonPythonModel:
             request_id=request.request_id(),
             model_name=self._called,
             requested_output_names=[*(name for name in self._outputs if name not in unwanted), ERROR],
-            inputs=self._sampler_inputs(request),
+            inputs=self._called_inputs(request),
             timeout=request.timeout(),
             parameters={ERRORS_AS_OUTPUTS: True},
         )
