@@ -219,10 +219,13 @@ def ensemble(spec: contract.ModelSpec, models: Mapping[str, contract.ModelSpec])
     config.ClearField("backend")
     config.ClearField("instance_group")
     config.platform = "ensemble"
-    wanted, known = {tensor.name for tensor in spec.outputs}, {tensor.name for tensor in spec.inputs}
-    for step in (models[name] for name in spec.steps):
+    steps = [models[name] for name in spec.steps]
+    known = {tensor.name for tensor in spec.inputs}
+    for place, step in enumerate(steps):
+        later = {tensor.name for other in steps[place + 1 :] for tensor in other.inputs if not tensor.optional}
+        wanted = later | {tensor.name for tensor in spec.outputs}
         inputs = [tensor.name for tensor in step.inputs if tensor.name in known]
-        outputs = [tensor.name for tensor in step.outputs if not tensor.optional or tensor.name in wanted]
+        outputs = [tensor.name for tensor in step.outputs if tensor.name in wanted]
         scheduled = config.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
         scheduled.input_map.update({name: name for name in inputs})
         scheduled.output_map.update({name: name for name in outputs})

@@ -224,8 +224,10 @@ def test_names_in_the_models_code_are_the_contracts(root: Path) -> None:
     """The Python models cannot import the contract, so the few names that they repeat are compared in their source text."""
     code = root / "model_repository" / contract.SAMPLER / "1"
     assert f'PLAIN, GUIDED = "{contract.DIT}", "{contract.DIT_GUIDED}"' in (code / "denoisers.py").read_text()
-    sampler = (code / "model.py").read_text()
+    streaming = (code / "streaming.py").read_text()
     unary = (root / "model_repository" / contract.SAMPLER_UNARY / "1" / "model.py").read_text()
-    assert f'SAMPLER = "{contract.SAMPLER}"' in unary
+    assert '_SUFFIX = "_unary"' in unary
+    for streamed, single in ((contract.SAMPLER, contract.SAMPLER_UNARY), (contract.MESH, contract.MESH_UNARY)):
+        assert single == f"{streamed}_unary"
     switch = f'ERRORS_AS_OUTPUTS = "{contract.ERRORS_AS_OUTPUTS}"'
-    assert switch in sampler and switch in unary
+    assert switch in streaming and switch in unary

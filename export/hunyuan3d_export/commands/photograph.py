@@ -30,5 +30,5 @@ def ensemble_latents(url: str, image: bytes, options: Mapping[str, int]) -> NDAr
         tensor = tritonclient.grpc.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
         inputs.append(tensor.set_data_from_numpy(value))
     with tritonclient.grpc.InferenceServerClient(url) as client:
-        found: NDArray[np.float32] = client.infer(contract.ENSEMBLE_UNARY, inputs).as_numpy("latents")
+        found: NDArray[np.float32] = client.infer(contract.PICTURE_LATENTS_UNARY, inputs).as_numpy("latents")
     return found

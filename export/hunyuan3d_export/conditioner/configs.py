@@ -7,8 +7,15 @@ from hunyuan3d_client import contract
 from ..pbtxt import code_model, config_text, ensemble, native_onnxruntime, python_onnxruntime, python_rtx, tensorrt
 from .weights import ConditionerServing
 
-# The models that process pictures. A repository without the encoder has none of them.
-_IN_FRONT = (contract.PREPROCESS, contract.IMAGE_CONTEXT, contract.ENSEMBLE, contract.ENSEMBLE_UNARY)
+# The ensembles that begin with a picture. A repository without the encoder has none of them. Those that end in a mesh are loaded
+# only where a shape decoder is deployed too.
+_ENSEMBLES = (
+    contract.IMAGE_CONTEXT,
+    contract.PICTURE_LATENTS,
+    contract.PICTURE_LATENTS_UNARY,
+    contract.PICTURE_MESH,
+    contract.PICTURE_MESH_UNARY,
+)
 
 
 def config_files(serving: ConditionerServing) -> dict[str, str]:
@@ -22,5 +29,5 @@ def config_files(serving: ConditionerServing) -> dict[str, str]:
         f"{contract.CONDITIONER}/configs/onnxruntime.pbtxt": native_onnxruntime(conditioner),
         f"{contract.CONDITIONER}/configs/rtx.pbtxt": python_rtx(conditioner),
     }
-    files |= {f"{name}/config.pbtxt": ensemble(models[name], models) for name in _IN_FRONT if models[name].steps}
+    files |= {f"{name}/config.pbtxt": ensemble(models[name], models) for name in _ENSEMBLES}
     return {path: config_text(config) for path, config in files.items()}

@@ -42,7 +42,9 @@ def clean(
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be in 0..1, got {keep}\nhint: 0.005 removes specks, 0 keeps everything")
     if max_faces is not None and max_faces < LEAST_FACES:
-        raise ValueError(f"max_faces must be at least {LEAST_FACES}, got {max_faces}\nhint: 40000 suits viewers, leave it out for all")
+        raise ValueError(
+            f"max_faces must be at least {LEAST_FACES}, got {max_faces}\nhint: 40000 suits viewers, leave it out for all"
+        )
     shape = topology.measure(faces, len(vertices)) if shape is None else shape
     sizes = np.bincount(shape.parts[faces[:, 0]], minlength=shape.components)
     kept = sizes >= max(1, keep * sizes.max(initial=0))

@@ -14,7 +14,9 @@ def encode(vertices: np.ndarray, faces: np.ndarray, format: str) -> bytes:
     Raises ValueError for a format that is not in FORMATS.
     """
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}\nhint: glb suits most viewers and engines")
+        raise ValueError(
+            f"format must be one of {', '.join(FORMATS)}, got {format!r}\nhint: glb suits most viewers and engines"
+        )
     mesh = trimesh.Trimesh(vertices, faces, process=False, validate=False)
     content = mesh.export(file_type=format)
     return content.encode() if isinstance(content, str) else bytes(content)

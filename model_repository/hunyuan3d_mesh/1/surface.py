@@ -202,7 +202,9 @@ class _Asking:
         queries = self._line[bricks.grid(addresses) * bricks.stride - 1]
         values = np.asarray((yield queries), np.float32)
         if values.shape != (len(addresses),):
-            raise ValueError(f"values must be of shape [{len(addresses)}], got {list(values.shape)}\nhint: send one value a query")
+            raise ValueError(
+                f"values must be of shape [{len(addresses)}], got {list(values.shape)}\nhint: send one value a query"
+            )
         finite = np.isfinite(values)
         if not finite.all():
             x, y, z = queries[np.argmin(finite)].tolist()
@@ -226,7 +228,9 @@ def _check(resolution: int, bounds: float, level: float, method: str, coarse: in
     if not np.isfinite(level):
         raise _wrong("level", "finite", level, "0 is the surface of Hunyuan3D's fields")
     if method not in METHODS:
-        raise _wrong("method", f"one of {', '.join(METHODS)}", repr(method), "follow is exact for all parts that coarse points see")
+        raise _wrong(
+            "method", f"one of {', '.join(METHODS)}", repr(method), "follow is exact for all parts that coarse points see"
+        )
     if coarse is not None and not 4 <= coarse <= resolution:
         raise _wrong("coarse", f"in 4..{resolution}, which is resolution", coarse, "leave it out for 48 cells")
     if max_evaluations is not None and max_evaluations < 1:

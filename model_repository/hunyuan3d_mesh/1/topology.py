@@ -30,7 +30,9 @@ def measure(faces: np.ndarray, vertices: int) -> Topology:
     parts, labels = connected_components(uses, directed=True, connection="weak")
     back = uses.T.tocsr()
     uses.sort_indices()
-    wrong = (uses.data != 1).any() or not (np.array_equal(uses.indptr, back.indptr) and np.array_equal(uses.indices, back.indices))
+    wrong = (uses.data != 1).any() or not (
+        np.array_equal(uses.indptr, back.indptr) and np.array_equal(uses.indices, back.indices)
+    )
     open_vertices = np.zeros(0, np.int64)
     if wrong:
         difference = (uses - back).tocoo()
