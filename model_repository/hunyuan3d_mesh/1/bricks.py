@@ -29,6 +29,7 @@ class Bricks:
         self.resolution, self.stride, self.level, self.parent = resolution, stride, level, parent
         self.across = -(-points // EDGE)  # bricks along an axis
         self.directory = np.zeros((self.across + 2,) * 3, np.int32)  # with a border, so that neighbours need no test
+        self._steps = np.array([(self.across + 2) ** 2, self.across + 2, 1])
         self.count = 1
         self.origins = np.zeros((1, 3), np.int32)  # in bricks
         self.values = np.zeros((1, SIZE), np.float32)
@@ -36,13 +37,14 @@ class Bricks:
         self.mixed = np.zeros((1, EDGE, EDGE), np.uint64)  # cells with corners on both sides, by their lowest corner
 
     def ensure(self, origins: np.ndarray) -> None:
-        """Makes those of the bricks at `origins` [N, 3] that do not exist yet and lie in the grid."""
-        origins = origins[((origins >= 0) & (origins < self.across)).all(axis=1)]
-        keys = np.ravel_multi_index(tuple((origins + 1).T), self.directory.shape)
+        """Makes those of the bricks at `origins` [N, 3] that do not exist yet; none is made more than one brick outside the grid."""
+        keys = (origins + 1) @ self._steps
         keys = np.unique(keys[self.directory.reshape(-1)[keys] == 0])
+        new = np.stack(np.unravel_index(keys, self.directory.shape), axis=-1).astype(np.int32) - 1
+        inner = ((new >= 0) & (new < self.across)).all(axis=1)
+        keys, new = keys[inner], new[inner]
         if not len(keys):
             return
-        new = np.stack(np.unravel_index(keys, self.directory.shape), axis=-1).astype(np.int32) - 1
         first, self.count = self.count, self.count + len(new)
         self._grow()
         self.directory.reshape(-1)[keys] = np.arange(first, self.count)
@@ -68,8 +70,10 @@ class Bricks:
         flags, values = self.bytes().reshape(-1, EDGE, EDGE, EDGE), self.values.reshape(-1, EDGE, EDGE, EDGE)
         parent_flags, parent_values = parent.bytes().reshape(-1, 8, 8, 8), parent.values.reshape(-1, 8, 8, 8)
         octants = (new & 1) @ np.array([4, 2, 1])
-        for octant, (x, y, z) in enumerate(CORNERS * 4):
+        for octant, (x, y, z) in enumerate(CORNERS * (EDGE // 2)):
             here = np.flatnonzero(octants == octant)
+            if not len(here):
+                continue
             part = (rows[here], slice(x, x + 4), slice(y, y + 4), slice(z, z + 4))
             flags[first + here, ::2, ::2, ::2] = parent_flags[part]
             values[first + here, ::2, ::2, ::2] = parent_values[part]
@@ -89,8 +93,7 @@ class Bricks:
 
     def rows(self, origins: np.ndarray) -> np.ndarray:
         """The bricks at `origins` [..., 3], at most one brick outside the grid; 0 where there is none."""
-        x, y, z = np.moveaxis(origins + 1, -1, 0)
-        return self.directory[x, y, z]
+        return self.directory.reshape(-1)[(origins + 1) @ self._steps]
 
     def grid(self, addresses: np.ndarray) -> np.ndarray:
         """The grid indices [P, 3] int32 of points that are given as brick * 512 + place."""
@@ -136,15 +139,20 @@ class Bricks:
         near = self.around(changed)
         needed = words.any_cell(self.mixed, self.neighbours(near, -1))
         flags = self.flags[near]
-        brick, place = np.nonzero((needed & ~(flags | (flags >> _BIT))).view(np.uint8).reshape(-1, SIZE))
-        return near[brick].astype(np.int64) * SIZE + place
+        return words.addresses(needed & ~(flags | (flags >> _BIT)), near)
 
     def _spread(self, rows: np.ndarray) -> None:
         """Makes the bricks that mixed cells at the borders of the bricks `rows` reach into, or have mixed neighbours in."""
         mixed = self.mixed[rows]
         whole_z = np.bitwise_or.reduce(mixed, axis=(1, 2))
-        for x, last_z, direction in ((7, words.LAST_BYTE, 1), (0, np.uint64(0), -1)):
-            z = (whole_z >> last_z & np.uint64(1)).astype(bool)
-            reach = np.stack([mixed[:, x].any(axis=1), mixed[:, :, x].any(axis=1), z], axis=1)
-            for corner in CORNERS[1:]:
-                self.ensure(self.origins[rows[(reach >= corner).all(axis=1)]] + direction * corner)
+        wanted = []
+        for last, last_z, direction in ((7, words.LAST_BYTE, 1), (0, np.uint64(0), -1)):
+            x = np.bitwise_or.reduce(mixed[:, last], axis=1) > 0
+            y = np.bitwise_or.reduce(mixed[:, :, last], axis=1) > 0
+            z = (whole_z >> last_z & np.uint64(1)) > 0
+            reach = np.stack([x, y, z], axis=1)
+            lacking = self.neighbours(rows, direction) == 0
+            for corner in range(1, 8):
+                out = rows[lacking[:, corner] & (reach >= CORNERS[corner]).all(axis=1)]
+                wanted.append(self.origins[out] + direction * CORNERS[corner])
+        self.ensure(np.concatenate(wanted))

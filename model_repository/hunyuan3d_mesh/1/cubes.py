@@ -60,7 +60,7 @@ def _cells(bricks: Bricks) -> tuple[np.ndarray, np.ndarray]:
     signs = np.zeros((len(rows), EDGE, EDGE), np.uint64)
     for corner, flags in enumerate(words.corners(bricks.flags, bricks.neighbours(rows))):
         signs |= (flags & ONES) << np.uint64(corner)
-    places = np.flatnonzero(bricks.mixed[1 : bricks.count].view(np.uint8))
+    places = np.flatnonzero(bricks.mixed[1 : bricks.count].view(bool))
     return places + SIZE, signs.view(np.uint8).reshape(-1)[places]
 
 
@@ -73,7 +73,7 @@ def _crossing_edges(bricks: Bricks, closed: bool) -> tuple[np.ndarray, np.ndarra
     """The addresses [V] of the lower ends of the edges that the surface crosses, and the edges' axes [V]."""
     rows = np.arange(1, bricks.count)
     corners = list(words.corners(bricks.flags, bricks.neighbours(rows)))
-    lows = [np.flatnonzero(words.both(corners[0] | corners[step]).view(np.uint8)) + SIZE for step in _STEPS]
+    lows = [words.addresses(words.both(corners[0] | corners[step]), rows) for step in _STEPS]
     axes = np.repeat(np.arange(3), [len(low) for low in lows])
     addresses = np.concatenate(lows)
     if not closed:

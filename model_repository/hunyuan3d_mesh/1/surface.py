@@ -21,6 +21,7 @@ import topology
 import words
 from bricks import SIZE, Bricks
 from failures import EmptyField, FullField, NotFinite, TooManyEvaluations
+from guess import Guess
 from words import CORNERS
 
 LEAST_RESOLUTION, MOST_RESOLUTION = 8, 1024
@@ -95,6 +96,8 @@ def extract(
         bricks = Bricks(resolution, stride=bricks.stride // 2, points=points, level=level, parent=bricks)
         seeds = seeds[:0]
         asking.next_level()
+        for step in (-1, 0, 1):  # the ends of the edges too: what the parent knows of them counts only in bricks that exist
+            bricks.ensure((middles + step) >> 3)
         yield from _close(bricks, bricks.unknown(middles), asking)
     asking.check_sides(level)
     vertices, faces, cells, closed_at_box = cubes.triangles(bricks, closed=closed)
@@ -132,6 +135,7 @@ def _whole(bricks: Bricks, asking: _Asking) -> Generator[np.ndarray, np.ndarray,
 def _close(bricks: Bricks, unknown: np.ndarray, asking: _Asking) -> Generator[np.ndarray, np.ndarray, None]:
     """Evaluates the points `unknown`, then the corners that mixed cells lack, until none lacks one."""
     examined = 1  # bricks from this one on have not been examined yet; their parents' values may already make mixed cells
+    guess = Guess(bricks)
     while True:
         if len(unknown):
             yield from asking.ask(bricks, unknown)
@@ -139,7 +143,7 @@ def _close(bricks: Bricks, unknown: np.ndarray, asking: _Asking) -> Generator[np
         if not len(changed):
             return
         examined = bricks.count
-        unknown = bricks.missing(changed)
+        unknown = guess.with_points_ahead(bricks.missing(changed), sum(asking.by_level))
 
 
 def _middles(bricks: Bricks) -> np.ndarray:
@@ -149,8 +153,7 @@ def _middles(bricks: Bricks) -> np.ndarray:
     middles = []
     for axis in np.eye(3, dtype=np.int64):
         either = corners[0, 0, 0] | corners[tuple(axis)]
-        brick, place = np.nonzero(words.both(either).view(np.uint8).reshape(-1, SIZE))
-        middles.append(2 * bricks.grid(rows[brick] * SIZE + place) + axis)
+        middles.append(2 * bricks.grid(words.addresses(words.both(either), rows)) + axis)
     return np.concatenate(middles)
 
 

@@ -43,6 +43,12 @@ def both(flags: np.ndarray) -> np.ndarray:
     return flags & (flags >> np.uint64(1)) & ONES
 
 
+def addresses(marks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The points (brick * 512 + place) whose byte is 1 and not 0 in `marks` [N, 8, 8], the words of the bricks `rows` [N]."""
+    found = np.flatnonzero(marks.view(bool))
+    return (rows.astype(np.int64)[found >> 9] << 9) + (found & 511)
+
+
 def _both_axes(halo: np.ndarray) -> np.ndarray:
     half = halo[:, :-1] | halo[:, 1:]
     return half[:, :, :-1] | half[:, :, 1:]
