@@ -5,8 +5,13 @@ ARG PYTRITON_VERSION=0.7.0
 ARG ONNXRUNTIME_VERSION=1.32.0
 ARG NUMPY_VERSION=1.26.4
 ARG PILLOW_VERSION=13.0.0
+ARG SCIKIT_IMAGE_VERSION=0.26.0
+ARG SCIPY_VERSION=1.17.1
+ARG TRIMESH_VERSION=5.2.0
+ARG FAST_SIMPLIFICATION_VERSION=0.2.0
 RUN pip install --no-cache-dir "nvidia-pytriton==${PYTRITON_VERSION}" "onnxruntime==${ONNXRUNTIME_VERSION}" \
-    "numpy==${NUMPY_VERSION}" "pillow==${PILLOW_VERSION}"
+    "numpy==${NUMPY_VERSION}" "pillow==${PILLOW_VERSION}" "scikit-image==${SCIKIT_IMAGE_VERSION}" "scipy==${SCIPY_VERSION}" \
+    "trimesh==${TRIMESH_VERSION}" "fast-simplification==${FAST_SIMPLIFICATION_VERSION}"
 COPY export/hunyuan3d_export/server/wheel.py export/hunyuan3d_export/server/loadable.py \
     export/hunyuan3d_export/engines/server_image.py /opt/hunyuan3d/
 RUN python /opt/hunyuan3d/wheel.py /opt/tritonserver

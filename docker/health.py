@@ -1,4 +1,4 @@
-"""Exits with 0 when the server in this container is `ready` (the default), `live`, or `idle` (no sample runs or waits)."""
+"""Exits with 0 when the server in this container is `ready` (the default), `live`, or `idle` (no sample or decode runs or waits)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import urllib.error
 import urllib.request
 
 TIMEOUT_S = 4
-SAMPLES = re.compile(r"^hunyuan3d_(?:active|queued)_samples(?:\{.*\})? (\S+)$", re.MULTILINE)
+WORK = re.compile(r"^hunyuan3d_(?:(?:active|queued)_samples|mesh_(?:active|queued)_decodes)(?:\{.*\})? (\S+)$", re.MULTILINE)
 
 
 def main(what: str = "ready") -> int:
     try:
         if what == "idle":
-            counts = [float(count) for count in SAMPLES.findall(_get("METRICS_PORT", "8002", "metrics"))]
+            counts = [float(count) for count in WORK.findall(_get("METRICS_PORT", "8002", "metrics"))]
             return 0 if sum(counts) == 0 else 1
         _get("HTTP_PORT", "8000", f"v2/health/{what}")
     except (urllib.error.URLError, OSError):
