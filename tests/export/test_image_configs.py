@@ -16,8 +16,15 @@ from hunyuan3d_export.conditioner.configs import config_files
 from hunyuan3d_export.conditioner.weights import ConditionerServing
 from hunyuan3d_export.pbtxt import artifact_file
 
-IMAGE_MODELS = (contract.PREPROCESS, contract.CONDITIONER, contract.IMAGE_CONTEXT, contract.ENSEMBLE, contract.ENSEMBLE_UNARY)
-ENSEMBLES = (contract.IMAGE_CONTEXT, contract.ENSEMBLE, contract.ENSEMBLE_UNARY)
+# Ensemble -> its last step.
+LAST_STEPS = {
+    contract.IMAGE_CONTEXT: contract.CONDITIONER,
+    contract.PICTURE_LATENTS: contract.SAMPLER,
+    contract.PICTURE_LATENTS_UNARY: contract.SAMPLER_UNARY,
+    contract.PICTURE_MESH: contract.MESH,
+    contract.PICTURE_MESH_UNARY: contract.MESH_UNARY,
+}
+IMAGE_MODELS = (contract.PREPROCESS, contract.CONDITIONER, *LAST_STEPS)
 
 
 def image_config_files(image_size: int = 518) -> dict[str, str]:
@@ -34,7 +41,7 @@ def test_the_files_in_git_are_the_rendered_ones(root: Path) -> None:
         assert (repository / name).read_text() == text, f"{name}: run python -m hunyuan3d_export.networks"
     ours = {str(path.relative_to(repository)) for model in IMAGE_MODELS for path in (repository / model).rglob("*.pbtxt")}
     assert ours == set(image_config_files())
-    for ensemble in ENSEMBLES:
+    for ensemble in LAST_STEPS:
         assert (repository / ensemble / "1").is_dir(), "Triton wants a version even of an ensemble"
 
 
@@ -68,7 +75,7 @@ def test_the_encoder_batches_and_warms_up_at_its_size() -> None:
     assert served.model_file == "model.onnx" and parameters.parse(onnx_graph.Options, rest).threads == 0
 
 
-@pytest.mark.parametrize("name", ENSEMBLES)
+@pytest.mark.parametrize("name", LAST_STEPS)
 def test_ensembles_join_their_steps_by_name(name: str) -> None:
     config = parsed()[f"{name}/config.pbtxt"]
     assert (config.platform, config.backend) == ("ensemble", "")
@@ -82,8 +89,11 @@ def test_ensembles_join_their_steps_by_name(name: str) -> None:
         assert {tensor.name for tensor in spec.inputs if not tensor.optional} <= set(step.input_map)
         known |= set(step.output_map)
     assert {tensor.name for tensor in config.output} <= known
-    last = {contract.ENSEMBLE: contract.SAMPLER, contract.ENSEMBLE_UNARY: contract.SAMPLER_UNARY}
-    assert config.ensemble_scheduling.step[-1].model_name == last.get(name, contract.CONDITIONER)
+    *_, last = config.ensemble_scheduling.step
+    assert last.model_name == LAST_STEPS[name]
+    assert {tensor.name for tensor in config.output} == set(last.output_map), "see the contract: Triton wants all from one step"
+    asked = {output for step in config.ensemble_scheduling.step for output in step.output_map}
+    assert contract.VAE_LATENTS not in asked, "an ensemble would have it computed at every request"
 
 
 def test_names_in_the_models_code_are_the_contracts(root: Path) -> None:

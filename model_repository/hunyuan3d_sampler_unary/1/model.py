@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import half
 import parameters
 import triton_python_backend_utils as pb_utils
 
 _SUFFIX = "_unary"
+_MOST_REQUESTS = 256  # more than the called models admit at the same time
 # hunyuan3d_sampler/1/streaming.py says why errors come as an output.
 ERRORS_AS_OUTPUTS = "errors_as_outputs"
 ERROR = "error"
@@ -29,6 +32,7 @@ class TritonPythonModel:
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._running: set[asyncio.Task] = set()
+        self._threads = ThreadPoolExecutor(_MOST_REQUESTS, "responses")
 
     async def execute(self, requests: list) -> None:
         for request in requests:
@@ -66,14 +70,24 @@ class TritonPythonModel:
             timeout=request.timeout(),
             parameters={ERRORS_AS_OUTPUTS: True},
         )
-        outputs: dict[str, object] = {}
-        for response in await call.async_exec(decoupled=True):
-            if response.has_error():
-                raise CalledModelError("INTERNAL", response.error().message())
-            outputs = {tensor.name(): tensor for tensor in response.output_tensors()} or outputs
-            if ERROR in outputs:
-                raise CalledModelError(*(part.decode() for part in outputs[ERROR].as_numpy()))
-        return list(outputs.values())
+        responses = await call.async_exec(decoupled=True)
+        # In a thread, because the wait for the next response would stop the event loop and with it all other requests.
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _last, responses)
+
+    def finalize(self) -> None:
+        self._threads.shutdown(wait=False)
+
+
+def _last(responses: Iterable) -> list:
+    """The outputs of the last response that has any."""
+    outputs: dict[str, object] = {}
+    for response in responses:
+        if response.has_error():
+            raise CalledModelError("INTERNAL", response.error().message())
+        outputs = {tensor.name(): tensor for tensor in response.output_tensors()} or outputs
+        if ERROR in outputs:
+            raise CalledModelError(*(part.decode() for part in outputs[ERROR].as_numpy()))
+    return list(outputs.values())
 
 
 class CalledModelError(RuntimeError):
