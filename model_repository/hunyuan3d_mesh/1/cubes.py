@@ -24,6 +24,7 @@ _HALO = 9  # points of a brick along an axis, with the first ones of the next br
 _MIDDLE = 12
 # Edge 4 * axis + i runs along the axis from corner _LOW[edge] to _HIGH[edge].
 _LOW = np.array([c for axis in range(3) for c in range(8) if not CORNERS[c][axis]])
+_SIDES = np.array([[c for c in range(8) if CORNERS[c][axis] == value] for axis in range(3) for value in (0, 1)])
 _EDGE_AT = np.full((3, 8), -1)
 _EDGE_AT[np.arange(12) // 4, _LOW] = np.arange(12)
 _HALO_STEPS = np.array([_HALO**2, _HALO, 1])
@@ -129,8 +130,9 @@ def _clear_faces(numbers: np.ndarray, cells: np.ndarray, signs: np.ndarray) -> n
 
 def _unclear_faces(bricks: Bricks, numbers: np.ndarray, cells: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     """The triangles of cells that signs leave open, and the vertices [M, 3] inside of cells, which are numbered from `first`."""
-    corners = _values(bricks, bricks.further(cells[:, None], CORNERS))
-    cell, edges = _triangles_of(_distinct(corners))
+    points = bricks.further(cells[:, None], CORNERS)
+    corners = _values(bricks, points)
+    cell, edges = _triangles_of(_distinct(corners, points))
     with_middle = np.unique(cell[(edges == _MIDDLE).any(axis=1)])
     faces = _number_at(numbers, cells[cell], np.minimum(edges, _MIDDLE - 1))
     middles = first + np.searchsorted(with_middle, cell)
@@ -148,16 +150,35 @@ def _middle(corners: np.ndarray) -> np.ndarray:
     return place / total[:, None]
 
 
-def _distinct(corners: np.ndarray) -> np.ndarray:
-    """The values [C, 8] as float32, such that no vertex gets so near to a corner that its edge could not be told.
+def _distinct(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The values [C, 8] as float32, changed in those rare cells where scikit-image's triangles could not be used.
 
-    Where a value is tiny beside others, all of the cell are replaced by their roots: that keeps the signs, and which of two
-    products of values is larger, by which the triangles of a face are chosen. A value of exactly 0 is outside, and stays there.
+    On a side whose diagonals have one sign each, the larger product of a diagonal's values decides. Where both are equal,
+    scikit-image's choice differs between the two cells of that side, and the surface tears: there a tiny share is added to each
+    value, which depends on the point [C, 8] alone. Where a value is tiny beside others, a vertex gets so near to a corner that its
+    edge could not be told: there that value is enlarged, or all are replaced by their roots, which keeps the order of the products.
     """
     sizes = np.abs(corners)
-    tiny = sizes.min(axis=1) < sizes.max(axis=1) * 2.0**-20
-    roots = np.where(corners > 0, 1, -1) * np.maximum(sizes, 1e-40) ** 0.125
-    return np.where(tiny[:, None], roots, corners).astype(np.float32)
+    largest = sizes.max(axis=1, keepdims=True)
+    difference, total = _products(corners)
+    unclear_sides = np.abs(difference) < np.inf
+    tied = (unclear_sides & (np.abs(difference) <= np.maximum(1e-7 * total, 4 * _EPSILON))).any(axis=1)
+    tiny = (sizes < largest * 2.0**-20).any(axis=1)
+    units = corners / largest
+    units[tied] *= 1 + 2.0**-20 * ((points[tied] * 2654435761 & 0xFFFF) / 0xFFFF)
+    signs = np.where(corners > 0, 1, -1)
+    enlarged = signs * np.maximum(np.abs(units), 2.0**-18)
+    other_order = (unclear_sides & (np.sign(_products(enlarged)[0]) != np.sign(_products(units)[0]))).any(axis=1)
+    roots = signs * np.maximum(np.abs(units), 1e-40) ** 0.125
+    careful = np.where((tiny & other_order)[:, None], roots, np.where(tiny[:, None], enlarged, units))
+    return np.where((tiny | tied)[:, None], careful, corners).astype(np.float32)
+
+
+def _products(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[C, 6]: the difference of the products of each side's diagonals, infinite where their signs are clear; and the sum."""
+    a, b, c, d = np.moveaxis(corners[:, _SIDES], -1, 0)
+    unclear = ((a > 0) == (d > 0)) & ((b > 0) == (c > 0)) & ((a > 0) != (b > 0))
+    return np.where(unclear, a * d - b * c, np.inf), a * d + b * c
 
 
 def _triangles_of(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,10 +217,8 @@ def _unclear() -> np.ndarray:
     other whose neighbours have the other sign.
     """
     unclear = np.zeros(256, bool)
-    for axis in range(3):
-        for value in (0, 1):
-            a, b, c, d = (corner for corner in range(8) if CORNERS[corner][axis] == value)
-            unclear |= (_INSIDE[:, a] == _INSIDE[:, d]) & (_INSIDE[:, b] == _INSIDE[:, c]) & (_INSIDE[:, a] != _INSIDE[:, b])
+    for a, b, c, d in _SIDES:
+        unclear |= (_INSIDE[:, a] == _INSIDE[:, d]) & (_INSIDE[:, b] == _INSIDE[:, c]) & (_INSIDE[:, a] != _INSIDE[:, b])
     for corner in range(4):
         pair = _INSIDE[:, corner] == _INSIDE[:, 7 - corner]
         others = np.delete(_INSIDE, [corner, 7 - corner], axis=1)
