@@ -222,7 +222,7 @@ def ensemble(spec: contract.ModelSpec, models: Mapping[str, contract.ModelSpec])
     steps = [models[name] for name in spec.steps]
     known = {tensor.name for tensor in spec.inputs}
     for place, step in enumerate(steps):
-        later = {tensor.name for other in steps[place + 1 :] for tensor in other.inputs if not tensor.optional}
+        later = {tensor.name for other in steps[place + 1 :] for tensor in other.inputs}
         wanted = later | {tensor.name for tensor in spec.outputs}
         inputs = [tensor.name for tensor in step.inputs if tensor.name in known]
         outputs = [tensor.name for tensor in step.outputs if tensor.name in wanted]

@@ -1,0 +1,1 @@
+../../hunyuan3d_sampler_unary/1/half.py
