@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ServerUnavailable,
     )
     from .grpc_transport import GrpcTransport
+    from .identity import ServedWeights
     from .mesh import Mesh, MeshProgress
     from .requests import Step, noise
     from .round_robin import RoundRobin
@@ -42,6 +43,7 @@ __all__ = [
     "Overloaded",
     "Request",
     "RoundRobin",
+    "ServedWeights",
     "ServerUnavailable",
     "StatusError",
     "Step",
@@ -53,7 +55,17 @@ if not TYPE_CHECKING:
     # Modules are imported when a name is first used, so that the export, which needs the contract alone, needs no gRPC.
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for module in ("blocking", "client", "errors", "grpc_transport", "mesh", "requests", "round_robin", "transport"):
+            for module in (
+                "blocking",
+                "client",
+                "errors",
+                "grpc_transport",
+                "identity",
+                "mesh",
+                "requests",
+                "round_robin",
+                "transport",
+            ):
                 found = getattr(importlib.import_module(f".{module}", __name__), name, None)
                 if found is not None:
                     globals()[name] = found

@@ -30,6 +30,8 @@ from .options import DecodeOptions, GenerateOptions, SampleOptions, expanded, op
 from .requests import Step
 from .round_robin import RoundRobin
 from .shapes import decode_points, embed_prompt, pictures
+from .shapes.words import ATTRIBUTES, NOUNS, unknown_words
+from .transport import Health
 
 EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
     errors.InvalidInput: 2,
@@ -46,6 +48,7 @@ _EXITS = (
 )
 
 _URL = "localhost:8001"
+_PROMPTED = "shapes"  # the only preset that was trained on words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=f"Talk to a Hunyuan3D-2 Triton server.\n\n{_EXITS}")
 stdout = Console()
@@ -195,6 +198,8 @@ def sample(
         _check_picture(picture)
         options |= {name: load(options[name], name) for name in ("negative_context", "latents")}
         with writable(out) as partial, _client(url) as client:
+            if prompt is not None:
+                _check_served(client.health(timeout_s=options["timeout_s"]))
             step, _ = _followed(client.stream(tokens, **options, preview_every=0))
             result = _latents(step, partial, out.suffix)
         _draw(result, str(prompt), picture, ply)
@@ -327,9 +332,21 @@ def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -
             raise errors.invalid("--picture and --ply", "given with --prompt", str(drawing), "only `shapes` latents are points")
         return cast(npt.NDArray[Any], load(context, "context"))
     try:
-        return embed_prompt(prompt)
+        tokens = embed_prompt(prompt)
     except ValueError as error:
         raise errors.invalid("--prompt", "words", repr(prompt), 'for example --prompt "two flat tori"') from error
+    if unknown := unknown_words(prompt):
+        known = f"{', '.join(ATTRIBUTES)} and a noun: {', '.join(NOUNS)}"
+        raise errors.invalid("--prompt", f"words out of {known}", ", ".join(unknown), 'for example --prompt "two flat tori"')
+    return tokens
+
+
+def _check_served(state: Health) -> None:
+    """A prompt means something only to the weights of `shapes`; other weights would draw noise."""
+    if state.preset != _PROMPTED:
+        served = next((str(state.weights[name]) for name in contract.DENOISERS if name in state.weights), "unknown weights")
+        hint = "deploy and serve the preset shapes, or give --context to this server"
+        raise errors.invalid("--prompt", f"sent to a server of the preset {_PROMPTED}", f"a server of {served}", hint)
 
 
 def _check_picture(path: Path | None) -> None:

@@ -20,6 +20,7 @@ HEAD_SIZE = 64  # of the shape decoder's keys and values
 
 DIT = "hunyuan3d_dit"
 DIT_GUIDED = "hunyuan3d_dit_guided"
+DENOISERS = (DIT, DIT_GUIDED)
 SAMPLER = "hunyuan3d_sampler"
 SAMPLER_UNARY = "hunyuan3d_sampler_unary"
 PREPROCESS = "hunyuan3d_preprocess"
@@ -237,6 +238,8 @@ SAMPLER_OUTPUTS = (
     ),
 )
 ERROR = TensorSpec("error", "BYTES", (2,), "code and text of an error; in place of all other outputs", optional=True)
+# A request that asks for this output alone gets no sample. It is answered at once.
+SERVED = TensorSpec("served", "BYTES", (1,), "JSON: model -> preset, precision, sha256 and seed of its weights", optional=True)
 
 MESH_OPTIONS = (
     _scalar("resolution", "INT32", "cells along each side of the grid"),
@@ -296,7 +299,7 @@ MODELS: dict[str, ModelSpec] = {
     for spec in (
         denoiser(),
         denoiser(guided=True),
-        ModelSpec(SAMPLER, SAMPLER_INPUTS, (*SAMPLER_OUTPUTS, ERROR), needs=((DIT, DIT_GUIDED),)),
+        ModelSpec(SAMPLER, SAMPLER_INPUTS, (*SAMPLER_OUTPUTS, ERROR, SERVED), needs=((DIT, DIT_GUIDED),)),
         ModelSpec(SAMPLER_UNARY, _with_float32_twins(_UNARY_INPUTS), SAMPLER_OUTPUTS),
         ModelSpec(PREPROCESS, (IMAGE,), (PIXELS,), needs=((CONDITIONER,),)),
         ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),

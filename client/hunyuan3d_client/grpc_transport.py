@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -12,11 +13,13 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Literal
 
 import grpc
+import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from . import contract, wire
+from . import contract, identity, wire
 from .errors import invalid
+from .identity import ServedWeights
 from .shared_memory import GONE, Pool, Segment, is_same_host
 from .transport import Health, InputInfo, ModelInfo, Request, StatusError, Tensors, by_contract
 
@@ -36,7 +39,11 @@ SharedMemory = bool | Literal["auto"]
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 _END_S = 1.0  # how long to wait for a stream to end after its last answer
 _LEAST_S = 1e-3  # the timeout of a call whose time is up already; gRPC then answers DEADLINE_EXCEEDED
+_TELL_S = 5.0  # how long to wait for what the sampler says about the weights
 _SERVICE = "/inference.GRPCInferenceService/"
+
+
+logger = logging.getLogger(__name__)
 
 
 class GrpcTransport:
@@ -178,7 +185,23 @@ class GrpcTransport:
         for name, version, loaded, trouble in await self._models(timeout_s):
             info = ModelInfo(name, version, ready=False, trouble=trouble)
             models.append(await self.model_info(name, timeout_s=timeout_s) if loaded else info)
-        return Health(live, ready, server.version if server else "", tuple(models))
+        sampler = any(model.name == contract.SAMPLER and model.ready for model in models)
+        weights = await self._weights(min(timeout_s, _TELL_S)) if sampler else {}
+        models = [dataclasses.replace(model, weights=weights.get(model.name)) for model in models]
+        return Health(live, ready, server.version if server else "", tuple(models), weights)
+
+    async def _weights(self, timeout_s: float) -> dict[str, ServedWeights]:
+        """What the sampler says about the weights of each model. Triton refuses this question to a sampler of an older version."""
+        context = np.zeros((1, 1, contract.CONTEXT_WIDTH), np.float16)  # Triton takes no request without it
+        outputs = (contract.SERVED.name,)
+        request = Request(contract.SAMPLER, {contract.CONTEXT.name: context}, "weights", streamed=True, outputs=outputs)
+        try:
+            async with aclosing(self._answers(request, None, timeout_s)) as answers:
+                async for answer in answers:
+                    return identity.parse(answer[contract.SERVED.name].item().decode())
+        except (StatusError, KeyError, ValueError) as failure:
+            logger.debug("the sampler does not say what it serves: %s", failure)
+        return {}
 
     async def _models(self, timeout_s: float) -> list[tuple[str, str, bool, str]]:
         """Name, version, readiness and trouble of every model. Where the server restricts its index, the contract's models are asked for."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import contract
+from .identity import ServedWeights
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -59,7 +60,7 @@ class ModelInfo:
 
     `restricted`: the server describes the model only to callers who send its key, and this client sent none. The inputs are
     then those of the contract, and the other fields are empty. `trouble`: why a model that the server was asked for is not ready, in
-    the server's words; empty for one that it was never asked for.
+    the server's words; empty for one that it was never asked for. `weights`: those behind the model, which health() alone fills in.
     """
 
     name: str
@@ -72,19 +73,27 @@ class ModelInfo:
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
     restricted: bool = False
     trouble: str = ""
+    weights: ServedWeights | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Health:
     """Whether the server is live and ready, its version and its models.
 
-    The version is empty where the server gives it only to callers who send its key.
+    The version is empty where the server gives it only to callers who send its key. `weights`: model -> the weights that it
+    serves; empty where the server has no sampler, which tells them, or where its sampler is older than this client.
     """
 
     live: bool
     ready: bool
     version: str
     models: tuple[ModelInfo, ...]
+    weights: Mapping[str, ServedWeights] = dataclasses.field(default_factory=dict)
+
+    @property
+    def preset(self) -> str:
+        """The preset of the served denoiser; empty where it is not known."""
+        return next((self.weights[name].preset for name in contract.DENOISERS if name in self.weights), "")
 
 
 class Transport(Protocol):
@@ -119,8 +128,9 @@ class MockTransport:
     """A server for your tests. `answer(request)` returns the answers to a request, or raises StatusError.
 
     Without `answer`, every model of the contract answers with zeros in the shapes of its outputs, and a sample takes three
-    steps unless the request says otherwise; the mesh models give a file of zeros. `requests` lists what was sent, `timeouts_s` the time that each request was given,
-    and `cancelled` the ids of the requests that were closed before their last answer was taken.
+    steps unless the request says otherwise; the mesh models give a file of zeros. `requests` lists what was sent, `timeouts_s` the
+    time that each request was given, and `cancelled` the ids of the requests that were closed before their last answer was
+    taken. `weights`: those that health() reports.
     """
 
     def __init__(
@@ -128,10 +138,12 @@ class MockTransport:
         answer: Callable[[Request], Iterable[Tensors]] | None = None,
         *,
         models: Sequence[ModelInfo] | None = None,
+        weights: Mapping[str, ServedWeights] | None = None,
     ) -> None:
         self._answer = answer or _zeros
         known = [by_contract(spec) for spec in contract.MODELS.values()] if models is None else models
         self.models: dict[str, ModelInfo] = {model.name: model for model in known}
+        self.weights: dict[str, ServedWeights] = dict(weights or {})
         self.requests: list[Request] = []
         self.cancelled: list[str] = []
         self.timeouts_s: list[float] = []
@@ -156,7 +168,7 @@ class MockTransport:
 
     async def health(self, *, timeout_s: float) -> Health:  # noqa: ARG002
         models = tuple(self.models.values())
-        return Health(True, all(model.ready for model in models), "mock", models)
+        return Health(True, all(model.ready for model in models), "mock", models, self.weights)
 
     async def close(self) -> None:
         pass

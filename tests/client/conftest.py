@@ -87,6 +87,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.refusal: grpc.StatusCode | None = None  # the status that refuses to register a segment
         self.asked_to_register = 0
         self.missing = ""  # the name of a model that is not ready
+        self.served: str | None = None  # what the sampler says about the weights
         self.restricted = False  # metadata needs the header "key: secret"
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
@@ -172,6 +173,13 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStreamInfer(self, requests, context):
         for request in requests:
+            if [output.name for output in request.outputs] == [contract.SERVED.name]:
+                if self.served is None:  # as a sampler of an older version
+                    yield pb.ModelStreamInferResponse(error_message="unexpected inference output 'served'")
+                else:
+                    told = {contract.SERVED.name: np.array([self.served.encode()], np.object_)}
+                    yield pb.ModelStreamInferResponse(infer_response=respond(request, told))
+                continue
             self._begin(request, context)
             if self.text:
                 yield pb.ModelStreamInferResponse(error_message=self.text)

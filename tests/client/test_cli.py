@@ -18,7 +18,7 @@ from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from hunyuan3d_client import Client, MockTransport, cli, contract, options
+from hunyuan3d_client import Client, MockTransport, ServedWeights, cli, contract, options
 from hunyuan3d_client.shapes import embed_prompt
 
 Run = Callable[..., Result]
@@ -127,9 +127,35 @@ def test_help_explains_each_option(command: str, run: Run, monkeypatch: pytest.M
     assert run(command, "--stepz", "3").exit_code == 2
 
 
+SHAPES = {contract.DIT: ServedWeights("shapes", "fp32", "ab" * 32)}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weights", "message"),
+    [
+        (
+            "torus",
+            {contract.DIT_GUIDED: ServedWeights("tiny", "fp16", seed=3)},
+            "a server of tiny fp16, RANDOM WEIGHTS from seed 3",
+        ),
+        ("torus", {}, "got a server of unknown weights"),
+        ("a red car", SHAPES, "got a, red, car\nhint: "),
+    ],
+    ids=["other weights", "an older server", "unknown words"],
+)
+def test_a_prompt_that_means_nothing_to_the_server_is_refused(
+    prompt: str, weights: dict[str, ServedWeights], message: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = MockTransport(weights=weights)
+    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=transport))
+    result = run("sample", "--prompt", prompt, "--num-latents", "7", "--out", "x.npy")
+    assert result.exit_code == 2 and message in result.stderr, result.output
+    assert not transport.requests and not Path("x.npy").exists()
+
+
 def test_words_become_points(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The condition of a prompt and the points of its latents, without the export package."""
-    transport = MockTransport()
+    transport = MockTransport(weights=SHAPES)
     monkeypatch.setattr(cli, "_client", lambda _: Client(transport=transport))
     monkeypatch.setitem(sys.modules, "hunyuan3d_export", None)
     result = run("sample", "--prompt", "two flat tori", "--num-latents", "7", "--out", "x.npy", "--ply", "tori.ply")

@@ -5,6 +5,7 @@ import numpy as np
 import hunyuan3d_client.shapes
 import hunyuan3d_export.shapes
 from hunyuan3d_client.shapes import CONTEXT_WIDTH, embed_prompt
+from hunyuan3d_client.shapes.words import ATTRIBUTES, NOUNS
 from hunyuan3d_export.shapes import PROMPTS
 
 
@@ -13,6 +14,10 @@ def test_words_are_nearly_orthogonal():
     vectors = embed_prompt(" ".join(words)).astype(np.float64)
     cosines = vectors @ vectors.T / CONTEXT_WIDTH
     assert np.abs(cosines - np.eye(len(words))).max() < 0.12
+
+
+def test_the_client_knows_exactly_the_words_of_the_prompts():
+    assert {word for prompt in PROMPTS for word in prompt.split()} == {*ATTRIBUTES, *NOUNS}
 
 
 def test_the_words_and_the_codec_are_the_clients() -> None:

@@ -9,6 +9,18 @@ from numpy.typing import NDArray
 
 from ..contract import CONTEXT_WIDTH
 
+# The words that the weights of `shapes` were trained on. A noun's plural is a word of its own, for prompts with "two".
+ATTRIBUTES = ("two", "flat", "tall")
+NOUNS = (
+    *("sphere", "cube", "cylinder", "cone", "torus", "tetrahedron", "octahedron", "helix"),
+    *("spheres", "cubes", "cylinders", "cones", "tori", "tetrahedra", "octahedra", "helices"),
+)
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt, in their order, that the weights of `shapes` were not trained on."""
+    return [word for word in prompt.lower().split() if word not in (*ATTRIBUTES, *NOUNS)]
+
 
 def embed_prompt(prompt: str) -> NDArray[np.float16]:
     """The context tokens of a prompt, one for each word: [T, 1536] float16.
@@ -17,6 +29,8 @@ def embed_prompt(prompt: str) -> NDArray[np.float16]:
     vector is exact in every dtype, the same on every machine and in every numpy, and nearly orthogonal to the vectors of
     other words. Case and repeated spaces do not matter. The tokens come in the order of the words, but the model does not
     see their order.
+
+    Any word has a vector; unknown_words() tells those that mean nothing to the weights.
 
     Raises ValueError for a prompt without words.
     """

@@ -10,14 +10,16 @@ import parameters
 import triton_python_backend_utils as pb_utils
 from arrays import Arrays
 from denoisers import GUIDED, Denoisers
+from identity import deployed_weights
 from metrics import Metrics
 from outcomes import outcome
 from settings import Settings
 from stepper import CONTEXTS_HELD, Stepper
-from streaming import Drain, Stream, input_tensors, log_to_triton
+from streaming import FINAL, Drain, Stream, input_tensors, log_to_triton
 from trajectory import SampleRequest, SamplingPath, Trajectory, choose_path, decode
 
 _PRESET_FILE = "preset.json"
+SERVED = "served"  # a request that asks for this output alone is answered with the weights of each model, also while draining
 VAE_LATENTS = "vae_latents"  # computed only for requests that ask for this output, or that name no outputs at all
 
 
@@ -32,7 +34,9 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         log_to_triton()
         self._inputs = [tensor["name"] for tensor in config["input"]]
-        preset = _deployed_preset(Path(args["model_repository"]) / args["model_version"])
+        folder = Path(args["model_repository"])
+        self._served = json.dumps(deployed_weights(folder.parent, args["model_version"]))
+        preset = _deployed_preset(folder / args["model_version"])
         self._num_latents, self._scale_factor = preset.get("num_latents"), preset.get("scale_factor")
         self._metrics = Metrics(pb_utils.MetricFamily)
         self._arrays = Arrays(self._settings.arrays, pb_utils)
@@ -43,6 +47,9 @@ class TritonPythonModel:
 
     async def execute(self, requests: list) -> None:
         for request in requests:
+            if request.requested_output_names() == [SERVED]:
+                _tell(request, self._served)
+                continue
             stream = _Stream(request, self._arrays, self._metrics, self._scale_factor)
             try:
                 self._admit(request, stream)
@@ -100,6 +107,11 @@ class _Stream(Stream):
             scaled = self._arrays.host(trajectory.latents) / np.float32(self._scale_factor)
             outputs.append(pb_utils.Tensor(VAE_LATENTS, scaled))
         self.send(outputs, final=last)
+
+
+def _tell(request: object, served: str) -> None:
+    tensor = pb_utils.Tensor(SERVED, np.array([served.encode()], np.object_))
+    request.get_response_sender().send(pb_utils.InferenceResponse([tensor]), flags=FINAL)
 
 
 def _deployed_preset(folder: Path) -> dict[str, object]:
