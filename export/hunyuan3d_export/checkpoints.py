@@ -44,6 +44,19 @@ def check_dtypes(state: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError, which names the tensors, when weights are NaN or infinite. It reads all of their bytes."""
+    wrong = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if not wrong:
+        return
+    more = f" and {len(wrong) - NAMED_KEYS} more" if len(wrong) > NAMED_KEYS else ""
+    narrow = next(iter(state.values())).dtype == torch.float16
+    raise CheckpointError(
+        f"{path} must hold finite weights, got NaN or Inf in {', '.join(wrong[:NAMED_KEYS])}{more}\n"
+        f"hint: get the file again{', or, where its weights exceed the range of fp16, --precision fp32 or bf16' if narrow else ''}"
+    )
+
+
 def read_state(path: Path, select: Select) -> dict[str, Tensor]:
     """The tensors that `select` picks from a .safetensors or pickled file. Raises CheckpointError for a damaged file."""
     # The content decides, because files are often named wrongly. torch writes a zip archive or, in old versions, a bare pickle.
@@ -68,13 +81,28 @@ def _read_safetensors(path: Path, select: Select) -> dict[str, Tensor]:
         ) from error
 
 
+def _unsafe_objects(path: Path) -> str:
+    """The names of what a pickle would call, as far as torch finds them in a file that is a zip archive."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError, pickle.UnpicklingError, EOFError, OSError):
+        names = []
+    return f"objects of {', '.join(sorted(names)[:NAMED_KEYS])}" if names else "a damaged file or other objects"
+
+
 def _read_pickle(path: Path, select: Select) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             # torch.load maps a file into memory only by its path, and it gives paths that end in .safetensors to safetensors.
             mapped = path.suffix != ".safetensors" and zipfile.is_zipfile(path)
             loaded = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own text advises to allow unsafe loading, which would let the file run any code.
+        raise CheckpointError(
+            f"{path} must be a checkpoint of plain tensors, got {_unsafe_objects(path)}; loading could run code from the file\n"
+            "hint: use the .safetensors file, or a .ckpt from a source you trust that holds tensors alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} must be a whole checkpoint of plain tensors, got: {first_line}") from error
     if not isinstance(loaded, dict):

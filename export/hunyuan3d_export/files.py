@@ -9,9 +9,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hunyuan3d_client.files import atomic_path
+from hunyuan3d_client.files import DiskFull, atomic_path, naming_a_full_disk
 
-__all__ = ["CHECKPOINT_FILE", "ONNX_FILE", "PLAN_FILE", "RTX_PLAN_FILE", "atomic_folder", "atomic_path", "separate", "sha256"]
+__all__ = [
+    "CHECKPOINT_FILE",
+    "ONNX_FILE",
+    "PLAN_FILE",
+    "RTX_PLAN_FILE",
+    "DiskFull",
+    "atomic_folder",
+    "atomic_path",
+    "naming_a_full_disk",
+    "new_folders",
+    "separate",
+    "sha256",
+]
 
 # Triton's backends expect these names in a version folder, so the artifact folders use them too.
 ONNX_FILE = "model.onnx"
@@ -24,25 +36,48 @@ _CHUNK_BYTES = 1 << 22
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`. On success the folder replaces `path`; on any error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yields a temporary folder beside `path`. On success the folder replaces `path`; on any error it is removed, with the
+    folders around it that were made for it. Raises DiskFull where there is no space.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
-        if path.exists():
-            path.replace(retired)
+    with new_folders(path.parent):
         try:
-            temporary.replace(path)
-        except BaseException:
-            if retired.exists():
-                retired.replace(path)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            with naming_a_full_disk(path):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                yield temporary
+                _replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
+    if path.exists():
+        path.replace(retired)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        if retired.exists():
+            retired.replace(path)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folders(*paths: Path) -> Iterator[None]:
+    """Makes folders. On any error of the body, those that did not exist before and are empty are removed, outermost last."""
+    missing = {folder for path in paths for folder in (path, *path.parents) if not folder.exists()}
+    try:
+        for path in paths:
+            with naming_a_full_disk(path):
+                path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in sorted(missing, key=lambda folder: len(folder.parts), reverse=True):
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                folder.rmdir()
+        raise
 
 
 def separate(destination: Path, *sources: Path) -> Path:

@@ -18,6 +18,7 @@ from torch import nn
 from . import graphs
 from .files import ONNX_FILE, atomic_folder
 from .graphs import Graph, OnnxOptions, Source
+from .identity import is_random
 from .manifest import Manifest, code_digest, file_digests, reusable, versions_of
 from .networks import NETWORKS, Network
 from .precisions import PRECISIONS, WIRE_DTYPES
@@ -42,6 +43,8 @@ def export_onnx(source: Source, out: Path, *, graph: str = "all", options: OnnxO
     chosen = _chosen(graph, network, serving)
     values = graphs.resolve(network.options, options, graphs=chosen)
     how = _how_made(source, network, options)
+    if is_random(how["weights"]):
+        logger.warning("%s: RANDOM WEIGHTS %s", network.title, how["weights"])
     made_from = {
         name: {**how, "graph": name, "spec": each.described(), "options": _options_of(name, network, values)}
         for name, each in chosen.items()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .engines import server_image
 from .engines.gpu import first_gpu
 from .engines.targets import PLAN_FILES, installed_version
-from .files import CHECKPOINT_FILE, ONNX_FILE, atomic_path, sha256
+from .files import CHECKPOINT_FILE, ONNX_FILE, atomic_path, naming_a_full_disk, new_folders, sha256
 from .graphs import Source
+from .identity import warn_of_random
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest, reusable, versions_of
 from .networks import CODE_OF_GRAPHS, NETWORKS, Network, artifacts_of, command_of, network_of, remake
@@ -33,6 +36,7 @@ _ARTIFACT_FILES = tuple(
     for name in (ONNX_FILE, *PLAN_FILES.values(), CHECKPOINT_FILE, MANIFEST)
     for form in ("{}*", ".{}*.partial")
 )
+_COPY = ".copy"  # how the name of a copy ends that has not replaced the deployed file yet
 _DEPLOY_AGAIN = "deploy it again with: hunyuan3d-export deploy"
 
 logger = logging.getLogger(__name__)
@@ -77,13 +81,28 @@ def deploy(
     configs = {each.network.name: each.network.configs(each.serving) for each in new}
     for each in new:
         _check_served(each, configs[each.network.name])
-    _prepare(repository, new, configs)
+    _check_in_git(repository, new, configs)
+    with _copied(manifests, repository) as copies, _all_or_nothing(repository, new):
+        _prepare(repository, new, configs)
+        for each in new:
+            _remove_artifacts(repository, each.network)
+        for copy, path in copies.items():
+            copy.replace(path)
     for each in new:
-        for model in each.network.models:
-            _remove_artifact(repository / model / VERSION)
-    for folder, manifest in manifests.items():
-        _place(folder, manifest, repository / manifest.model / VERSION)
+        warn_of_random(each.manifests.values())
     return [manifest.model for manifest in manifests.values()]
+
+
+def check_takes(sources: Iterable[Source], repository: Path, *, precision: str) -> None:
+    """Raises DeployError when `repository` could not take the artifacts of these weights because its configs are in git.
+
+    It spares the user an export that could not be deployed. Raises CheckpointError, ValueError for unreadable weights.
+    """
+    if not _is_in_git(repository):
+        return
+    rows = [(NETWORKS[source.network], source) for source in sources]
+    new = [_Deployed(row, row.in_precision(source.serving(), precision), {}) for row, source in rows]
+    _check_in_git(repository, new, {each.network.name: each.network.configs(each.serving) for each in new})
 
 
 def deploy_checkpoint(
@@ -105,7 +124,9 @@ def deploy_checkpoint(
         )
     models = [graph.spec.name for graph in network.graphs(serving).values()]
     made_from = {"weights": weights.identity(), "precision": precision, "runtime": "torch"}
-    _prepare(repository, [_Deployed(network, serving, {})], {network.name: network.configs(serving, torch)})
+    new, configs = [_Deployed(network, serving, {})], {network.name: network.configs(serving, torch)}
+    _check_in_git(repository, new, configs)
+    _prepare(repository, new, configs)
     holder, *others = network.models
     for model in others:
         _remove_artifact(repository / model / VERSION)
@@ -115,13 +136,15 @@ def deploy_checkpoint(
         return models
     _remove_artifact(version)
     network.save(weights.load(dtype), version / CHECKPOINT_FILE, dtype=dtype)
-    Manifest(
+    manifest = Manifest(
         model=holder,
         made_from=made_from,
         serving=dataclasses.asdict(serving),
         versions=versions_of("torch", "safetensors"),
         files={CHECKPOINT_FILE: sha256(version / CHECKPOINT_FILE)},
-    ).write(version)
+    )
+    manifest.write(version)
+    warn_of_random([manifest])
     logger.info("%s: deployed", version / CHECKPOINT_FILE)
     return models
 
@@ -255,18 +278,11 @@ def _is_deployed(network: Network[Any], repository: Path) -> bool:
 
 
 def _prepare(repository: Path, new: list[_Deployed], configs: Mapping[str, Mapping[str, str]]) -> None:
-    """Writes the code and configs of the models and the facts of the networks. configs: new network -> path -> text.
-
-    Raises DeployError for the repository in git when its configs differ from these.
-    """
+    """Writes the code and configs of the models and the facts of the networks. configs: new network -> path -> text."""
     names = {each.network.name for each in new}
     kept = [network for network in NETWORKS.values() if network.name not in names and _is_deployed(network, repository)]
     wanted = {path: text for files in configs.values() for path, text in files.items()}
-    if _is_in_git(repository):
-        _check_unchanged(repository, wanted, new)
-        for each in new:
-            _check_profiles(each, each.network.base)
-    else:
+    if not _is_in_git(repository):
         for network in kept:  # copy their code again too, so that all code in a repository is of one version
             manifest = next(
                 Manifest.read(repository / model / VERSION, hint=_DEPLOY_AGAIN)
@@ -292,6 +308,14 @@ def _is_in_git(repository: Path) -> bool:
     )
 
 
+def _check_in_git(repository: Path, new: list[_Deployed], configs: Mapping[str, Mapping[str, str]]) -> None:
+    """Raises DeployError for the repository in git when its configs do not fit the new networks. configs: as for _prepare."""
+    if _is_in_git(repository):
+        _check_unchanged(repository, {path: text for files in configs.values() for path, text in files.items()}, new)
+        for each in new:
+            _check_profiles(each, each.network.base)
+
+
 def _check_unchanged(repository: Path, wanted: Mapping[str, str], new: list[_Deployed]) -> None:
     """Raises DeployError when these weights need other configs than those in git. The sizes of the warm-up may differ: what
     warms up the base weights warms up these weights too, and _check_profiles sees to it that their plans accept it."""
@@ -304,7 +328,7 @@ def _check_unchanged(repository: Path, wanted: Mapping[str, str], new: list[_Dep
         labels = " and ".join(each.network.label(each.serving) for each in new)
         raise DeployError(
             f"the repository in git must keep its configs, and {labels} needs others ({', '.join(different)})\n"
-            "hint: deploy into a copy: --repository build/repository"
+            "hint: deploy into a copy: --repository build/repository, or for make: REPOSITORY=build/repository"
         )
 
 
@@ -329,11 +353,44 @@ def _remove_artifact(version: Path) -> None:
             path.unlink()
 
 
-def _place(folder: Path, manifest: Manifest, version: Path) -> None:
-    for name in manifest.files:
-        with atomic_path(version / name) as temporary:
-            # A copy, not a hard link: the artifact may be rewritten in place, and onnx refuses to read hard-linked weights.
-            shutil.copyfile(folder / name, temporary)
-    # The manifest comes last, because with it the artifact counts as deployed.
-    with atomic_path(version / MANIFEST) as temporary:
-        shutil.copyfile(folder / MANIFEST, temporary)
+def _remove_artifacts(repository: Path, network: Network[Any]) -> None:
+    for model in network.models:
+        _remove_artifact(repository / model / VERSION)
+
+
+@contextlib.contextmanager
+def _copied(manifests: Mapping[Path, Manifest], repository: Path) -> Iterator[dict[Path, Path]]:
+    """Copies of all files of the artifacts, which lie beside the places that they are for: copy -> place.
+
+    They are made before the old artifacts go, so that these stay in place when there is no space for both. Copies that are left
+    after the body are removed.
+    """
+    versions = {folder: repository / manifest.model / VERSION for folder, manifest in manifests.items()}
+    copies: dict[Path, Path] = {}
+    with new_folders(*versions.values()):
+        try:
+            for folder, manifest in manifests.items():
+                version = versions[folder]
+                for left in version.glob(f".*{_COPY}"):  # by a deploy that was killed
+                    left.unlink()
+                for name in (*manifest.files, MANIFEST):  # the manifest last: with it, an artifact counts as deployed
+                    copy = version / f".{name}.{os.getpid()}{_COPY}"
+                    copies[copy] = version / name
+                    with naming_a_full_disk(version / name):
+                        # Not a hard link: the artifact may be rewritten in place, and onnx refuses hard-linked weights.
+                        shutil.copyfile(folder / name, copy)
+            yield copies
+        finally:
+            for copy in copies:
+                copy.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(repository: Path, new: list[_Deployed]) -> Iterator[None]:
+    """On any error of the body, removes every artifact of the new networks: a server must not load half of them."""
+    try:
+        yield
+    except BaseException:
+        for each in new:
+            _remove_artifacts(repository, each.network)
+        raise

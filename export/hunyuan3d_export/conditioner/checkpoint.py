@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hunyuan3d_client import contract
 
-from ..checkpoints import CheckpointError, check_state, read_state
+from ..checkpoints import CheckpointError, check_finite, check_state, read_state
 from .config import FOLDER_FILE, VARIANTS, ConditionerConfig
 from .model import Conditioner, resized_positions, view_vectors
 
@@ -35,7 +35,8 @@ def load_conditioner(
 
     The encoder's sizes are read from its weights. Position embeddings are interpolated to `image_size`.
 
-    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DINOv2, or its keys do not fit.
+    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DINOv2, its keys do not fit, or a weight is
+    NaN or infinite.
     """
     file = path / FOLDER_FILE if path.is_dir() else path
     if not file.is_file():
@@ -43,7 +44,9 @@ def load_conditioner(
     state = current_layout(read_state(file, _select))
     config = _derive_config(state, file, image_size=image_size, views=views)
     state[_POSITIONS] = resized_positions(state[_POSITIONS], image_size)
-    return _build(config, {key: value.to(dtype) for key, value in state.items()}, attention, file)
+    state = {key: value.to(dtype) for key, value in state.items()}
+    check_finite(state, file)
+    return _build(config, state, attention, file)
 
 
 def random_conditioner(

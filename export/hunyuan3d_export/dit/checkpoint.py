@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints import NAMED_KEYS, CheckpointError, check_dtypes, check_state, read_state
+from ..checkpoints import NAMED_KEYS, CheckpointError, check_dtypes, check_finite, check_state, read_state
 from ..files import atomic_path
 from .config import DiTConfig
 from .model import Hunyuan3DDiT
 
-__all__ = ["CheckpointError", "derive_config", "load_checkpoint", "random_model", "save_checkpoint"]
+__all__ = ["CheckpointError", "derive_config", "load_checkpoint", "random_model", "read_config", "save_checkpoint"]
 
 PREFIX = "model."  # of the DiT's keys; a file may also have keys under `vae.` and `conditioner.`
 _PROBE = "latent_in.weight"
@@ -28,9 +28,20 @@ def load_checkpoint(
     The kind of file is read from its content, the config from keys and shapes. Weights stay memory-mapped where the
     format and `dtype` (None keeps the file's dtype) allow it.
 
-    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DiT, or its keys do not fit.
+    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no DiT, its keys do not fit, or a weight is NaN
+    or infinite.
     """
-    path = Path(path)
+    model = _mapped(Path(path), dtype, attention_backend)
+    check_finite(model.state_dict(), Path(path))
+    return model
+
+
+def read_config(path: Path) -> DiTConfig:
+    """The config of the DiT in a file, whose tensors stay on disk. Raises as load_checkpoint does, but for weights' values."""
+    return _mapped(path, None, None).config
+
+
+def _mapped(path: Path, dtype: torch.dtype | None, attention_backend: str | None) -> Hunyuan3DDiT:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise FileNotFoundError(f"checkpoint must be a .safetensors or .ckpt file, found {found} at {path}")

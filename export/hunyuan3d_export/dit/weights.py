@@ -12,7 +12,7 @@ import torch
 from hunyuan3d_client import contract
 
 from ..files import sha256
-from .checkpoint import load_checkpoint, random_model
+from .checkpoint import load_checkpoint, random_model, read_config
 from .config import PRESETS, DiTConfig, Preset
 from .model import Hunyuan3DDiT
 
@@ -54,7 +54,7 @@ class Weights:
 
     def config(self) -> DiTConfig:
         """The config of the network. The tensors of a checkpoint stay on disk."""
-        return load_checkpoint(self.file).config if self.file else PRESETS[str(self.preset)].config
+        return read_config(self.file) if self.file else PRESETS[str(self.preset)].config
 
     def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> Hunyuan3DDiT:
         """The model in this dtype, in eval mode on the CPU."""
@@ -87,6 +87,24 @@ class Weights:
             )
         same_size = [preset for preset in PRESETS.values() if preset.config == config]
         return same_size[0] if same_size else dataclasses.replace(PRESETS["v2-0"], name=CUSTOM, config=config)
+
+    def check_named_preset(self) -> None:
+        """Raises ValueError when the preset, which the user named, is that of weights of another size.
+
+        Distilled weights of a size that was never published may take the name of any distilled preset, because nothing else
+        says whether they are turbo or fast weights.
+        """
+        if self.preset is None or self.file is None:
+            return
+        named, config = PRESETS[self.preset], self.config()
+        fitting = [name for name, preset in PRESETS.items() if preset.config == config]
+        if named.config != config and (fitting or not config.guidance_embed):
+            found = f"the size of {' or '.join(fitting)}" if fitting else "a size that was never published"
+            raise ValueError(
+                f"preset must fit the weights, got {named.name} for {self.file}, which has {found} (width {config.hidden_size}, "
+                f"{config.depth} double and {config.depth_single_blocks} single blocks)\n"
+                "hint: leave --preset out (for make: PRESET), or name the variant"
+            )
 
     def _checked(self, preset: Preset, config: DiTConfig) -> Preset:
         if preset.config.guidance_embed != config.guidance_embed:

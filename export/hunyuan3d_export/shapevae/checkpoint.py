@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints import NAMED_KEYS, CheckpointError, check_dtypes, check_state, read_state
+from ..checkpoints import NAMED_KEYS, CheckpointError, check_dtypes, check_finite, check_state, read_state
 from ..files import atomic_path
 from .config import PRESETS, ShapeVAEConfig
 from .model import ShapeVAEDecoder
@@ -32,9 +32,20 @@ def load_checkpoint(
     The kind of file is read from its content, the config from keys and shapes. An encoder's weights are left out. include_pi: see
     ShapeVAEPreset. dtype: None keeps the file's dtype.
 
-    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no ShapeVAE, or its keys do not fit.
+    Raises FileNotFoundError, and CheckpointError when the file is damaged, holds no ShapeVAE, its keys do not fit, or a weight is
+    NaN or infinite.
     """
-    path = Path(path)
+    model = _mapped(Path(path), include_pi=include_pi, dtype=dtype, attention_backend=attention_backend)
+    check_finite(model.state_dict(), Path(path))
+    return model
+
+
+def read_config(path: Path) -> ShapeVAEConfig:
+    """The config of the decoder in a file, whose tensors stay on disk. Raises as load_checkpoint does, but for weights' values."""
+    return _mapped(path, include_pi=False, dtype=None, attention_backend=None).config
+
+
+def _mapped(path: Path, *, include_pi: bool, dtype: torch.dtype | None, attention_backend: str | None) -> ShapeVAEDecoder:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise FileNotFoundError(f"checkpoint must be a .safetensors or .ckpt file, found {found} at {path}")

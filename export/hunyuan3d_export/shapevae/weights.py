@@ -12,7 +12,7 @@ from ..checkpoints import CheckpointError
 from ..dit.weights import CUSTOM
 from ..dit.weights import Weights as DiTWeights
 from ..files import sha256
-from .checkpoint import load_checkpoint, random_model
+from .checkpoint import load_checkpoint, random_model, read_config
 from .config import PRESETS, ShapeVAEPreset
 from .model import ShapeVAEDecoder
 
@@ -64,7 +64,7 @@ class ShapeVAESource:
         facts = self._facts()
         if self.path is None:
             return facts
-        config = load_checkpoint(self.path).config  # the tensors stay on disk
+        config = read_config(self.path)
         return facts if config == facts.config else dataclasses.replace(facts, name=CUSTOM, config=config)
 
     def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> ShapeVAEDecoder:
