@@ -7,14 +7,24 @@ CHECKPOINT ?=
 PRECISION ?= fp32
 TARGET ?= tensorrt
 REPOSITORY ?= model_repository
-OUT ?= build/$(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),$(PRESET))-$(PRECISION)
-WEIGHTS = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(or $(filter-out file,$(origin PRESET)),$(if $(CHECKPOINT),,x)),--preset $(PRESET))
+# Official files share one name, so OUT has their folder too; and a space in a path is no end of a word.
+space := $(subst ,, )
+PARTS = $(filter-out . ..,$(subst /, ,$(subst $(space),_,$(CHECKPOINT)/$(SUBFOLDER))))
+NAME = $(strip $(lastword $(wordlist 2,$(words $(PARTS)),x $(PARTS))) $(patsubst %.safetensors,%,$(lastword $(PARTS))))
+OUT ?= build/$(if $(CHECKPOINT),$(subst $(space),-,$(NAME)),$(PRESET))-$(PRECISION)
+named = $(filter-out file,$(origin $(1)))
+$(foreach name,PRESET CHECKPOINT,$(if $(call named,$(name)),$(if $($(name)),,$(error $(name) must name weights, got nothing; leave it out))))
+ONLY = $(addprefix --network ,$(NETWORK))
+GIVEN = $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(SUBFOLDER),--subfolder "$(SUBFOLDER)") $(if $(VAE),--vae "$(VAE)") $(ONLY)
+WEIGHTS = $(GIVEN) $(if $(or $(call named,PRESET),$(if $(CHECKPOINT),,x)),--preset $(PRESET))
+EXPECTED = $(if $(call named,PRESET),--preset $(PRESET)) $(if $(call named,PRECISION),--precision $(PRECISION))
 .DEFAULT_GOAL := help
 
 .PHONY: help  ## show this list
 help:
 	@awk -F '## ' '/^\.PHONY: .*##/ {sub(/\.PHONY: /, "", $$1); printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "variables: PRESET= CHECKPOINT= PRECISION=fp32|fp16|bf16 TARGET=tensorrt|tensorrt-rtx OUT= REPOSITORY="
+	@echo "weights: PRESET=, or CHECKPOINT= (a file, a folder, an id on the hub) SUBFOLDER= VAE= (adds a decoder) NETWORK=dit|conditioner|vae"
+	@echo "variables: PRECISION=fp32|fp16|bf16 TARGET=tensorrt|tensorrt-rtx OUT= REPOSITORY="
 .PHONY: setup  ## make .venv with everything the other targets need
 setup: $(STAMP)
 # onnxruntime and onnxruntime-gpu share a package folder, so the first goes before the second comes. The file .venv/.gpu makes
@@ -53,22 +63,24 @@ lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 .PHONY: export-onnx  ## weights -> ONNX graphs in OUT
 export-onnx: $(STAMP)
-	$(BIN)/hunyuan3d-export onnx $(WEIGHTS) --precision $(PRECISION) --graph all --out $(OUT)
+	$(BIN)/hunyuan3d-export onnx $(WEIGHTS) --precision $(PRECISION) --graph all --out "$(OUT)" $(FOR)
 .PHONY: export-engine  ## weights -> ONNX -> TensorRT plans, deployed into REPOSITORY (after make setup-gpu; TARGET=tensorrt-rtx: only compiled, for RTX cards, see docs/runtimes.md)
 export-engine: PRECISION := $(if $(filter file,$(origin PRECISION)),fp16,$(PRECISION))
+export-engine: FOR = $(if $(filter tensorrt,$(TARGET)),--repository "$(REPOSITORY)")
 export-engine: $(STAMP)
-	$(BIN)/hunyuan3d-export engine $(WEIGHTS) --precision $(PRECISION) --target $(TARGET) --onnx $(OUT) --out $(OUT)-$(TARGET)
-	$(if $(filter tensorrt,$(TARGET)),$(BIN)/hunyuan3d-export deploy --artifacts $(OUT)-$(TARGET) --repository $(REPOSITORY))
+	$(BIN)/hunyuan3d-export engine $(WEIGHTS) --precision $(PRECISION) --target $(TARGET) --onnx "$(OUT)" --out "$(OUT)-$(TARGET)" $(FOR)
+	$(if $(FOR),$(BIN)/hunyuan3d-export deploy --artifacts "$(OUT)-$(TARGET)" $(FOR) $(ONLY))
 .PHONY: verify  ## parity receipt: torch against ONNX Runtime
 verify: export-onnx
-	$(BIN)/hunyuan3d-export verify --artifacts $(OUT) $(if $(CHECKPOINT),$(WEIGHTS))
+	$(BIN)/hunyuan3d-export verify --artifacts "$(OUT)" $(if $(CHECKPOINT)$(VAE),$(WEIGHTS),$(ONLY))
 .PHONY: deploy  ## place the artifacts into REPOSITORY, exporting what is missing or stale
+deploy: FOR = --repository "$(REPOSITORY)"
 deploy: export-onnx
-	$(BIN)/hunyuan3d-export deploy --artifacts $(OUT) --repository $(REPOSITORY)
-.PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact
+	$(BIN)/hunyuan3d-export deploy --artifacts "$(OUT)" $(FOR) $(ONLY)
+.PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact, refuses other weights than the named
 serve: $(STAMP)
-	test -n "$$(find $(REPOSITORY) -name 'model.onnx' -o -name 'model*.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
-	$(BIN)/hunyuan3d-export serve --repository $(REPOSITORY)
+	test -n "$$(find "$(REPOSITORY)" -name 'model.onnx' -o -name 'model*.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
+	$(BIN)/hunyuan3d-export serve --repository "$(REPOSITORY)" --deployed $(subst --checkpoint ,,$(GIVEN)) $(EXPECTED)
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py && $(BIN)/python bench/client.py
@@ -81,4 +93,4 @@ gpu-check-graphs: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.gpu_check.graphs
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv
 clean:
-	rm -rf build $(REPOSITORY)/*/1/model.onnx* $(REPOSITORY)/*/1/model*.plan* $(REPOSITORY)/*/1/checkpoint.safetensors $(REPOSITORY)/*/1/*.json
+	rm -rf build "$(REPOSITORY)"/*/1/{model.onnx*,model*.plan*,checkpoint.safetensors,*.json}

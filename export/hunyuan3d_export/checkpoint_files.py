@@ -44,11 +44,16 @@ def find_files(checkpoint: Path, subfolder: str | None = None) -> CheckpointFile
             f"checkpoint must be a .safetensors or .ckpt file, a folder that holds one, or the id of a repository on the hub, found {found}"
         )
     config = weights.with_name(CONFIG_FILE)
-    # Weights are often named model.fp16.safetensors, so only their folder tells them apart.
-    name = path.parent.resolve().name if path.is_file() and path.name.startswith("model") else path.resolve().name
-    return CheckpointFiles(
-        name.removesuffix(path.suffix) if path.is_file() else name, weights, config if config.is_file() else None
-    )
+    return CheckpointFiles(_name(path), weights, config if config.is_file() else None)
+
+
+def _name(path: Path) -> str:
+    """The name of a file or folder, for folders that are made from it. Files with the same weights in other forms have others.
+
+    Official files all share a few names, such as model.fp16.safetensors, so a file's folder belongs into its name.
+    """
+    path = path.resolve()
+    return f"{path.parent.name}-{path.name}".removesuffix(".safetensors") if path.is_file() else path.name
 
 
 def is_hub_id(checkpoint: Path) -> bool:

@@ -51,6 +51,10 @@ def _as_loaded(network: nn.Module, _options: Mapping[str, str]) -> nn.Module:
     return network
 
 
+def _unsaid(_serving: Any) -> str:
+    return "sizes of its own"
+
+
 def _no_facts(_serving: Any) -> dict[str, str]:
     return {}
 
@@ -67,7 +71,7 @@ def _unchanged(serving: S, _precision: str) -> S:
 class Network(Generic[S]):
     """One network. S is its dataclass of the facts that deployment needs about weights; Manifest.serving holds an S as JSON.
 
-    name: its key in NETWORKS. title: its name in messages. label: the name of given weights in messages.
+    name: its key in NETWORKS. title: its name in messages. label: the name of given weights in messages. sizes: those of given weights, in words.
     models: the Triton models that serve its graphs; the folder of the first holds the checkpoint for the torch runtime.
     command: the command that makes its ONNX artifacts. beside: the networks that must be deployed with it or before it.
     code, packages: the source files and distributions that determine its graphs; a change makes artifacts stale.
@@ -96,6 +100,7 @@ class Network(Generic[S]):
     prepare: Callable[[Any, Mapping[str, str]], nn.Module] = _as_loaded
     read_serving: Callable[[Mapping[str, Any]], S]
     label: Callable[[S], str]
+    sizes: Callable[[S], str] = _unsaid
     graphs: Callable[[S], Mapping[str, Graph]]
     weights_of: Callable[[Manifest, Source | None], Source]
     checks: Checks
@@ -138,6 +143,7 @@ NETWORKS: dict[str, Network[Any]] = {
         prepare=dit.prepare,
         read_serving=dit.preset_from_json,
         label=dit.label,
+        sizes=dit.sizes,
         graphs=dit.graphs,
         weights_of=dit.weights_of,
         checks=dit.checks,
@@ -159,6 +165,7 @@ NETWORKS: dict[str, Network[Any]] = {
         attention_forms=conditioner.ATTENTION_FORMS,
         read_serving=conditioner.serving_from_json,
         label=lambda _serving: "the image encoder",
+        sizes=lambda serving: f"pictures of {serving.image_size} pixels, views: {serving.views}",
         graphs=conditioner.graphs,
         weights_of=conditioner.weights_of,
         checks=conditioner.checks,
@@ -177,6 +184,7 @@ NETWORKS: dict[str, Network[Any]] = {
         read_serving=shapevae.preset_from_json,
         in_precision=shapevae.in_precision,
         label=lambda preset: f"the shape decoder of {preset.name}",
+        sizes=shapevae.sizes,
         graphs=shapevae.graphs,
         weights_of=shapevae.weights_of,
         checks=shapevae.checks,

@@ -78,6 +78,8 @@ def find_pipeline(named: Named) -> Pipeline:
     held = held_networks(files.weights)
     wanted = _wanted(named, files, held, vae)
     preset = named.preset or described.preset
+    if named.preset is not None and "dit" in wanted:
+        Weights(preset=named.preset, checkpoint=files.weights).check_named_preset()
     found: dict[str, Source] = {"dit": Weights(preset=preset, checkpoint=files.weights)}
     if "vae" in wanted:
         usual = (

@@ -24,16 +24,21 @@ from ..engines import server_image
 from ..engines.memory import PlanMemory
 from ..engines.refit import refit_plans
 from ..engines.targets import Target, find_target
+from ..graphs import Source
+from ..identity import VERSION, weights_of
+from ..manifest import NAME as MANIFEST
 from ..manifest import Manifest, read_artifacts
-from ..networks import NETWORKS
+from ..networks import NETWORKS, network_of
 from ..onnx_from_torch import OnnxOptions, export_onnx
 from ..pipeline import Named, Pipeline, find_pipeline
+from ..repository_from_artifacts import check_takes
 from ..shapevae.weights import ShapeVAESource
 from .options import (
     EXIT_FAILED,
     AttentionAccumulationOption,
     AttentionOption,
     CheckpointOption,
+    ForRepositoryOption,
     GuidedFormOption,
     NetworkOption,
     PipelineOption,
@@ -66,12 +71,16 @@ def onnx(
     guided_form: GuidedFormOption = None,
     attention_accumulation: AttentionAccumulationOption = None,
     residual: ResidualOption = None,
+    repository: ForRepositoryOption = None,
 ) -> None:
     """Weights -> ONNX graphs of every network that they hold. Artifacts that still match are kept."""
     named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=tuple(network or ()))
     choices = chosen(guided_form=guided_form, attention_accumulation=attention_accumulation, residual=residual)
     options = OnnxOptions(precision=precision, attention=attention, choices=choices)
-    for folder in export_all(find_pipeline(named), out, options, graph=graph):
+    pipeline = find_pipeline(named)
+    if repository is not None:
+        check_takes(pipeline.sources.values(), repository, precision=precision)
+    for folder in export_all(pipeline, out, options, graph=graph):
         console.print(str(folder), soft_wrap=True)
 
 
@@ -85,12 +94,23 @@ def export_all(pipeline: Pipeline, out: Path, options: OnnxOptions, *, graph: st
         having = [source for source in sources if graph in NETWORKS[source.network].graphs(source.serving())]
         sources = having or sources[:1]  # the export of the first says which graphs there are
     rows = [NETWORKS[source.network] for source in sources]
+    _say_found(sources)
     unknown = {name for name in options.choices if not any(name in row.options for row in rows)}
     folders = []
     for source, row in zip(sources, rows, strict=True):
         own = {name: value for name, value in options.choices.items() if name in row.options or name in unknown}
         folders += export_onnx(source, out, graph=graph, options=dataclasses.replace(options, choices=own))
     return folders
+
+
+def _say_found(sources: list[Source]) -> None:
+    """Logs what a checkpoint holds: its size, and the variant and sizes of each network that will be exported."""
+    for file in dict.fromkeys(source.checkpoint for source in sources):
+        if file is not None and file.is_file():
+            logger.info("%s: %.1f MB, in which are", file, file.stat().st_size / 1e6)
+        for source in (each for each in sources if each.checkpoint == file):
+            network = NETWORKS[source.network]
+            logger.info("  %s: %s", network.title, network.sizes(source.serving()))
 
 
 def conditioner(
@@ -166,6 +186,7 @@ def engine(
     guided_form: GuidedFormOption = None,
     attention_accumulation: AttentionAccumulationOption = None,
     residual: ResidualOption = None,
+    repository: ForRepositoryOption = None,
 ) -> None:
     """ONNX -> TensorRT plans, strongly typed, one optimization profile over the free axes. Unchanged plans are kept."""
     choices = chosen(guided_form=guided_form, attention_accumulation=attention_accumulation, residual=residual)
@@ -187,7 +208,10 @@ def engine(
     networks = tuple(network or ())
     if preset or checkpoint or vae or subfolder:
         named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=networks)
-        export_all(find_pipeline(named), onnx_folder, OnnxOptions(precision=precision, choices=choices, for_plans=True))
+        pipeline = find_pipeline(named)
+        if repository is not None:
+            check_takes(pipeline.sources.values(), repository, precision=precision)
+        export_all(pipeline, onnx_folder, OnnxOptions(precision=precision, choices=choices, for_plans=True))
     for folder in build_engines(onnx_folder, out, found, options, networks=networks):
         console.print(str(folder), soft_wrap=True)
         _print_memory(Manifest.read(folder, hint="build it again"))
@@ -213,7 +237,9 @@ def refit(
     """Weight-stripped plans + ONNX -> plans with these weights, without a build. Needs the GPU that the plans are for."""
     if preset or checkpoint:
         export = OnnxOptions(precision=precision, choices=_choices_of(plan), for_plans=True)
-        export_onnx(Weights(preset=preset, checkpoint=checkpoint), onnx_folder, options=export)
+        weights = Weights(preset=preset, checkpoint=checkpoint)
+        weights.check_named_preset()
+        export_onnx(weights, onnx_folder, options=export)
     for folder in refit_plans(plan, onnx_folder, out):
         console.print(str(folder), soft_wrap=True)
 
@@ -294,7 +320,10 @@ def print_checks(results: dict[str, list[Check]]) -> bool:
 
 def info(
     artifact: Annotated[
-        Path | None, typer.Argument(help="A model file that was built or deployed, or its folder; prints its manifest.")
+        Path | None,
+        typer.Argument(
+            help="A model file that was built or deployed, or its folder: prints its manifest. A folder of these, or a repository: a line for each."
+        ),
     ] = None,
     preset: PresetOption = None,
     latents: Annotated[int | None, typer.Option(help="L, the number of latent tokens; default the preset's.", min=1)] = None,
@@ -311,10 +340,30 @@ def info(
 
 def _artifact_info(artifact: Path) -> None:
     folder = artifact if artifact.is_dir() else artifact.parent
+    several = sorted(path.parent for form in (f"*/{MANIFEST}", f"*/{VERSION}/{MANIFEST}") for path in folder.glob(form))
+    if artifact.is_dir() and several and not (folder / MANIFEST).is_file():
+        for each in several:
+            _print_line(each)
+        console.print(f"more of one: hunyuan3d-export info {several[0]}", soft_wrap=True, highlight=False)
+        return
     manifest = Manifest.read(folder, hint="pass a folder that onnx or engine wrote")
     manifest.check_files(folder, hint="make it again")
     console.print_json(json.dumps(dataclasses.asdict(manifest)))
     _print_memory(manifest)
+
+
+def _print_line(folder: Path) -> None:
+    """The weights, sizes and kind of one artifact, whose files must match their digests."""
+    manifest = Manifest.read(folder, hint="make it again")
+    manifest.check_files(folder, hint="make it again")
+    network = network_of(manifest.model)
+    size_bytes = sum((folder / name).stat().st_size for name in manifest.files)
+    sizes = network.sizes(network.serving(manifest))
+    console.print(
+        f"{manifest.model}: {weights_of(manifest)}; {sizes}; {', '.join(manifest.files)}, {size_bytes / 1e6:.1f} MB",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _print_memory(manifest: Manifest) -> None:

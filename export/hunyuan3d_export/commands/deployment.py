@@ -16,6 +16,8 @@ import typer
 
 from ..dit.configs import torch_parameters
 from ..graphs import OnnxOptions, Source
+from ..identity import check_deployed, is_random, warn_of_random
+from ..identity import deployed as deployed_in
 from ..networks import NETWORKS
 from ..pipeline import Named, Pipeline, find_pipeline
 from ..repository_from_artifacts import DEFAULT_REPOSITORY, deploy_checkpoint
@@ -111,6 +113,10 @@ def serve(
         Path | None,
         typer.Option(help="Model repository with deployed artifacts; for named weights, a folder in build/ of their own."),
     ] = None,
+    deployed: Annotated[
+        bool,
+        typer.Option("--deployed", help="Serve what is deployed: an error where it comes from other weights than those named."),
+    ] = False,
     config: Annotated[str, typer.Option(help="Runtime: the name of a file in each model's configs/ folder.")] = "cpu",
     grpc_port: Annotated[int | None, typer.Option(help=_PORT.format(8001))] = None,
     http_port: Annotated[int | None, typer.Option(help=_PORT.format(8000))] = None,
@@ -125,7 +131,10 @@ def serve(
     """
     grpc, http, metrics = ports(grpc_port, http_port, metrics_port)
     options = ServerOptions(config=config, grpc_port=grpc, http_port=http, metrics_port=metrics)
-    if checkpoint or preset:
+    if deployed:
+        wanted = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=tuple(network or ()))
+        check_named(wanted, precision, repository or DEFAULT_REPOSITORY)
+    elif checkpoint or preset:
         networks = tuple(network or ())
         named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=networks)
         pipeline = find_pipeline(named)
@@ -137,6 +146,15 @@ def serve(
     if not (log if log is not None else not errors.is_terminal):
         raw_log.setLevel(logging.ERROR)
     _run(EmbeddedServer(repository or DEFAULT_REPOSITORY, options))
+
+
+def check_named(named: Named, precision: str | None, repository: Path) -> None:
+    """Raises AnotherDeployed when `repository` holds other weights than those that were named; see identity.check_deployed."""
+    digests: dict[str, str] = {}
+    if named.checkpoint or named.vae:
+        identities = {name: source.identity() for name, source in find_pipeline(named).sources.items()}
+        digests = {NETWORKS[name].title: each["checkpoint_sha256"] for name, each in identities.items() if not is_random(each)}
+    check_deployed(repository, digests, preset=named.preset, precision=precision)
 
 
 def repository_of(pipeline: Pipeline, precision: str, repository: Path | None) -> Path:
@@ -159,6 +177,7 @@ def _run(server: EmbeddedServer) -> NoReturn:
     for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
         signal.signal(each, _interrupt)
     code = 0
+    warn_of_random(deployed_in(server.repository).values())
     with errors.status(f"starting tritonserver on {server.repository} ...") as starting, server as endpoints:
         try:  # `try` must begin before the line is written, because a reader of the line may send a signal at once
             starting.stop()

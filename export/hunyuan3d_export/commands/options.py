@@ -39,6 +39,10 @@ VaeOption = Annotated[
 NetworkOption = Annotated[
     list[str] | None, typer.Option(help=f"Only this network: {', '.join(NETWORKS)}; repeatable. Default: all that there are.")
 ]
+ForRepositoryOption = Annotated[
+    Path | None,
+    typer.Option(help="Model repository that the artifacts are for: it refuses weights that it cannot take at once."),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of random weights.")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or bf16 weights and activations.")]
 # Their values and defaults are those of dit.network.OPTIONS; None leaves the default.

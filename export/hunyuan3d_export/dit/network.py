@@ -16,6 +16,7 @@ from ..checks import Check, Profile, compare, within
 from ..graphs import Graph, GraphOption, Source
 from ..manifest import Manifest, ManifestError
 from ..runners import Runner
+from . import compute
 from .config import GUIDED_FORMS, PART_PRECISIONS, Arithmetic, DiTConfig, Preset
 from .model import Hunyuan3DDiT
 from .reference_sampler import Denoiser, RunnerDenoiser, sample, sigmas
@@ -60,6 +61,14 @@ def preset_from_json(serving: Mapping[str, Any]) -> Preset:
 def label(preset: Preset) -> str:
     """The name of these weights in messages."""
     return f"guidance-distilled weights ({preset.name})" if preset.config.guidance_embed else preset.name
+
+
+def sizes(preset: Preset) -> str:
+    """The sizes of the network in words."""
+    config = preset.config
+    blocks = f"{config.depth} double and {config.depth_single_blocks} single blocks"
+    kind = "guidance-distilled" if config.guidance_embed else "base"
+    return f"{preset.name} ({kind}), {compute.parameters(config):,} parameters, width {config.hidden_size}, {blocks}"
 
 
 # --- graphs

@@ -40,6 +40,13 @@ def in_precision(preset: ShapeVAEPreset, precision: str) -> ShapeVAEPreset:
     return dataclasses.replace(preset, keys_values="FP32" if precision == "fp32" else "FP16")
 
 
+def sizes(preset: ShapeVAEPreset) -> str:
+    """The sizes of the decoder in words."""
+    config, pi = preset.config, "with" if preset.include_pi else "without"
+    sizes = f"width {config.width}, {config.num_decoder_layers} layers, geometry width {config.geo_width}"
+    return f"{preset.name}, {sizes}; scale factor {preset.scale_factor:g}, {pi} pi"
+
+
 # --- graphs
 
 
