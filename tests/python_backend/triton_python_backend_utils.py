@@ -135,8 +135,8 @@ class Request:
     def request_id(self) -> str:
         return self._request_id
 
-    def requested_output_names(self) -> list[str]:
-        return self._outputs
+    def requested_output_names(self) -> set[str]:
+        return set(self._outputs)
 
     def parameters(self) -> str:
         return self._parameters

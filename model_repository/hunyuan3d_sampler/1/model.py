@@ -47,7 +47,7 @@ class TritonPythonModel:
 
     async def execute(self, requests: list) -> None:
         for request in requests:
-            if request.requested_output_names() == [SERVED]:
+            if request.requested_output_names() == {SERVED}:
                 _tell(request, self._served)
                 continue
             stream = _Stream(request, self._arrays, self._metrics, self._scale_factor)
