@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,3 +161,16 @@ def test_an_interrupt_cancels_the_request(stalled: Any, tokens: Tokens) -> None:
             signal.signal(signal.SIGINT, before)
             thread.join()
         assert stalled.left.acquire(timeout=10)
+
+
+def test_a_traceback_shows_the_call_and_the_message() -> None:
+    """Not the frames of the client's own thread, in which the message would drown. The causes stay for programs."""
+
+    def refuse(_request: Any) -> Any:
+        raise h.StatusError(grpc.StatusCode.INVALID_ARGUMENT, "image must hold 1 picture, got 2\nhint: --views 4")
+
+    with h.Client(transport=h.MockTransport(refuse)) as client, pytest.raises(h.InvalidInput) as caught:
+        list(client.generate_stream([b"front", b"left"]))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "exchange.py" not in shown and len(shown.splitlines()) < 25
+    assert shown.rstrip().endswith("hint: --views 4") and isinstance(caught.value.__cause__, h.StatusError)

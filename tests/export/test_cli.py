@@ -156,6 +156,11 @@ def test_verify(
     right = call("verify", "--artifacts", out, "--checkpoint", micro.checkpoint)
     assert right.code == 0 and right.out.count("ok") == 8 and "FAILED" not in right.out
     assert json.loads((out / contract.DIT / RECEIPT).read_text())["checks"]
+    assert f"receipt: {out / contract.DIT / RECEIPT}\n" in right.out and right.err.count("verify: hunyuan3d_dit: ") == 4
+    assert right.out.count(contract.DIT_GUIDED) == 2, "in its heading and its receipt, not in each row"
+    assert max(len(line) for line in right.out.splitlines() if not line.startswith("receipt: ")) <= 80
+    quick = call("verify", "--artifacts", out, "--checkpoint", micro.checkpoint, "--quick")
+    assert quick.code == 0 and quick.out.count("ok") == 2 and "no receipt was written" in quick.out
     forged = tmp_path / "forged"
     shutil.copytree(artifacts(seed=1), forged)
     for model in (contract.DIT, contract.DIT_GUIDED):
@@ -174,6 +179,7 @@ def test_deploy(call: Callable[..., Result], artifacts: Callable[..., Path], tmp
     assert found.out.splitlines() == [
         f"{model} -> {tmp_path / 'repository' / model}" for model in (contract.DIT, contract.DIT_GUIDED)
     ]
+    assert "deployed" not in found.err, "each model is listed once"
     refused = call("deploy", "--artifacts", artifacts(distilled=True))
     assert refused.code == 2 and "hint: deploy into a copy: --repository build/repository" in refused.err
 

@@ -127,7 +127,7 @@ def test_a_parameter_that_is_not_known_stops_the_start(repository: Path) -> None
 @pytest.mark.usefixtures("nothing_left")
 def test_not_ready_in_time(repository: Path) -> None:
     (repository / contract.SAMPLER / "1" / "model.py").write_text("import time\ntime.sleep(600)\n")
-    with pytest.raises(ServerStartError, match="must be ready within 2 s\n(?s:.*)\nlast log lines:\n"):
+    with pytest.raises(ServerStartError, match="must be ready within 2 s\nlast log lines:\n"):
         EmbeddedServer(repository, ServerOptions(ready_timeout_s=2)).start()
 
 

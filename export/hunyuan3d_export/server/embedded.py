@@ -207,7 +207,9 @@ def loadable_models(repository: Path, config_name: str) -> list[str]:
     if not found.files:
         raise DeployError(f"{repository} must be a model repository, found no config.pbtxt\n{hint}")
     for name, reason in found.missing.items():
-        logger.info("%s: not served, %s", name, reason)
+        raw_log.info("%s: not served, %s", name, reason)
+    if found.missing:
+        logger.info("not deployed: %s", ", ".join(found.missing))
     for warning in found.warnings:
         logger.warning("%s", warning)
     served = [folder for folder in found.models if found.files[folder.name]]
