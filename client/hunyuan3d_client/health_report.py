@@ -30,6 +30,6 @@ def health_lines(url: str, state: Health, *, verbose: bool = False) -> list[str]
 
 
 def _row(model: ModelInfo) -> tuple[str, str, str, str]:
-    """Models of the Python backend name their runtime and file as parameters."""
-    file = model.file or PurePosixPath(model.parameters.get("model_file", "")).name
+    """Models of the Python backend name their runtime and weights as parameters; their file is always model.py."""
+    file = PurePosixPath(model.parameters.get("model_file", model.file)).name
     return model.name, model.parameters.get("runtime", model.platform), file, str(model.max_batch_size or "")

@@ -9,7 +9,7 @@ from hunyuan3d_client.text_table import aligned
 
 def of_graphs(name: str, **more: str) -> ModelInfo:
     settings = {"runtime": "onnxruntime", "model_file": "../../hunyuan3d_dit/1/checkpoint.safetensors", **more}
-    return ModelInfo(name, "1", platform="python", max_batch_size=8, parameters=settings)
+    return ModelInfo(name, "1", platform="python", file="model.py", max_batch_size=8, parameters=settings)
 
 
 STATE = Health(

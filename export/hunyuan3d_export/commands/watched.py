@@ -16,6 +16,7 @@ from . import options
 from .options import EXIT_INTERRUPTED
 
 SIGN_S = 5.0  # the longest time without a line where there is no terminal
+_LEAST_SHARE = 0.05  # of the work that must be done before the time left is worth saying
 
 
 class Watched:
@@ -57,7 +58,7 @@ class Watched:
         """How much is done, the time since the beginning, and the time left at the speed until now."""
         since_s = time.monotonic() - self._begun
         share = self._done_work / self._work if self._work else 0.0
-        left = f", {_clock(since_s * (1 - share) / share)} left" if 0 < share < 1 else ""
+        left = f", {_clock(since_s * (1 - share) / share)} left" if _LEAST_SHARE < share < 1 else ""
         return f"{len(self.finished)}/{self._parts} {self._unit}, {_clock(since_s)}{left}"
 
     def __enter__(self) -> Watched:
