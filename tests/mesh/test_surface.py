@@ -229,7 +229,7 @@ def test_wrong_arguments_are_errors_with_a_hint(options: dict[str, Any], text: s
 
 def test_answers_of_another_length_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"values must be of shape \[\d+\], got \[1\]"):
-        drive(lambda points: np.ones(1, np.float32), 32)
+        drive(lambda _points: np.ones(1, np.float32), 32)
 
 
 @settings(max_examples=40, deadline=None)
@@ -260,6 +260,4 @@ def test_random_fields_have_closed_surfaces(seed: int, resolution: int, coarse: 
     if kind == "normal":
         assert whole.faces.shape == faces.shape
         np.testing.assert_allclose(dense.in_order(whole.vertices), dense.in_order(reference), atol=1e-6)
-        np.testing.assert_array_equal(
-            dense.corners(whole.vertices, whole.faces, 5), dense.corners(reference, faces, 5)
-        )
+        np.testing.assert_array_equal(dense.corners(whole.vertices, whole.faces, 5), dense.corners(reference, faces, 5))

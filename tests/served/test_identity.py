@@ -25,5 +25,8 @@ def test_a_prompt_is_refused_where_it_would_draw_noise(served: Endpoints, tmp_pa
     out = tmp_path / "x.npy"
     command = [sys.executable, "-m", "hunyuan3d_client", "sample", "--prompt", "torus", "--out", str(out), "--url", served.grpc]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert found.returncode == 2 and "--prompt must be sent to a server of the preset shapes, got a server of custom" in found.stderr
+    assert (
+        found.returncode == 2
+        and "--prompt must be sent to a server of the preset shapes, got a server of custom" in found.stderr
+    )
     assert not out.exists()
