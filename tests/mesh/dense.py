@@ -44,16 +44,16 @@ def marching(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def needed_points(values: np.ndarray) -> int:
-    """The distinct corners of cells with corners on both sides."""
-    inside = values > 0
+    """The distinct corners of cells with corners on both sides; beyond the box, everything is outside."""
+    inside = np.pad(values > 0, 1)
     sides = [slice(None, -1), slice(1, None)]
     corners = [(x, y, z) for x in sides for y in sides for z in sides]
     counts = sum(inside[corner].astype(np.uint8) for corner in corners)
     mixed = (counts > 0) & (counts < 8)
-    needed = np.zeros(values.shape, bool)
+    needed = np.zeros(inside.shape, bool)
     for corner in corners:
         needed[corner] |= mixed
-    return int(needed.sum())
+    return int(needed[1:-1, 1:-1, 1:-1].sum())
 
 
 def drive(field: Callable[[np.ndarray], np.ndarray], resolution: int, **options: object) -> Surface:

@@ -247,7 +247,7 @@ def test_random_fields_have_closed_surfaces(seed: int, resolution: int, coarse: 
         "normal": values,
         "zeros": np.where(generator.uniform(size=values.shape) < 0.3, np.float32(0), values),
         "signs": np.where(values > 0, np.float32(1), np.float32(-1)),
-        "small": np.where(generator.uniform(size=values.shape) < 0.3, values * np.float32(1e-9), values),
+        "small": np.where(generator.uniform(size=values.shape) < 0.3, values * np.float32(3e-7), values),
         "halves": np.round(values * 2) / 2,
     }[kind]
     field = dense.field_of(values)

@@ -17,7 +17,7 @@ EDGE = 8
 SIZE = EDGE**3
 INSIDE, OUTSIDE = 1, 2
 _BIT = np.uint64(1)
-_AROUND = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], [-1, 0, 1], indexing="ij"), axis=-1).reshape(27, 3)
+AROUND = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], [-1, 0, 1], indexing="ij"), axis=-1).reshape(27, 3)
 _PLACES = np.array([EDGE * EDGE, EDGE, 1])
 LOCAL = np.stack(np.unravel_index(np.arange(SIZE), (EDGE,) * 3), axis=-1).astype(np.int32)
 
@@ -108,11 +108,14 @@ class Bricks:
         inside[crossing] = self.rows(self.origins[brick] + local // EDGE).astype(np.int64) * SIZE + (local % EDGE) @ _PLACES
         return inside
 
+    def addresses(self, grid: np.ndarray) -> np.ndarray:
+        """The addresses of the points `grid` [..., 3]."""
+        return self.rows(grid >> 3).astype(np.int64) * SIZE + (grid & (EDGE - 1)) @ _PLACES
+
     def unknown(self, grid: np.ndarray) -> np.ndarray:
         """The addresses of those of the points `grid` [P, 3] that are unknown, in rising order, each once."""
         self.ensure(grid >> 3)
-        places = (grid & 7) @ _PLACES
-        addresses = np.unique(self.rows(grid >> 3).astype(np.int64) * SIZE + places)
+        addresses = np.unique(self.addresses(grid))
         return addresses[self.bytes().reshape(-1)[addresses] == 0]
 
     def store(self, addresses: np.ndarray, values: np.ndarray) -> int:
@@ -128,7 +131,7 @@ class Bricks:
 
     def around(self, rows: np.ndarray) -> np.ndarray:
         """The bricks `rows` [N] and all their neighbours, each once, without brick 0."""
-        near = np.unique(self.rows(self.origins[rows][:, None] + _AROUND))
+        near = np.unique(self.rows(self.origins[rows][:, None] + AROUND))
         return near[near > 0]
 
     def missing(self, changed: np.ndarray) -> np.ndarray:

@@ -164,8 +164,9 @@ def _distinct(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
     unclear_sides = np.abs(difference) < np.inf
     tied = (unclear_sides & (np.abs(difference) <= np.maximum(1e-7 * total, 4 * _EPSILON))).any(axis=1)
     tiny = (sizes < largest * 2.0**-20).any(axis=1)
-    units = corners / largest
-    units[tied] *= 1 + 2.0**-20 * ((points[tied] * 2654435761 & 0xFFFF) / 0xFFFF)
+    units = corners * 0.5 ** np.frexp(largest)[1]  # a power of two, so that the two cells of a side round alike
+    units[tied] *= 1 + 2.0**-13 * ((points[tied] * 2654435761 >> 8 & 0xFFFF) / 0xFFFF)
+    units = units.astype(np.float32).astype(np.float64)
     signs = np.where(corners > 0, 1, -1)
     enlarged = signs * np.maximum(np.abs(units), 2.0**-18)
     other_order = (unclear_sides & (np.sign(_products(enlarged)[0]) != np.sign(_products(units)[0]))).any(axis=1)

@@ -7,7 +7,7 @@ from bricks import SIZE, Bricks
 
 _SMALL = 2048  # points of a wave that is worth enlarging
 _FARTHEST = 16  # layers
-_SHARE = 0.02  # of all evaluations may be guessed points
+_SHARE = 0.03  # of all evaluations may be guesses that were wrong
 _DIRECTIONS = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], [-1, 0, 1], indexing="ij"), axis=-1).reshape(27, 3)
 _KEY = np.array([2**24, 2**12, 1])
 _DIRECTIONS = _DIRECTIONS[_DIRECTIONS.any(axis=1)]
@@ -20,11 +20,12 @@ class Guess:
         self._bricks = bricks
         self._before = np.zeros(0, np.int64)
         self._layers = 1
-        self._guessed = 0
+        self._wasted = self._pending = 0
 
     def with_points_ahead(self, needed: np.ndarray, evaluations: int) -> np.ndarray:
         """The addresses `needed` [P] of unknown points, and further unknown ones if the wave is small."""
         if not 0 < len(needed) <= _SMALL:
+            self._wasted, self._pending = self._wasted + self._pending, 0
             self._before = self._before[:0]
             return needed
         grid = self._bricks.grid(needed)
@@ -32,19 +33,23 @@ class Guess:
         self._before = np.sort(self._keys(grid))
         known_direction = moved.any(axis=1)
         if not known_direction.any():
-            self._layers = 1
+            self._wasted, self._pending, self._layers = self._wasted + self._pending, 0, 1
             return needed
-        steps = np.arange(1, self._layers + 1)[:, None, None]
+        self._pending = 0  # the wave goes on from the points guessed last, so they were right
+        affordable = int(_SHARE * evaluations - self._wasted) // int(known_direction.sum())
+        layers = min(self._layers, affordable)
+        if layers < 1:
+            return needed
+        last = grid[known_direction] + layers * moved[known_direction]
+        steps = np.arange(1, layers + 1)[:, None, None]
         ahead = (grid[known_direction] + steps * moved[known_direction]).reshape(-1, 3)
-        if self._guessed + len(ahead) > _SHARE * evaluations:
-            return needed
-        last = grid[known_direction] + self._layers * moved[known_direction]
-        self._before = np.union1d(self._before, self._keys(last))  # the next wave is one step after the last layer
-        self._layers = min(2 * self._layers, _FARTHEST)
         self._bricks.ensure(ahead >> 3)
         addresses = self._bricks.unknown(ahead)
-        self._guessed += len(addresses)
-        return np.union1d(needed, addresses[addresses >= SIZE])
+        addresses = addresses[addresses >= SIZE]
+        self._before = np.union1d(self._before, self._keys(last))  # the next wave is one step after the last layer
+        self._layers = min(2 * layers, _FARTHEST)
+        self._pending = len(addresses)
+        return np.union1d(needed, addresses)
 
     def _moved(self, grid: np.ndarray, bricks: np.ndarray) -> np.ndarray:
         """The step [P, 3] by which each point's brick of points follows from the wave before; 0 where there is none."""

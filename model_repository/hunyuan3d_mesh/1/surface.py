@@ -4,7 +4,7 @@ A caller drives the generator: it gets points, evaluates the field there by what
 
 1. The coarse grid is evaluated whole. Its points are points of all finer grids too.
 2. On each finer level the middles of edges whose ends lie on different sides are evaluated first. A surface that crosses an edge
-   is therefore never lost on the way down.
+   is therefore never lost on the way down. Where values only come near to the level, the nearest point is looked for too.
 3. Then all corners of cells that have corners on both sides are evaluated, until no such cell lacks a corner.
 4. The cells of the last level are those from which marching cubes makes triangles.
 """
@@ -19,7 +19,7 @@ import cubes
 import numpy as np
 import topology
 import words
-from bricks import SIZE, Bricks
+from bricks import AROUND, EDGE, SIZE, Bricks
 from failures import EmptyField, FullField, NotFinite, TooManyEvaluations
 from guess import Guess
 from words import CORNERS
@@ -91,14 +91,14 @@ def extract(
     seeds = _seeds(bricks)
     asking.check_sides(level, unless=len(seeds) > 0)
     while bricks.stride > 1:
-        middles = np.concatenate([_middles(bricks), seeds])
+        middles = np.concatenate([_middles(bricks), (2 * seeds[:, None] + AROUND).reshape(-1, 3)])
         points = 2 * points - 1
         bricks = Bricks(resolution, stride=bricks.stride // 2, points=points, level=level, parent=bricks)
-        seeds = seeds[:0]
         asking.next_level()
         for step in (-1, 0, 1):  # the ends of the edges too: what the parent knows of them counts only in bricks that exist
             bricks.ensure((middles + step) >> 3)
         yield from _close(bricks, bricks.unknown(middles), asking)
+        seeds = _nearer(bricks, seeds)
     asking.check_sides(level)
     vertices, faces, cells, closed_at_box = cubes.triangles(bricks, closed=closed)
     shape = topology.measure(faces, len(vertices))
@@ -158,26 +158,32 @@ def _middles(bricks: Bricks) -> np.ndarray:
 
 
 def _seeds(bricks: Bricks) -> np.ndarray:
-    """The middles [M, 3] of the edges at coarse points whose values say that a surface may pass between the coarse points.
+    """Coarse points [S, 3] near which a part may lie that no coarse edge crosses.
 
-    Such a value is not saturated, and the surface is nearer than the next coarse point if the field goes on as steeply as it does
-    to the steepest of the neighbours.
+    Their values are not saturated and nearer to the level than those of the six neighbours, yet no neighbour is on the other side.
     """
-    across = bricks.across
-    blocks = bricks.values[1 : bricks.count].reshape((across,) * 3 + (8,) * 3) - np.float32(bricks.level)
-    values = blocks.transpose(0, 3, 1, 4, 2, 5).reshape((8 * across,) * 3)
-    slopes = np.zeros_like(values)
-    for axis in range(3):
-        steps = np.abs(np.diff(values, axis=axis))
-        for side in (slice(1, None), slice(None, -1)):
-            part = tuple(side if other == axis else slice(None) for other in range(3))
-            slopes[part] = np.maximum(slopes[part], steps)
-    sizes = np.abs(values)
+    blocks = bricks.values[1 : bricks.count].reshape((bricks.across,) * 3 + (EDGE,) * 3) - np.float32(bricks.level)
+    values = blocks.transpose(0, 3, 1, 4, 2, 5).reshape((EDGE * bricks.across,) * 3)
     last = (bricks.resolution + 1) // bricks.stride
-    inner = (slice(1, last + 1),) * 3
-    points = np.argwhere((sizes < _NEAR)[inner] & (sizes <= slopes)[inner]) + 1
-    steps = np.concatenate([np.eye(3, dtype=np.int64), -np.eye(3, dtype=np.int64)])
-    return (2 * points[:, None] + steps).reshape(-1, 3)
+    here = values[1 : last + 1, 1 : last + 1, 1 : last + 1]
+    nearest = np.abs(here) < _NEAR
+    for axis in range(3):
+        for side in (-1, 1):
+            other = np.roll(values, side, axis)[1 : last + 1, 1 : last + 1, 1 : last + 1]
+            nearest &= (np.abs(here) <= np.abs(other)) & ((here > 0) == (other > 0))
+    return np.argwhere(nearest) + 1
+
+
+def _nearer(bricks: Bricks, seeds: np.ndarray) -> np.ndarray:
+    """The points [S, 3] of this level next to the parent's seeds [S, 3] with values nearest to the level.
+
+    A seed ends where its neighbourhood [27] has both sides: from there on the surface itself is followed.
+    """
+    around = 2 * seeds[:, None] + AROUND
+    values = bricks.values.reshape(-1)[bricks.addresses(around)] - np.float32(bricks.level)
+    nearest = np.abs(values).argmin(axis=1)
+    one_sided = (values > 0).all(axis=1) | (values <= 0).all(axis=1)
+    return np.unique(around[np.arange(len(seeds)), nearest][one_sided], axis=0)
 
 
 class _Asking:
