@@ -84,7 +84,7 @@ serve: $(STAMP)
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py && $(BIN)/python bench/client.py
-	$(BIN)/python bench/sampler_cost.py && $(BIN)/python bench/load.py
+	$(BIN)/python bench/sampler_cost.py && $(BIN)/python bench/load.py && $(BIN)/python bench/mesh.py
 .PHONY: gpu-check  ## on a GPU machine: parity, speed beside the roofline, attention, a served sample; says so where there is no GPU
 gpu-check: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.gpu_check

@@ -97,27 +97,33 @@ def _values(bricks: Bricks, addresses: np.ndarray) -> np.ndarray:
     return bricks.values.reshape(-1)[addresses].astype(np.float64) - bricks.level
 
 
-def _vertex_numbers(bricks: Bricks, lows: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """[3, bricks, 729] int32: the vertex on the edge that runs along an axis from a point of a brick or of its upper border."""
-    numbers = np.zeros((3, bricks.count, _HALO**3), np.int32)
+def _vertex_numbers(bricks: Bricks, lows: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vertex on the edge that runs along an axis from a point of a brick or of its upper border: [3, used, 729] int32.
+
+    Only bricks with mixed cells have a place there; the place [bricks] of others is the unused first one.
+    """
+    used = bricks.mixed[: bricks.count].any(axis=(1, 2))
+    slots = np.where(used, np.cumsum(used), 0)
+    numbers = np.zeros((3, int(used.sum()) + 1, _HALO**3), np.int32)
     vertex = np.arange(len(lows), dtype=np.int32)
     brick, local = lows >> 9, LOCAL[lows & (SIZE - 1)]
-    numbers[axes, brick, local @ _HALO_STEPS] = vertex
+    numbers[axes, slots[brick], local @ _HALO_STEPS] = vertex
     for side in CORNERS[1:]:
         own = np.flatnonzero((local[:, side == 1] == 0).all(axis=1))  # the brick before has these points in its border
         before = bricks.rows(bricks.origins[brick[own]] - side)
-        numbers[axes[own], before, (local[own] + EDGE * side) @ _HALO_STEPS] = vertex[own]
-    return numbers
+        numbers[axes[own], slots[before], (local[own] + EDGE * side) @ _HALO_STEPS] = vertex[own]
+    return numbers, slots
 
 
-def _number_at(numbers: np.ndarray, cells: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _number_at(numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """The vertices on the edges [C, n] of the cells [C]."""
-    base = (cells >> 9) * _HALO**3 + _PLACE_IN_HALO[cells & (SIZE - 1)]
-    offsets = (np.arange(12) // 4) * numbers[0].size + CORNERS[_LOW] @ _HALO_STEPS
-    return numbers.reshape(-1)[base[:, None] + offsets[edges]]
+    table, slots = numbers
+    base = slots[cells >> 9] * _HALO**3 + _PLACE_IN_HALO[cells & (SIZE - 1)]
+    offsets = (np.arange(12) // 4) * table[0].size + CORNERS[_LOW] @ _HALO_STEPS
+    return table.reshape(-1)[base[:, None] + offsets[edges]]
 
 
-def _clear_faces(numbers: np.ndarray, cells: np.ndarray, signs: np.ndarray) -> np.ndarray:
+def _clear_faces(numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """The triangles [F, 3] of cells whose signs decide them."""
     edges, counts = _table()
     faces = []
@@ -128,7 +134,9 @@ def _clear_faces(numbers: np.ndarray, cells: np.ndarray, signs: np.ndarray) -> n
     return np.concatenate(faces)
 
 
-def _unclear_faces(bricks: Bricks, numbers: np.ndarray, cells: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+def _unclear_faces(
+    bricks: Bricks, numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, first: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The triangles of cells that signs leave open, and the vertices [M, 3] inside of cells, which are numbered from `first`."""
     points = bricks.further(cells[:, None], CORNERS)
     corners = _values(bricks, points)

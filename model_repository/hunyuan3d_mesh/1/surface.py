@@ -100,6 +100,7 @@ def extract(
         yield from _close(bricks, bricks.unknown(middles), asking)
         seeds = _nearer(bricks, seeds)
     asking.check_sides(level)
+    bricks.parent = None  # frees the coarser levels
     vertices, faces, cells, closed_at_box = cubes.triangles(bricks, closed=closed)
     shape = topology.measure(faces, len(vertices))
     statistics = Statistics(
