@@ -88,12 +88,12 @@ def inputs_of(images: list[bytes], **options: int) -> list[triton.InferInput]:
 
 
 def streamed(url: str, images: list[bytes], **options: int) -> list[dict[str, np.ndarray]]:
-    """Every response of the ensemble `hunyuan3d`."""
+    """Every response of the ensemble `hunyuan3d_latents`."""
     answers: queue.Queue[Any] = queue.Queue()
     found: list[dict[str, np.ndarray]] = []
     with triton.InferenceServerClient(url) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
-        client.async_stream_infer(contract.ENSEMBLE, inputs_of(images, **options))
+        client.async_stream_infer(contract.PICTURE_LATENTS, inputs_of(images, **options))
         while not found or found[-1]["step"] < found[-1]["total"]:
             result, error = answers.get(timeout=WAIT_S)
             if error is not None:
@@ -105,7 +105,8 @@ def streamed(url: str, images: list[bytes], **options: int) -> list[dict[str, np
 
 def test_what_is_served(client: Client) -> None:
     ready = {model.name for model in client.health().models if model.ready}
-    assert ready == set(contract.MODELS) - {contract.VAE, contract.FIELD}
+    decoding = {contract.VAE, contract.FIELD, contract.MESH, contract.MESH_UNARY}
+    assert ready == set(contract.MODELS) - decoding - {contract.PICTURE_MESH, contract.PICTURE_MESH_UNARY}
 
 
 @pytest.mark.parametrize("files", [[ROCKET], [COFFEE, ROCKET]], ids=["one view", "two views"])
@@ -122,27 +123,31 @@ def test_the_ensemble_is_condition_then_sample(client: Client, endpoints: Endpoi
     np.testing.assert_array_equal(responses[-1]["latents"], separate)
     assert [int(response["step"][0]) for response in responses] == [1, 2, 3, 4, 5, 6]
     assert [int(response["step"][0]) for response in responses if "latents" in response] == [2, 4, 6]
-    np.testing.assert_array_equal(client.generate(ROCKET, **OPTIONS), separate)
-    steps = list(client.generate_stream(ROCKET, preview_every=2, **OPTIONS))
-    assert [step.index for step in steps if step.latents is not None] == [2, 4, 6]
-    assert relative_l2(torch.tensor(separate), torch.tensor(client.generate(COFFEE, **OPTIONS))) > 1e-2
+    assert relative_l2(torch.tensor(separate), torch.tensor(client.sample(client.condition(COFFEE), **OPTIONS))) > 1e-2
 
 
 def test_the_unary_ensemble_and_the_latents_for_the_vae(raw: triton.InferenceServerClient, client: Client) -> None:
-    found = raw.infer(contract.ENSEMBLE_UNARY, inputs_of([ROCKET.read_bytes()], **OPTIONS), client_timeout=WAIT_S)
+    context = client.condition(ROCKET)
+    found = raw.infer(contract.PICTURE_LATENTS_UNARY, inputs_of([ROCKET.read_bytes()], **OPTIONS), client_timeout=WAIT_S)
     latents = found.as_numpy("latents")
-    np.testing.assert_array_equal(latents, client.generate(ROCKET, **OPTIONS))
-    np.testing.assert_array_equal(found.as_numpy("vae_latents"), latents / np.float32(PRESETS["v2-0"].scale_factor))
-    assert not np.array_equal(found.as_numpy("vae_latents"), latents)
+    np.testing.assert_array_equal(latents, client.sample(context, **OPTIONS))
+    assert found.as_numpy("vae_latents") is None
+    options = inputs_of([b""], **OPTIONS)[1:]
+    tensor = triton.InferInput("context", list(context.shape), "FP16").set_data_from_numpy(context)
+    wanted = [triton.InferRequestedOutput(name) for name in ("latents", "vae_latents")]
+    sampled = raw.infer(contract.SAMPLER_UNARY, [tensor, *options], outputs=wanted, client_timeout=WAIT_S)
+    np.testing.assert_array_equal(sampled.as_numpy("latents"), latents)
+    np.testing.assert_array_equal(sampled.as_numpy("vae_latents"), latents / np.float32(PRESETS["v2-0"].scale_factor))
+    assert not np.array_equal(sampled.as_numpy("vae_latents"), latents)
     wanted = [triton.InferRequestedOutput("latents")]
-    only = raw.infer(contract.ENSEMBLE_UNARY, inputs_of([ROCKET.read_bytes()], **OPTIONS), outputs=wanted)
+    only = raw.infer(contract.PICTURE_LATENTS_UNARY, inputs_of([ROCKET.read_bytes()], **OPTIONS), outputs=wanted)
     assert [output.name for output in only.get_response().outputs] == ["latents"]
 
 
 def test_the_unary_ensemble_over_http(endpoints: Endpoints) -> None:
     body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["no picture"]}]}
     request = urllib.request.Request(
-        f"http://{endpoints.http}/v2/models/{contract.ENSEMBLE_UNARY}/infer", json.dumps(body).encode(), method="POST"
+        f"http://{endpoints.http}/v2/models/{contract.PICTURE_LATENTS_UNARY}/infer", json.dumps(body).encode(), method="POST"
     )
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=WAIT_S)
@@ -203,10 +208,17 @@ def calls_after(endpoints: Endpoints) -> int:
     return calls
 
 
-def test_leaving_generate_frees_the_sampler_though_an_ensemble_would_not(client: Client, endpoints: Endpoints) -> None:
+def test_generate_says_how_to_get_latents_where_no_decoder_is_deployed(client: Client, endpoints: Endpoints) -> None:
+    before = denoiser_calls(endpoints)
+    with pytest.raises(ModelNotReady, match=r"hunyuan3d_mesh must be ready .*\nhint: for latents, call condition\(\)"):
+        client.generate(ROCKET, **OPTIONS)
+    assert denoiser_calls(endpoints) == before
+
+
+def test_leaving_a_stream_frees_the_sampler_though_an_ensemble_would_not(client: Client, endpoints: Endpoints) -> None:
     """Triton 24.10 does not cancel the models of a cancelled ensemble, so the client streams the sampler itself."""
     before = denoiser_calls(endpoints)
-    for step in client.generate_stream(ROCKET, steps=1000, num_latents=7, guidance_scale=5.0):
+    for step in client.stream(client.condition(ROCKET), steps=1000, num_latents=7, guidance_scale=5.0):
         if step.index == 3:
             break
     assert 3 <= calls_after(endpoints) - before <= 8, "steps made while the news of the cancelling travelled"
@@ -214,7 +226,7 @@ def test_leaving_generate_frees_the_sampler_though_an_ensemble_would_not(client:
     answers: queue.Queue[Any] = queue.Queue()
     with triton.InferenceServerClient(endpoints.grpc) as raw:
         raw.start_stream(lambda result, error: answers.put((result, error)))
-        raw.async_stream_infer(contract.ENSEMBLE, inputs_of([ROCKET.read_bytes()], steps=60, num_latents=7))
+        raw.async_stream_infer(contract.PICTURE_LATENTS, inputs_of([ROCKET.read_bytes()], steps=60, num_latents=7))
         assert answers.get(timeout=WAIT_S)[1] is None
         raw.stop_stream(cancel_requests=True)
     assert calls_after(endpoints) - before == 59, "cancelling an ensemble reaches the sampler now: compose no longer"
@@ -227,7 +239,7 @@ def test_the_command(endpoints: Endpoints, client: Client, tmp_path: Path, monke
     with pytest.raises(SystemExit) as ended:
         cli.app()
     assert ended.value.code == 0
-    np.testing.assert_array_equal(np.load(out), client.generate(ROCKET, **OPTIONS))
+    np.testing.assert_array_equal(np.load(out), client.sample(client.condition(ROCKET), **OPTIONS))
 
 
 def test_a_server_without_an_encoder_says_so(served: Endpoints) -> None:

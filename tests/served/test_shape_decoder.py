@@ -1,4 +1,4 @@
-"""A real server of the shape decoder: latents -> keys and values -> field, by graphs and by the checkpoint itself."""
+"""A real server of the shape decoder: latents -> keys and values -> field -> mesh, by graphs and by the checkpoint itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
+from scipy.spatial import cKDTree
+from skimage.measure import marching_cubes
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from hunyuan3d_client import contract
+from hunyuan3d_client import Client, Mesh, contract
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.onnx_from_torch import export_onnx
 from hunyuan3d_export.repository_from_artifacts import deploy, deploy_checkpoint
 from hunyuan3d_export.runners import OnnxRunner
-from hunyuan3d_export.server.embedded import EmbeddedServer, ServerOptions
+from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints, ServerOptions
 from hunyuan3d_export.shapevae.weights import ShapeVAESource
 
 pytestmark = pytest.mark.served
@@ -34,10 +36,22 @@ def onnx_folder(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
+def endpoints(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
     repository = tmp_path_factory.mktemp("decoder") / "repository"
     deploy(onnx_folder, repository)
-    with EmbeddedServer(repository) as endpoints, triton.InferenceServerClient(endpoints.grpc) as client:
+    with EmbeddedServer(repository) as endpoints:
+        yield endpoints
+
+
+@pytest.fixture(scope="module")
+def served(endpoints: Endpoints) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(endpoints.grpc) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(endpoints: Endpoints) -> Iterator[Client]:
+    with Client(endpoints.grpc, timeout_s=500) as client:
         yield client
 
 
@@ -115,6 +129,56 @@ def test_bad_requests_are_refused_with_their_reason(served: triton.InferenceServ
         with pytest.raises(InferenceServerException, match=message):
             call(served, contract.FIELD, tensors)
     assert call(served, contract.FIELD, {"queries": queries(1, most), **shape})["field"].shape == (1, most)
+
+
+def dense_field(asked: np.ndarray, resolution: int) -> np.ndarray:
+    """The field of torch's decoder at every point of the grid. tests/export/shapevae compares that decoder with upstream's."""
+    decoder = SOURCE.load(torch.float32)
+    line = np.linspace(-1.01, 1.01, resolution + 1).astype(np.float32)
+    points = torch.from_numpy(np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(1, -1, 3))
+    with torch.no_grad():
+        shape = decoder.keys_values(torch.from_numpy(asked))
+        values = torch.cat([decoder.field(part, *shape) for part in points.split(8192, dim=1)], dim=1)
+    return values.numpy().reshape((resolution + 1,) * 3)
+
+
+def triangles(faces: np.ndarray) -> set[tuple[int, ...]]:
+    return set(map(tuple, np.sort(faces, axis=1).tolist()))
+
+
+@pytest.mark.parametrize("resolution", [20, pytest.param(64, marks=pytest.mark.slow)])
+def test_the_mesh_is_scikit_images_of_torchs_field(resolution: int, client: Client) -> None:
+    """All of scikit-image's triangles are there, and the others close the surface where it runs through the box."""
+    asked = latents(1, 12)["latents"]
+    found = client.decode(asked, resolution=resolution, keep=0, method="dense", format="ply").to_trimesh()
+    wanted, faces, _, _ = marching_cubes(dense_field(asked, resolution), 0.0)
+    cell = 2.02 / resolution
+    distances, places = cKDTree(found.vertices).query(wanted * cell - 1.01)  # upstream divides by R + 1, which shrinks shapes
+    assert distances.max() < 1e-3 * cell
+    ours, theirs = triangles(found.faces), triangles(places[faces])
+    assert len(theirs - ours) <= 1e-4 * len(theirs), "but for values within 1e-6 of 0, whose signs differ"
+    closing = found.vertices[np.array(sorted(ours - theirs))]
+    assert (np.abs(closing).max(axis=(1, 2)) > 1.01 - 1.01 * cell).mean() > 0.999
+    assert found.is_watertight and found.volume > 0
+
+
+def test_following_the_surface_gives_the_dense_mesh(client: Client) -> None:
+    """Half of all cells have a piece of the surface of these random weights, so nothing lies between the coarse points unseen."""
+    asked = latents(1, 12)["latents"]
+    meshes = [client.decode(asked, resolution=24, keep=0.1, method=method) for method in contract.MESH_METHODS]
+    counts = [(mesh.vertices, mesh.faces, mesh.statistics["components"]) for mesh in meshes]
+    assert counts[0] == counts[1] and meshes[0].statistics["evaluations"] <= meshes[1].statistics["evaluations"]
+
+
+def test_eight_decodes_at_once_share_the_fields_calls(served: triton.InferenceServerClient, client: Client) -> None:
+    shapes = [latents(1, 40, seed)["latents"] for seed in range(8)]
+    alone = [client.decode(each, resolution=16) for each in shapes]
+    before = executions(served)
+    with ThreadPoolExecutor(8) as pool:
+        together: list[Mesh] = list(pool.map(lambda each: client.decode(each, resolution=16), shapes))
+    rows, calls = (after - start for after, start in zip(executions(served), before, strict=True))
+    assert [mesh.faces for mesh in together] == [mesh.faces for mesh in alone]
+    assert calls < rows * 0.7, (rows, calls)
 
 
 def test_the_checkpoint_itself_is_served(tmp_path: Path) -> None:
