@@ -221,6 +221,7 @@ SEEN_IN: dict[Any, dict[str, str]] = {
     h.MockTransport: {
         "answer": "test_denoise_splits_and_joins_batches",
         "models": "test_a_mocks_models_are_the_ones_given",
+        "weights": "test_a_mock_reports_the_weights_that_a_test_gives_it",
     },
 }
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 import hunyuan3d_client
-from hunyuan3d_client import errors
+from hunyuan3d_client import errors, files
 from hunyuan3d_client.cli import EXIT_CODES
 
 LEAVES = errors.Hunyuan3DError.__subclasses__()
@@ -49,7 +49,7 @@ def test_every_class_under_raises_exists() -> None:
                     named |= set(re.findall(r"\b[A-Z]\w+", clause))
     assert {"InvalidInput", "ServerUnavailable"} <= named
     for name in named:
-        found = getattr(hunyuan3d_client, name, None) or getattr(builtins, name)
+        found = getattr(hunyuan3d_client, name, None) or getattr(files, name, None) or getattr(builtins, name)
         assert issubclass(found, Exception)
 
 

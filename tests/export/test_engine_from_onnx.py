@@ -146,7 +146,7 @@ def test_broken_graph_is_a_readable_error_and_leaves_nothing(rtx: Target, micro_
         build_engines(tmp_path / "onnx", tmp_path / "out", rtx)
     assert "Attntion" in str(caught.value)
     assert "--attention decomposed" in str(caught.value)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_interrupt_cancels_the_build_and_leaves_nothing(rtx: Target, micro_fp16: Path, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_interrupt_cancels_the_build_and_leaves_nothing(rtx: Target, micro_fp16:
         build_engines(micro_fp16, tmp_path / "out", rtx)
     thread.join()
     assert signal.getsignal(signal.SIGINT) is original
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_rich_the_phases_are_lines_of_the_log(

@@ -53,7 +53,7 @@ def repository(artifacts: Callable[..., Path], tmp_path_factory: pytest.TempPath
 def no_server(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The repositories that would have been served."""
     served: list[Path] = []
-    monkeypatch.setattr(deployment, "_run", lambda server, _command: served.append(server.repository))
+    monkeypatch.setattr(deployment, "_run", lambda server: served.append(server.repository))
     return served
 
 

@@ -18,7 +18,15 @@ from hunyuan3d_export.server.embedded import loadable_models
 
 Export = Callable[..., Path]
 WITHOUT = sorted([contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY])
-EVERYTHING = sorted(set(contract.MODELS) - {contract.VAE, contract.FIELD})
+_OF_MESHES = {
+    contract.VAE,
+    contract.FIELD,
+    contract.MESH,
+    contract.MESH_UNARY,
+    contract.PICTURE_MESH,
+    contract.PICTURE_MESH_UNARY,
+}
+EVERYTHING = sorted(set(contract.MODELS) - _OF_MESHES)
 IMAGE_MODELS = set(EVERYTHING) - set(WITHOUT)
 
 

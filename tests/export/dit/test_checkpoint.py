@@ -157,6 +157,8 @@ def test_weights_stay_mapped(tiny: DiTConfig, tmp_path: Path, suffix: str) -> No
     config = dataclasses.replace(tiny, hidden_size=1024, num_heads=16, depth=2, depth_single_blocks=4)
     path = tmp_path / f"model{suffix}"
     save_checkpoint(random_model(config, dtype=torch.float16), path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # the kernel counts mapped pages that are not on disk yet as the process's own
     size_mib = path.stat().st_size / 2**20
     assert size_mib > 180
     run = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
@@ -290,14 +292,14 @@ class TestRefusals:
     def test_code_in_a_pickle_is_never_run(self, narrow: DiTConfig, tmp_path: Path, new_format: bool) -> None:
         path, trace = tmp_path / "model.ckpt", tmp_path / "trace"
         torch.save({"model": state_of(narrow), "evil": Touch(trace)}, path, _use_new_zipfile_serialization=new_format)
-        with pytest.raises(CheckpointError, match="must be a whole checkpoint of plain tensors"):
+        with pytest.raises(CheckpointError, match="must be a checkpoint of plain tensors"):
             load_checkpoint(path)
         assert not trace.exists()
 
     def test_code_in_a_bare_pickle_is_never_run(self, tmp_path: Path) -> None:
         path, trace = tmp_path / "model.safetensors", tmp_path / "trace"
         path.write_bytes(pickle.dumps(Touch(trace), protocol=2))
-        with pytest.raises(CheckpointError, match="must be a whole checkpoint of plain tensors"):
+        with pytest.raises(CheckpointError, match="must be a checkpoint of plain tensors"):
             load_checkpoint(path)
         assert not trace.exists()
 
