@@ -137,7 +137,7 @@ def dense_field(asked: np.ndarray, resolution: int) -> np.ndarray:
     line = np.linspace(-1.01, 1.01, resolution + 1).astype(np.float32)
     points = torch.from_numpy(np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(1, -1, 3))
     with torch.no_grad():
-        shape = decoder.keys_values(torch.from_numpy(asked))
+        shape = decoder.keys_values(torch.from_numpy(asked) / SOURCE.serving().scale_factor)
         values = torch.cat([decoder.field(part, *shape) for part in points.split(8192, dim=1)], dim=1)
     return values.numpy().reshape((resolution + 1,) * 3)
 

@@ -1,7 +1,7 @@
 """`make demo`: exports, verifies, deploys, serves, samples through the client and compares the result with torch.
 
-The `shapes` preset draws a picture of its samples. Then a photograph goes through the image encoder and the ensemble, which
-have random weights.
+The `shapes` preset draws a picture of its samples. Then a photograph becomes a mesh file, through an image encoder, a denoiser and a
+shape decoder, which have random weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hunyuan3d_client import Client, Step, contract
+from hunyuan3d_client import Client, Mesh, Step, contract
 from hunyuan3d_client.shapes.pictures import save_grid
 
 from .. import parity
@@ -35,12 +35,16 @@ from ..onnx_from_torch import OnnxOptions, export_onnx
 from ..repository_from_artifacts import deploy
 from ..server.embedded import EmbeddedServer
 from ..shapes import decode_points, embed_prompt
+from ..shapevae.weights import ShapeVAESource
+from . import demo_mesh
 from .artifacts import print_checks
 from .options import CheckpointOption, PresetOption, console
 from .photograph import ensemble_latents, photograph
 
 BUILD = Path("build") / "demo"
 PICTURE = BUILD / "shapes.png"
+MESH, MESH_PICTURE = BUILD / "mesh.glb", BUILD / "mesh.png"
+_DECODER = ShapeVAESource(preset="tiny")
 # A CPU takes minutes for one evaluation of a full-size preset. Above this size the demo takes few steps of few latents.
 _SMALL_PARAMETERS = 50_000_000
 _FEW_STEPS, _FEW_LATENTS = 3, 64
@@ -95,14 +99,15 @@ def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
     with clock("export to ONNX"):
         export_onnx(weights, artifacts, options=OnnxOptions(precision=precision))
         if not prompted:
-            export_onnx(ConditionerSource(), artifacts, options=OnnxOptions(precision=precision))
+            for source in (ConditionerSource(), _DECODER):
+                export_onnx(source, artifacts, options=OnnxOptions(precision=precision))
     with clock("verify against torch"):
         checks = parity.verify(artifacts, weights)
     print_checks(checks)
     plan = _prompt_plan(defaults) if prompted else _photograph_plan(defaults)
     with clock("deploy"):
         deploy(artifacts, repository)
-    served, path, context = _serve_and_sample(repository, plan, clock)
+    served, path, context, mesh = _serve_and_sample(repository, plan, clock)
     with clock("the same loop in torch, two full branches"):
         expected = _in_torch(weights, dataclasses.replace(plan, context=context))
     error, tolerance = relative_l2(torch.from_numpy(served), expected), _TOLERANCES[precision]
@@ -112,7 +117,8 @@ def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
     console.print(f"served against torch: relative L2 {error:.1e} (tolerance {tolerance:.0e}) {verdict}")
     if prompted:
         console.print(f"picture of the samples: {PICTURE}")
-    return error <= tolerance and all(check.passed for model in checks.values() for check in model)
+    fits = mesh is None or _check_mesh(mesh, served, precision)
+    return fits and error <= tolerance and all(check.passed for model in checks.values() for check in model)
 
 
 def _prompt_plan(defaults: Preset) -> Plan:
@@ -149,8 +155,11 @@ def _photograph_plan(defaults: Preset) -> Plan:
     )
 
 
-def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDArray[np.float32], str, NDArray[np.float16]]:
-    """The sampled latents, the sampling path that the server took, and the context."""
+def _serve_and_sample(
+    repository: Path, plan: Plan, clock: _Clock
+) -> tuple[NDArray[np.float32], str, NDArray[np.float16], Mesh | None]:
+    """The sampled latents, the sampling path that the server took, the context, and the mesh of a photograph."""
+    mesh = None
     server = EmbeddedServer(repository)
     with clock("start tritonserver"):
         endpoints = server.start()
@@ -168,11 +177,25 @@ def _serve_and_sample(repository: Path, plan: Plan, clock: _Clock) -> tuple[NDAr
             else:
                 with clock("the ensemble, from photograph to latents"):
                     _through_the_ensemble(client, endpoints.grpc, plan)
+                assert step.latents is not None
+                with clock("decode the latents to a mesh"):
+                    mesh = demo_mesh.decode(client, step.latents, MESH)
     finally:
         with clock("stop tritonserver"):
             server.stop()
     assert step.latents is not None  # the final step always has latents
-    return step.latents, step.path, context
+    return step.latents, step.path, context, mesh
+
+
+def _check_mesh(mesh: Mesh, latents: NDArray[np.float32], precision: str) -> bool:
+    """Draws the mesh and compares it with torch's field; half precision moves vertices, so only fp32 has a tolerance."""
+    demo_mesh.draw(mesh, MESH_PICTURE)
+    error = demo_mesh.error_in_cells(mesh, latents, _DECODER)
+    passed = precision != "fp32" or error <= demo_mesh.TOLERANCE
+    console.print(f"mesh of {mesh.faces} faces, watertight {mesh.watertight}: {MESH}, picture: {MESH_PICTURE}")
+    verdict = "ok" if passed else "[red]FAILED[/red]"
+    console.print(f"mesh against torch's field: {error:.1e} cells (tolerance {demo_mesh.TOLERANCE:.0e} in fp32) {verdict}")
+    return passed
 
 
 def _sample(client: Client, plan: Plan, context: NDArray[np.float16]) -> Step:
@@ -195,7 +218,8 @@ def _through_the_ensemble(client: Client, url: str, plan: Plan) -> None:
     """Samples with one request from photograph to latents; the latents must equal those of separate calls by the client."""
     num_latents = plan.noise.shape[1]
     found = ensemble_latents(url, photograph(), {"steps": plan.steps, "num_latents": num_latents, "seed": _SEED})
-    expected = client.generate(photograph(), steps=plan.steps, num_latents=num_latents, seed=_SEED)
+    context = client.condition(photograph())
+    expected = client.sample(context, steps=plan.steps, num_latents=num_latents, seed=_SEED)
     equal = np.array_equal(found, expected)
     console.print(f"the ensemble and condition + sample, called separately: {'equal' if equal else '[red]NOT EQUAL[/red]'}")
     if not equal:

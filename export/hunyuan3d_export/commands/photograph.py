@@ -21,7 +21,7 @@ def photograph() -> bytes:
 
 
 def ensemble_latents(url: str, image: bytes, options: Mapping[str, int]) -> NDArray[np.float32]:
-    """Latents [1, L, 64] from the ensemble hunyuan3d_unary. options: values of the sampler's inputs."""
+    """Latents [1, L, 64] from the ensemble hunyuan3d_latents_unary. options: values of the sampler's inputs."""
     tensors = {"image": np.array([image, None], np.object_)[:1]}  # without None, NumPy takes the bytes for a string
     types = {spec.name: spec.numpy_dtype for spec in contract.SAMPLER_INPUTS}
     tensors |= {name: np.array([value], types[name]) for name, value in options.items()}
