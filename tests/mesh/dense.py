@@ -7,6 +7,7 @@ from collections.abc import Callable
 import cubes
 import numpy as np
 from fields import BOUNDS, Field
+from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 from surface import Surface, extract
 
@@ -67,15 +68,18 @@ def drive(field: Callable[[np.ndarray], np.ndarray], resolution: int, **options:
         return end.value
 
 
-def corners(vertices: np.ndarray, faces: np.ndarray, digits: int | None = None) -> np.ndarray:
-    """The triangles [F, 9] by their corners' places, each from its smallest corner on, in rising order."""
-    places = vertices if digits is None else np.round(vertices, digits) + 0.0
-    _, numbers = np.unique(places, axis=0, return_inverse=True)
-    numbered = numbers.reshape(-1)[faces]
-    first = numbered.argmin(axis=1)[:, None]
-    turned = np.take_along_axis(numbered, (first + np.arange(3)) % 3, axis=1)
+def assert_equal(vertices: np.ndarray, faces: np.ndarray, surface: Surface) -> None:
+    """The surface has these vertices, up to the last bit of their coordinates, and these faces, whatever their order."""
+    assert surface.vertices.shape == vertices.shape and surface.faces.shape == faces.shape
+    places, ours = np.unique(surface.vertices, axis=0, return_inverse=True)  # where values are 0, vertices share a place
+    distances, theirs = cKDTree(places).query(vertices)
+    assert distances.max() < 3e-7
+    np.testing.assert_array_equal(np.sort(theirs), np.sort(ours.reshape(-1)))
+    np.testing.assert_array_equal(_in_order(theirs[faces]), _in_order(ours.reshape(-1)[surface.faces]))
+
+
+def _in_order(faces: np.ndarray) -> np.ndarray:
+    """The faces [F, 3], each from its smallest corner on, which keeps the orientation, in rising order."""
+    first = faces.argmin(axis=1)[:, None]
+    turned = np.take_along_axis(faces, (first + np.arange(3)) % 3, axis=1)
     return turned[np.lexsort(turned.T)]
-
-
-def in_order(vertices: np.ndarray) -> np.ndarray:
-    return vertices[np.lexsort(vertices.T)]

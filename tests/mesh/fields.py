@@ -47,13 +47,18 @@ def chair(resolution: int) -> Field:
     parts += [((x, -0.5, z), (0.04, 0.45, 0.04)) for x in (-0.4, 0.4) for z in (-0.4, 0.4)]
     rods = [(axis, height, side) for axis in (0, 2) for height in (-0.3, -0.6) for side in (-0.4, 0.4)]
 
-    def field(points: np.ndarray) -> np.ndarray:
-        points = points.astype(np.float64)
+    def distances(points: np.ndarray) -> np.ndarray:
         distance = np.min([_box(points, centre, half) for centre, half in parts], axis=0)
         for axis, height, side in rods:
             across = np.hypot(points[:, 1] - height, points[:, 2 - axis] - side)
             distance = np.minimum(distance, np.maximum(across - thin, np.abs(points[:, axis]) - 0.4))
-        return _clip(distance)
+        return distance
+
+    def field(points: np.ndarray) -> np.ndarray:
+        near = (np.abs(points[:, [0, 2]]) < 0.45 + 2 * _BAND).all(axis=1)  # the other values are cut off
+        values = np.full(len(points), -1, np.float32)
+        values[near] = _clip(distances(points[near].astype(np.float64)))
+        return values
 
     return field
 

@@ -19,7 +19,9 @@ INSIDE, OUTSIDE = 1, 2
 _BIT = np.uint64(1)
 AROUND = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], [-1, 0, 1], indexing="ij"), axis=-1).reshape(27, 3)
 _PLACES = np.array([EDGE * EDGE, EDGE, 1])
+_PACKING, _COORDINATE = np.array([2**42, 2**21, 1]), 2**21 - 1
 LOCAL = np.stack(np.unravel_index(np.arange(SIZE), (EDGE,) * 3), axis=-1).astype(np.int32)
+_PACKED_LOCAL = LOCAL @ _PACKING
 
 
 class Bricks:
@@ -32,6 +34,7 @@ class Bricks:
         self._steps = np.array([(self.across + 2) ** 2, self.across + 2, 1])
         self.count = 1
         self.origins = np.zeros((1, 3), np.int32)  # in bricks
+        self._packed = np.zeros(1, np.int64)  # the grid indices of a brick's first point, 21 bits each
         self.values = np.zeros((1, SIZE), np.float32)
         self.flags = np.zeros((1, EDGE, EDGE), np.uint64)
         self.mixed = np.zeros((1, EDGE, EDGE), np.uint64)  # cells with corners on both sides, by their lowest corner
@@ -49,6 +52,7 @@ class Bricks:
         self._grow()
         self.directory.reshape(-1)[keys] = np.arange(first, self.count)
         self.origins[first : self.count] = new
+        self._packed[first : self.count] = (new.astype(np.int64) * EDGE) @ _PACKING
         if self.parent is not None:
             self._inherit(first, new)
         self._mark_virtual(first, new)
@@ -56,7 +60,7 @@ class Bricks:
     def _grow(self) -> None:
         if self.count > len(self.values):
             capacity = max(self.count, len(self.values) * 5 // 4)
-            for name in ("origins", "values", "flags", "mixed"):
+            for name in ("origins", "_packed", "values", "flags", "mixed"):
                 old = getattr(self, name)
                 grown = np.zeros((capacity, *old.shape[1:]), old.dtype)
                 grown[: len(old)] = old
@@ -97,16 +101,21 @@ class Bricks:
 
     def grid(self, addresses: np.ndarray) -> np.ndarray:
         """The grid indices [P, 3] int32 of points that are given as brick * 512 + place."""
-        return self.origins[addresses >> 9] * EDGE + LOCAL[addresses & (SIZE - 1)]
+        packed = self._packed[addresses >> 9] + _PACKED_LOCAL[addresses & (SIZE - 1)]  # faster than to pick rows of three
+        return np.stack([packed >> 42, (packed >> 21) & _COORDINATE, packed & _COORDINATE], axis=-1).astype(np.int32)
 
-    def further(self, addresses: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """The addresses of the points that lie `steps` [..., 3] (0 or 1) after others, in bricks that exist."""
-        local = LOCAL[addresses & (SIZE - 1)] + steps
-        inside = addresses + steps @ _PLACES
-        crossing = np.nonzero((local == EDGE).any(axis=-1))
-        local, brick = local[crossing], np.broadcast_to(addresses >> 9, inside.shape)[crossing]
-        inside[crossing] = self.rows(self.origins[brick] + local // EDGE).astype(np.int64) * SIZE + (local % EDGE) @ _PLACES
-        return inside
+    def further(self, addresses: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """The addresses of the points that lie `step` [3] (0 or 1 along each axis) after others, in bricks that exist."""
+        result = addresses + step @ _PLACES
+        last = np.zeros(len(addresses), bool)
+        for along, place in zip(step, _PLACES, strict=True):
+            if along:
+                last |= (addresses // place & (EDGE - 1)) == EDGE - 1
+        crossing = np.flatnonzero(last)
+        local = LOCAL[addresses[crossing] & (SIZE - 1)] + step
+        rows = self.rows(self.origins[addresses[crossing] >> 9] + local // EDGE)
+        result[crossing] = rows.astype(np.int64) * SIZE + (local % EDGE) @ _PLACES
+        return result
 
     def addresses(self, grid: np.ndarray) -> np.ndarray:
         """The addresses of the points `grid` [..., 3]."""
@@ -131,31 +140,38 @@ class Bricks:
 
     def around(self, rows: np.ndarray) -> np.ndarray:
         """The bricks `rows` [N] and all their neighbours, each once, without brick 0."""
-        near = np.unique(self.rows(self.origins[rows][:, None] + AROUND))
-        return near[near > 0]
+        near = np.zeros(self.count, bool)
+        near[self.rows(self.origins[rows][:, None] + AROUND)] = True
+        near[0] = False
+        return np.flatnonzero(near)
 
     def missing(self, changed: np.ndarray) -> np.ndarray:
         """The addresses of unknown points that mixed cells need, after points in the bricks `changed` [N] became known."""
         near = self.around(changed)
-        self.mixed[near] = words.both(words.any_corner(self.flags, self.neighbours(near)))
-        self._spread(near)
-        near = self.around(changed)
-        needed = words.any_cell(self.mixed, self.neighbours(near, -1))
+        after, before = self.neighbours(near), self.neighbours(near, -1)
+        self.mixed[near] = words.both(words.any_corner(self.flags, after))
+        count = self.count
+        self._spread(near, after, before)
+        if self.count > count:
+            near = self.around(changed)
+            before = self.neighbours(near, -1)
+        needed = words.any_cell(self.mixed, before)
         flags = self.flags[near]
         return words.addresses(needed & ~(flags | (flags >> _BIT)), near)
 
-    def _spread(self, rows: np.ndarray) -> None:
-        """Makes the bricks that mixed cells at the borders of the bricks `rows` reach into, or have mixed neighbours in."""
+    def _spread(self, rows: np.ndarray, after: np.ndarray, before: np.ndarray) -> None:
+        """Makes the bricks that mixed cells at the borders of the bricks `rows` reach into, or have mixed neighbours in.
+
+        after, before: the neighbours [N, 8] of `rows` in both directions.
+        """
         mixed = self.mixed[rows]
         whole_z = np.bitwise_or.reduce(mixed, axis=(1, 2))
         wanted = []
-        for last, last_z, direction in ((7, words.LAST_BYTE, 1), (0, np.uint64(0), -1)):
+        for last, last_z, direction, there in ((7, words.LAST_BYTE, 1, after), (0, np.uint64(0), -1, before)):
             x = np.bitwise_or.reduce(mixed[:, last], axis=1) > 0
             y = np.bitwise_or.reduce(mixed[:, :, last], axis=1) > 0
             z = (whole_z >> last_z & np.uint64(1)) > 0
             reach = np.stack([x, y, z], axis=1)
-            lacking = self.neighbours(rows, direction) == 0
-            for corner in range(1, 8):
-                out = rows[lacking[:, corner] & (reach >= CORNERS[corner]).all(axis=1)]
-                wanted.append(self.origins[out] + direction * CORNERS[corner])
+            brick, corner = np.nonzero((there == 0) & (reach[:, None] >= CORNERS).all(axis=2))
+            wanted.append(self.origins[rows[brick]] + direction * CORNERS[corner])
         self.ensure(np.concatenate(wanted))

@@ -71,7 +71,7 @@ def _virtual(bricks: Bricks, grid: np.ndarray, reach: int | np.ndarray) -> np.nd
 
 
 def _crossing_edges(bricks: Bricks, closed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The addresses [V] of the lower ends of the edges that the surface crosses, and the edges' axes [V]."""
+    """The addresses [V] of the lower ends of the edges that the surface crosses, and the edges' axes [V], in rising order."""
     rows = np.arange(1, bricks.count)
     corners = list(words.corners(bricks.flags, bricks.neighbours(rows)))
     lows = [words.addresses(words.both(corners[0] | corners[step]), rows) for step in _STEPS]
@@ -86,7 +86,8 @@ def _crossing_edges(bricks: Bricks, closed: bool) -> tuple[np.ndarray, np.ndarra
 def _on_edges(bricks: Bricks, lows: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Where the surface crosses edges: [V, 3] float64, in fine grid indices."""
     vertices = bricks.grid(lows).astype(np.float64) - 1
-    highs = bricks.further(lows, np.eye(3, dtype=np.int64)[axes])
+    steps = np.eye(3, dtype=np.int64)
+    highs = np.concatenate([bricks.further(lows[axes == axis], steps[axis]) for axis in range(3)])
     low, high = (1 / (_EPSILON + np.abs(_values(bricks, ends))) for ends in (lows, highs))
     vertices[np.arange(len(lows)), axes] += high / (low + high)
     return vertices
@@ -118,8 +119,9 @@ def _vertex_numbers(bricks: Bricks, lows: np.ndarray, axes: np.ndarray) -> tuple
 def _number_at(numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """The vertices on the edges [C, n] of the cells [C]."""
     table, slots = numbers
-    base = slots[cells >> 9] * _HALO**3 + _PLACE_IN_HALO[cells & (SIZE - 1)]
-    offsets = (np.arange(12) // 4) * table[0].size + CORNERS[_LOW] @ _HALO_STEPS
+    number = np.int32 if table.size < 2**31 else np.int64
+    base = (slots[cells >> 9] * _HALO**3 + _PLACE_IN_HALO[cells & (SIZE - 1)]).astype(number)
+    offsets = ((np.arange(12) // 4) * table[0].size + CORNERS[_LOW] @ _HALO_STEPS).astype(number)
     return table.reshape(-1)[base[:, None] + offsets[edges]]
 
 
@@ -138,7 +140,7 @@ def _unclear_faces(
     bricks: Bricks, numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, first: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The triangles of cells that signs leave open, and the vertices [M, 3] inside of cells, which are numbered from `first`."""
-    points = bricks.further(cells[:, None], CORNERS)
+    points = np.stack([bricks.further(cells, corner) for corner in CORNERS], axis=1)
     corners = _values(bricks, points)
     cell, edges = _triangles_of(_distinct(corners, points))
     with_middle = np.unique(cell[(edges == _MIDDLE).any(axis=1)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 
@@ -26,18 +26,19 @@ class Topology:
 def measure(faces: np.ndarray, vertices: int) -> Topology:
     """The topology of the faces [F, 3] over so many vertices; a vertex without faces is a part of its own."""
     starts, ends = faces.reshape(-1), faces[:, [1, 2, 0]].reshape(-1)
-    uses = coo_array((np.ones(len(starts), np.int32), (starts, ends)), shape=(vertices, vertices)).tocsr()
-    parts, labels = connected_components(uses, directed=True, connection="weak")
-    back = uses.T.tocsr()
-    uses.sort_indices()
-    wrong = (uses.data != 1).any() or not (
-        np.array_equal(uses.indptr, back.indptr) and np.array_equal(uses.indices, back.indices)
-    )
-    open_vertices = np.zeros(0, np.int64)
-    if wrong:
-        difference = (uses - back).tocoo()
-        twice = uses.tocoo()
-        twice = twice.row[twice.data > 1], twice.col[twice.data > 1]
-        unpaired = difference.data != 0
-        open_vertices = np.unique(np.concatenate([difference.row[unpaired], difference.col[unpaired], *twice]))
-    return Topology(int(parts), labels.astype(np.int32), open_vertices)
+    rising = starts < ends
+    up, down = _uses(starts[rising], ends[rising], vertices), _uses(ends[~rising], starts[~rising], vertices)
+    closed = all(np.array_equal(getattr(up, part), getattr(down, part)) for part in ("indptr", "indices", "data"))
+    if closed and (up.data == 1).all():
+        parts, labels = connected_components(up, directed=False)
+        return Topology(int(parts), labels.astype(np.int32), np.zeros(0, np.int32))
+    parts, labels = connected_components(up + down, directed=False)
+    different, often = (up - down).tocoo(), (up + down > 2).tocoo()
+    unpaired = different.data != 0
+    ends_of_open = [different.row[unpaired], different.col[unpaired], often.row, often.col]
+    return Topology(int(parts), labels.astype(np.int32), np.unique(np.concatenate(ends_of_open)).astype(np.int32))
+
+
+def _uses(lower: np.ndarray, higher: np.ndarray, vertices: int) -> csr_array:
+    """How often each edge is used in one direction, [vertices, vertices]."""
+    return coo_array((np.ones(len(lower), np.int32), (lower, higher)), shape=(vertices, vertices)).tocsr()
