@@ -43,6 +43,8 @@ class Guess:
         last = grid[known_direction] + layers * moved[known_direction]
         steps = np.arange(1, layers + 1)[:, None, None]
         ahead = (grid[known_direction] + steps * moved[known_direction]).reshape(-1, 3)
+        # The last layers may lie far outside of the grid, where there are no bricks.
+        ahead = ahead[((ahead >= 0) & (ahead < 8 * self._bricks.across)).all(axis=1)]
         self._bricks.ensure(ahead >> 3)
         addresses = self._bricks.unknown(ahead)
         addresses = addresses[addresses >= SIZE]
