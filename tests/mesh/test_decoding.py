@@ -162,6 +162,16 @@ def test_a_field_without_a_surface_is_a_typed_error_with_a_hint(
     assert outcomes.code(caught.value) == code and "\nhint: " in str(caught.value)
 
 
+def test_a_defect_of_the_server_is_not_the_callers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> bytes:
+        raise ValueError("index -20 is out of bounds")
+
+    monkeypatch.setattr(mesh_files, "encode", broken)
+    with pytest.raises(outcomes.Ended, match="The mesh could not be made: index -20") as caught:
+        decoded(FieldNetworks())
+    assert outcomes.code(caught.value) == "INTERNAL"
+
+
 def test_a_decode_ends_in_time() -> None:
     with pytest.raises(outcomes.Expired, match=r"must end within 5 s.*\nhint: "):
         decoded(FieldNetworks(), check=decoding.until(time.monotonic() - 1, 5))

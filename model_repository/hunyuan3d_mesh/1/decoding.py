@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
@@ -30,6 +31,8 @@ from outcomes import Ended, Expired
 POINT_BUCKETS = (256, 1024, 4096)
 PARTS = ("keys and values", "field", "surface", "file")
 DONE = "done"
+
+logger = logging.getLogger(__name__)
 
 Waves = Generator[np.ndarray, np.ndarray, surface.Surface]
 
@@ -97,6 +100,11 @@ class Decoder:
             return await job.run(latents)
         except failures.NotFinite as error:  # the networks' fault and not the caller's, although it is a ValueError
             raise Ended(str(error)) from error
+        except failures.FieldError:
+            raise
+        except ValueError as error:  # the request was checked on arrival, so this is a defect of the server
+            logger.exception("request %s: the mesh could not be made", sink.request_id)
+            raise Ended(f"The mesh could not be made: {error}\nhint: the server's log says more") from error
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
