@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import serving
@@ -21,7 +22,7 @@ import tritonclient.grpc
 from rich.console import Console
 from rich.table import Table
 
-from hunyuan3d_client import AsyncClient, Client, contract, noise
+from hunyuan3d_client import AsyncClient, Client, Step, Stream, contract, noise
 from hunyuan3d_export.dit.reference_sampler import OnnxDenoiser, sigmas
 from hunyuan3d_export.dit.reference_sampler import sample as in_process
 from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
@@ -124,10 +125,11 @@ def own_cost(*, hold_context: bool, callers: int, steps: int = 60) -> dict[str, 
         contexts = [serving.tokens(V2_0["context"], seed=seed) for seed in range(callers)]
         asyncio.run(together(endpoints.grpc, contexts, V2_0["latents"], 4))
         before, model_before = serving.counters(endpoints), _model_s(raw)
-        with Client(endpoints.grpc, timeout_s=600) as client:
-            jobs = [client.submit(context, num_latents=V2_0["latents"], steps=steps, preview_every=0) for context in contexts]
-            begins = [_first(job) for job in jobs]
-            ends = [_last(job) for job in jobs]
+        with Client(endpoints.grpc, timeout_s=600) as client, ThreadPoolExecutor(callers) as pool:
+            options = {"num_latents": V2_0["latents"], "steps": steps, "preview_every": 0}
+            begins, ends = zip(
+                *pool.map(lambda context: _first_and_last(client.stream(context, **options)), contexts), strict=True
+            )
         after, model_after = serving.counters(endpoints), _model_s(raw)
     calls = after["evaluation_seconds_count"] - before["evaluation_seconds_count"]
     evaluation = (after["evaluation_seconds_sum"] - before["evaluation_seconds_sum"]) / calls
@@ -142,15 +144,10 @@ def own_cost(*, hold_context: bool, callers: int, steps: int = 60) -> dict[str, 
     }
 
 
-def _first(job: object) -> float:
-    while job.progress is None and not job.done():
-        time.sleep(0.0005)
-    return time.perf_counter()
-
-
-def _last(job: object) -> float:
-    job.result()
-    return time.perf_counter()
+def _first_and_last(steps: Stream[Step]) -> tuple[float, float]:
+    """When the first and the last step of a trajectory arrived."""
+    times = [time.perf_counter() for _ in steps]
+    return times[0], times[-1]
 
 
 def _model_s(raw: tritonclient.grpc.InferenceServerClient) -> float:

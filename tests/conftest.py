@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -88,3 +89,33 @@ def micro_distilled(micro_weights: Callable[..., Any]) -> Any:
 def artifacts() -> Callable[..., Path]:
     """artifacts(weights=None, precision="fp32", attention="op", distilled=False, seed=0, choices=""): `exported`, cached per session."""
     return functools.cache(exported)
+
+
+class Background:
+    """A trajectory that a thread follows. `progress` is its latest step, None before the first."""
+
+    def __init__(self, client: Any, *arguments: Any, **options: Any) -> None:
+        self.progress: Any = None
+        self._stream = client.stream(*arguments, **options)
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._future = pool.submit(self._follow)
+        pool.shutdown(wait=False)
+
+    def _follow(self) -> Any:
+        for step in self._stream:
+            self.progress = step
+        return self.progress.latents
+
+    def result(self, *, timeout_s: float) -> Any:
+        return self._future.result(timeout_s)
+
+    def cancel(self) -> bool:
+        """Stop the trajectory; whether it was running."""
+        running = not self._future.done()
+        self._stream.close()
+        return running
+
+
+@pytest.fixture(scope="session")
+def background() -> type[Background]:
+    return Background

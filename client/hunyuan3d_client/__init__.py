@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .blocking import Client, Job
+    from .blocking import Client
     from .client import AsyncClient
     from .errors import (
         Cancelled,
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from .mesh import Mesh, MeshProgress
     from .requests import Step, noise
     from .round_robin import RoundRobin
+    from .streams import AsyncStream, Stream
     from .transport import Health, InputInfo, MockTransport, ModelInfo, Request, StatusError, Transport
 
 __all__ = [
     "AsyncClient",
+    "AsyncStream",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
@@ -33,7 +35,6 @@ __all__ = [
     "Hunyuan3DError",
     "InputInfo",
     "InvalidInput",
-    "Job",
     "Mesh",
     "MeshProgress",
     "MockTransport",
@@ -47,6 +48,7 @@ __all__ = [
     "ServerUnavailable",
     "StatusError",
     "Step",
+    "Stream",
     "Transport",
     "noise",
 ]
@@ -64,6 +66,7 @@ if not TYPE_CHECKING:
                 "mesh",
                 "requests",
                 "round_robin",
+                "streams",
                 "transport",
             ):
                 found = getattr(importlib.import_module(f".{module}", __name__), name, None)

@@ -11,27 +11,30 @@ import dataclasses
 import functools
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from . import contract, requests
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
-from .exchange import Exchange, one
+from .exchange import Exchange, left_s, one
 from .grpc_transport import GrpcTransport, SharedMemory
 from .mesh import Mesh, MeshProgress
+from .offload import in_thread, is_small
 from .options import DecodeOptions, GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
-from .pictures import image_inputs
+from .pictures import checked_views, image_inputs
 from .requests import Scalars, Step
 from .round_robin import RoundRobin
+from .streams import AsyncStream
 from .transport import Health, ModelInfo, Request, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone: the package does not need it installed
 
+T = TypeVar("T")
 Inputs = dict[str, npt.NDArray[Any]]
 Latents = npt.NDArray[np.float32]
 Context = npt.NDArray[np.float16]
@@ -97,8 +100,10 @@ class AsyncClient:
         may be read-only: a batch that was not split is returned as a view of the received message, without a copy.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
-        name, inputs = requests.denoise(latents, t, context, guidance=guidance, guidance_scale=guidance_scale)
         deadline = self._deadline(timeout_s)
+        scales = {"guidance": guidance, "guidance_scale": guidance_scale}
+        made = functools.partial(requests.denoise, latents, t, context, **scales)
+        name, inputs = made() if is_small(latents, context) else await in_thread(made, timeout_s=left_s(deadline))
         model, inputs = await self._conform(name, inputs, deadline)
         most = min(model.max_batch_size or contract.AXES["B"].max, contract.AXES["B"].max)
         starts = range(0, len(inputs["latents"]), most)
@@ -122,14 +127,17 @@ class AsyncClient:
         return await _last(self.stream(context, **options, preview_every=0))
 
     @takes(StreamOptions)
-    def stream(self, context: Any, **options: Unpack[StreamOptions]) -> AsyncGenerator[Step, None]:
+    def stream(self, context: Any, **options: Unpack[StreamOptions]) -> AsyncStream[Step]:
         """The Steps of a trajectory as the server makes them. Arguments are those of sample(), and `preview_every`.
 
-        Leaving the loop early, by break or exception, cancels the trajectory on the server.
-        Raises InvalidInput at once, and what sample() raises while iterating.
+        Close the stream, or use it in a with block, to cancel the trajectory on the server when you leave early.
+        Raises InvalidInput at once (while iterating, for the values of a large array), and what sample() raises while iterating.
         """
         deadline = self._deadline(options.pop("timeout_s"))
-        return self._trajectory(requests.sample(context, options), deadline)
+        inputs = requests.checked_sample(context, options)
+        if is_small(context, options["latents"], options["negative_context"]):
+            return AsyncStream(self._trajectory(requests.cast(inputs), deadline))
+        return AsyncStream(self._after_cast(self._trajectory, inputs, deadline))
 
     async def condition(self, image: Any, *, timeout_s: float | None = None) -> Context:
         """The condition tokens [1, T, 1536] float16 of a picture, as sample() and stream() take them.
@@ -138,7 +146,8 @@ class AsyncClient:
         multi-view weights, a list of up to four pictures stands for the views front, left, back, right.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
-        return await self._condition(image_inputs(image), self._deadline(timeout_s))
+        deadline = self._deadline(timeout_s)
+        return await self._encoded(await self._pictured(checked_views(image), deadline), deadline)
 
     @takes(DecodeOptions)
     async def decode(self, latents: Any, **options: Unpack[DecodeOptions]) -> Mesh:
@@ -150,14 +159,17 @@ class AsyncClient:
         return await _mesh(self.decode_stream(latents, **options))
 
     @takes(DecodeOptions)
-    def decode_stream(self, latents: Any, **options: Unpack[DecodeOptions]) -> AsyncGenerator[MeshProgress | Mesh, None]:
+    def decode_stream(self, latents: Any, **options: Unpack[DecodeOptions]) -> AsyncStream[MeshProgress | Mesh]:
         """The MeshProgress of a decode while the server works, then its Mesh.
 
-        Leaving the loop early, by break or exception, cancels the decode on the server.
-        Raises InvalidInput at once, and what decode() raises while iterating.
+        Close the stream, or use it in a with block, to cancel the decode on the server when you leave early.
+        Raises InvalidInput at once (while iterating, for the values of a large array), and what decode() raises while iterating.
         """
         deadline = self._deadline(options.pop("timeout_s"))
-        return self._decoded(requests.decode(latents, options), deadline)
+        inputs = requests.checked_decode(latents, options)
+        if is_small(latents):
+            return AsyncStream(self._decoded(requests.cast(inputs), deadline))
+        return AsyncStream(self._after_cast(self._decoded, inputs, deadline))
 
     @takes(GenerateOptions)
     async def generate(self, image: Any, **options: Unpack[GenerateOptions]) -> Mesh:
@@ -169,17 +181,16 @@ class AsyncClient:
         return await _mesh(self.generate_stream(image, **options, preview_every=0))
 
     @takes(GenerateStreamOptions)
-    def generate_stream(
-        self, image: Any, **options: Unpack[GenerateStreamOptions]
-    ) -> AsyncGenerator[Step | MeshProgress | Mesh, None]:
+    def generate_stream(self, image: Any, **options: Unpack[GenerateStreamOptions]) -> AsyncStream[Step | MeshProgress | Mesh]:
         """The Steps of generate()'s trajectory as the server makes them, then the MeshProgress of its decode, then the Mesh.
 
-        Leaving the loop early, by break or exception, cancels the work on the server.
-        Raises InvalidInput for a picture or an option at once, and what generate() raises while iterating.
+        Close the stream, or use it in a with block, to cancel the work on the server when you leave early.
+        Raises InvalidInput at once (while iterating, for an unreadable file), and what generate() raises while iterating.
         """
         deadline = self._deadline(options.pop("timeout_s"))
         requests.check_meshing(options)
-        return self._from_image(image_inputs(image), options, deadline)
+        sampling = requests.checked_options(options)
+        return AsyncStream(self._from_image(checked_views(image), sampling, options, deadline))
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """Whether the server is live and ready, its version and its models. Raises ServerUnavailable, DeadlineExceeded."""
@@ -207,8 +218,12 @@ class AsyncClient:
         parse = functools.partial(requests.velocity, like=inputs["latents"])
         return await one(self._exchange.infer(request, parse, deadline=deadline))
 
-    async def _condition(self, inputs: Inputs, deadline: float) -> Context:
-        _, inputs = await self._conform(contract.IMAGE_CONTEXT, inputs, deadline)
+    async def _pictured(self, views: list[Any], deadline: float) -> Inputs:
+        """The image encoder's inputs for the views. Their number is checked against the server's encoder."""
+        inputs = await in_thread(functools.partial(image_inputs, views), timeout_s=left_s(deadline))
+        return (await self._conform(contract.IMAGE_CONTEXT, inputs, deadline))[1]
+
+    async def _encoded(self, inputs: Inputs, deadline: float) -> Context:
         request = Request(contract.IMAGE_CONTEXT, inputs, uuid.uuid4().hex)
         return await one(self._exchange.infer(request, requests.context, deadline=deadline))
 
@@ -234,8 +249,17 @@ class AsyncClient:
             message = f"a decode must end with a mesh, got {last}\nhint: {ModelFailed.hint}"
             raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
+    async def _after_cast(
+        self, answers: Callable[[Inputs, float], AsyncGenerator[T, None]], inputs: Inputs, deadline: float
+    ) -> AsyncGenerator[T, None]:
+        """The answers to inputs that are too large to be cast on the event loop."""
+        inputs = await in_thread(functools.partial(requests.cast, inputs), timeout_s=left_s(deadline))
+        async with aclosing(answers(inputs, deadline)) as opened:
+            async for answer in opened:
+                yield answer
+
     async def _from_image(
-        self, inputs: Inputs, options: Mapping[str, Any], deadline: float
+        self, views: list[Any], sampling: Inputs, options: Mapping[str, Any], deadline: float
     ) -> AsyncGenerator[Step | MeshProgress | Mesh, None]:
         """The condition of a picture, the sampler's stream, then that of the mesh model: three requests, although the server has
         an ensemble for all.
@@ -243,11 +267,12 @@ class AsyncClient:
         Triton (24.10, among others) does not pass the cancelling of an ensemble's request on to its models, and an ensemble
         cannot stream both the steps and the progress of the mesh.
         """
-        await self._conform(contract.IMAGE_CONTEXT, inputs, deadline)
+        pictured = await self._pictured(views, deadline)
+        await self._conform(contract.SAMPLER, sampling, deadline)  # before the picture is sent
         await self._require_meshes(deadline)
-        context = await self._condition(inputs, deadline)
+        context = await self._encoded(pictured, deadline)
         latents = None
-        async with aclosing(self._trajectory(requests.sample(context, options), deadline)) as steps:
+        async with aclosing(self._trajectory({**sampling, "context": context}, deadline)) as steps:
             async for step in steps:
                 latents = step.latents
                 yield step
@@ -276,20 +301,22 @@ class AsyncClient:
         return time.monotonic() + limit_s
 
 
-async def _last(trajectory: AsyncGenerator[Step, None]) -> Latents:
+async def _last(trajectory: AsyncStream[Step]) -> Latents:
     """The latents at the end of a trajectory."""
     latents = None
-    async for step in trajectory:
-        latents = step.latents
+    async with trajectory:
+        async for step in trajectory:
+            latents = step.latents
     assert latents is not None  # AsyncClient._trajectory raises ModelFailed otherwise
     return latents
 
 
-async def _mesh(answers: AsyncGenerator[Any, None]) -> Mesh:
+async def _mesh(answers: AsyncStream[Any]) -> Mesh:
     """The Mesh at the end of a decode."""
     last = None
-    async for answer in answers:
-        last = answer
+    async with answers:
+        async for answer in answers:
+            last = answer
     assert isinstance(last, Mesh)  # AsyncClient._decoded raises ModelFailed otherwise
     return last
 

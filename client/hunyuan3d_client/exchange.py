@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import grpc
 
+from .deadlines import LEAST_S
 from .errors import (
     BY_STATUS,
     Cancelled,
@@ -22,6 +23,7 @@ from .errors import (
     Overloaded,
     ServerUnavailable,
 )
+from .home import Home
 from .transport import ModelInfo, Request, StatusError, Tensors, Transport
 
 R = TypeVar("R")
@@ -46,10 +48,12 @@ class Exchange:
         self._budget = _BUDGET
         self._models: dict[str, ModelInfo] = {}
         self._closed = False
+        self._home = Home()
 
     async def close(self) -> None:
         self._closed = True
-        await self._transport.close()
+        if not self._home.is_elsewhere():  # the channel ended with the event loop, or belongs to the parent of a forked child
+            await self._transport.close()
 
     async def infer(self, request: Request, parse: Callable[[Tensors], R], *, deadline: float) -> AsyncGenerator[R, None]:
         """The answers to `request`, each parsed. Closing the generator cancels the request."""
@@ -89,10 +93,11 @@ class Exchange:
         """
         if self._closed:
             raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
+        self._home.check()
         for attempt in itertools.count(1):
             answered = False
             try:
-                async with self._slot(deadline) if request_id else nullcontext(), aclosing(send(_left_s(deadline))) as answers:
+                async with self._slot(deadline) if request_id else nullcontext(), aclosing(send(left_s(deadline))) as answers:
                     async for answer in answers:
                         answered = True
                         yield answer
@@ -119,10 +124,10 @@ class Exchange:
 
     @asynccontextmanager
     async def _slot(self, deadline: float) -> AsyncIterator[None]:
-        left_s = _left_s(deadline)
+        limit_s = left_s(deadline)
         try:
             if self._slots.locked():
-                await asyncio.wait_for(self._slots.acquire(), left_s)
+                await asyncio.wait_for(self._slots.acquire(), limit_s)
             else:
                 await self._slots.acquire()  # a slot is free, and wait_for would cost a task
         except asyncio.TimeoutError as error:
@@ -141,7 +146,8 @@ class Exchange:
             kind = DeadlineExceeded  # the server knows the deadline too and may act on it before the client does
         elif failure.status in (grpc.StatusCode.UNAVAILABLE, None) and not answered:
             try:
-                ready = await (failure.server or self._transport).model_ready(model, timeout_s=_PROBE_S)
+                probe_s = max(LEAST_S, min(_PROBE_S, deadline - time.monotonic()))
+                ready = await (failure.server or self._transport).model_ready(model, timeout_s=probe_s)
                 kind = ModelNotReady if not ready else Overloaded if failure.status else ModelFailed
             except StatusError:
                 kind = ServerUnavailable
@@ -176,8 +182,9 @@ def _safe_to_repeat(error: Hunyuan3DError) -> bool:
     return gone and isinstance(error.__cause__, StatusError) and error.__cause__.server is not None
 
 
-def _left_s(deadline: float) -> float:
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
+def left_s(deadline: float) -> float:
+    """The seconds that are left until `deadline`. Raises DeadlineExceeded if there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
         raise DeadlineExceeded(f"no answer came within timeout_s\nhint: {DeadlineExceeded.hint}")
-    return left_s
+    return left

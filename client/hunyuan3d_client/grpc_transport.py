@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import re
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Literal
@@ -18,9 +17,12 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from . import contract, identity, wire
+from .addresses import checked, is_same_host
+from .deadlines import until
 from .errors import invalid
+from .home import check_grpc
 from .identity import ServedWeights
-from .shared_memory import GONE, Pool, Segment, is_same_host
+from .shared_memory import GONE, Pool, Segment
 from .transport import Health, InputInfo, ModelInfo, Request, StatusError, Tensors, by_contract
 
 # Triton closes a connection (GOAWAY) that pings again within 300 s, so the keep-alive pings are further apart.
@@ -38,7 +40,6 @@ SharedMemory = bool | Literal["auto"]
 # The headers that gRPC takes. It refuses any other without a status, so they are checked here.
 _HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 _END_S = 1.0  # how long to wait for a stream to end after its last answer
-_LEAST_S = 1e-3  # the timeout of a call whose time is up already; gRPC then answers DEADLINE_EXCEEDED
 _TELL_S = 5.0  # how long to wait for what the sampler says about the weights
 _SERVICE = "/inference.GRPCInferenceService/"
 
@@ -76,7 +77,7 @@ class GrpcTransport:
                 raise invalid(
                     "headers", expected, f"another form in {name!r}", "a value read from a file may end in a line break"
                 )
-        many = url.startswith("dns:")
+        many = checked(url).startswith("dns:")
         if many and shared_memory is True:
             raise invalid("shared_memory", "False or 'auto' for a dns: address", True, "list the servers' own addresses")
         self._url = url
@@ -88,6 +89,7 @@ class GrpcTransport:
         self._pool = Pool(self, insist=shared_memory is True) if wanted else None
 
     def _open(self) -> None:
+        check_grpc()
         if self._channel is None:
             channel = (
                 grpc.aio.insecure_channel(self._url, self._options)
@@ -105,13 +107,12 @@ class GrpcTransport:
         A server that has restarted no longer knows the shared memory of a request. The request is then placed in new memory
         and sent once more.
         """
-        deadline = time.monotonic() + timeout_s
+        left = until(timeout_s)
         for again in (True, False):
-            segment = await self._pool.take(request, timeout_s=timeout_s) if self._pool else None
+            segment = await self._pool.take(request, timeout_s=left()) if self._pool else None
             landed = False
             try:
-                left_s = max(_LEAST_S, deadline - time.monotonic())
-                async with aclosing(self._answers(request, segment, left_s)) as answers:
+                async with aclosing(self._answers(request, segment, left())) as answers:
                     async for answer in answers:
                         yield answer
                 landed = True
@@ -119,7 +120,7 @@ class GrpcTransport:
             except StatusError as failure:
                 if not (self._pool and segment) or failure.status in GONE:
                     raise
-                landed = await self._pool.knows(segment)
+                landed = await self._pool.knows(segment, timeout_s=left())
                 if landed or not again:
                     raise
             finally:
@@ -128,6 +129,7 @@ class GrpcTransport:
 
     async def _answers(self, request: Request, segment: Segment | None, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         self._open()
+        left = until(timeout_s)
         message = wire.message(request, segment, timeout_s)
         with _statuses():
             if not request.streamed:
@@ -142,7 +144,7 @@ class GrpcTransport:
                     if (refusal := wire.refusal(answer)) is not None:
                         # Wait for the server to close the stream, so that `finally` does not cancel a request that is over.
                         with suppress(asyncio.TimeoutError):
-                            await asyncio.wait_for(call.code(), _END_S)
+                            await asyncio.wait_for(call.code(), min(_END_S, left()))
                         raise refusal
                     yield answer
             finally:
@@ -155,14 +157,15 @@ class GrpcTransport:
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
         """A model as the server declares it, or as the contract does where the server tells only callers who send its key."""
-        metadata = await self._if_open("ModelMetadata", pb.ModelMetadataRequest(name=name), timeout_s)
-        configured = await self._if_open("ModelConfig", pb.ModelConfigRequest(name=name), timeout_s)
+        left = until(timeout_s)
+        metadata = await self._if_open("ModelMetadata", pb.ModelMetadataRequest(name=name), left())
+        configured = await self._if_open("ModelConfig", pb.ModelConfigRequest(name=name), left())
         if metadata is None or configured is None:
-            if await self.model_ready(name, timeout_s=timeout_s):
+            if await self.model_ready(name, timeout_s=left()):
                 return _restricted(name)
             # A server that is ready merely lacks the model. A server that is shutting down is UNAVAILABLE, so that the caller
             # goes to another server.
-            ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
+            ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), left())).ready
             status = grpc.StatusCode.NOT_FOUND if ready else grpc.StatusCode.UNAVAILABLE
             raise StatusError(status, f"{name} is not ready")
         config = configured.config
@@ -178,15 +181,16 @@ class GrpcTransport:
         )
 
     async def health(self, *, timeout_s: float) -> Health:
-        live = (await self._ask("ServerLive", pb.ServerLiveRequest(), timeout_s)).live
-        ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), timeout_s)).ready
-        server = await self._if_open("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
+        left = until(timeout_s)
+        live = (await self._ask("ServerLive", pb.ServerLiveRequest(), left())).live
+        ready = (await self._ask("ServerReady", pb.ServerReadyRequest(), left())).ready
+        server = await self._if_open("ServerMetadata", pb.ServerMetadataRequest(), left())
         models = []
-        for name, version, loaded, trouble in await self._models(timeout_s):
+        for name, version, loaded, trouble in await self._models(left()):
             info = ModelInfo(name, version, ready=False, trouble=trouble)
-            models.append(await self.model_info(name, timeout_s=timeout_s) if loaded else info)
+            models.append(await self.model_info(name, timeout_s=left()) if loaded else info)
         sampler = any(model.name == contract.SAMPLER and model.ready for model in models)
-        weights = await self._weights(min(timeout_s, _TELL_S)) if sampler else {}
+        weights = await self._weights(min(left(), _TELL_S)) if sampler else {}
         models = [dataclasses.replace(model, weights=weights.get(model.name)) for model in models]
         return Health(live, ready, server.version if server else "", tuple(models), weights)
 
@@ -205,9 +209,10 @@ class GrpcTransport:
 
     async def _models(self, timeout_s: float) -> list[tuple[str, str, bool, str]]:
         """Name, version, readiness and trouble of every model. Where the server restricts its index, the contract's models are asked for."""
-        index = await self._if_open("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
+        left = until(timeout_s)
+        index = await self._if_open("RepositoryIndex", pb.RepositoryIndexRequest(), left())
         if index is None:
-            ready = {name: await self.model_ready(name, timeout_s=timeout_s) for name in contract.MODELS}
+            ready = {name: await self.model_ready(name, timeout_s=left()) for name in contract.MODELS}
             return [(name, "", True, "") for name, loaded in ready.items() if loaded]
         # Triton gives no state to a model that is in its folder but that it was never told to load.
         return [(e.name, e.version, e.state == "READY", e.reason or e.state.lower()) for e in index.models]

@@ -31,6 +31,8 @@ _CHOICES: Mapping[str, Sequence[str]] = {"format": contract.MESH_FORMATS, "metho
 # What the client asks the sampler for. vae_latents would double the final response.
 STEP_OUTPUTS = (*(spec.name for spec in contract.SAMPLER_OUTPUTS if spec.name != contract.VAE_LATENTS), contract.ERROR.name)
 
+_ARRAYS = {spec.name: spec for spec in contract.SAMPLER_INPUTS if len(spec.dims) == 3}
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -71,6 +73,11 @@ def denoise(
 
 def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
     """The sampler's inputs for any B. An option that is None is not sent, so the deployed preset's default holds."""
+    return cast(checked_sample(context, options))
+
+
+def checked_sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
+    """The sampler's inputs, checked but for their values, and not yet cast. Quick for arrays of any size."""
     given = {"context": context, **{name: value for name, value in options.items() if value is not None}}
     schedule = given.get("schedule", "flow_match")
     if not isinstance(schedule, str) or schedule not in contract.SCHEDULES:
@@ -85,7 +92,7 @@ def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
             continue
         value = given[spec.name]
         if len(spec.dims) == 3:
-            inputs[spec.name] = _tensor(spec, value, axes)
+            inputs[spec.name] = _shaped(spec, value, axes)
         elif spec.dtype == "BYTES":
             inputs[spec.name] = np.array([value.encode()], np.object_)
         elif spec.dtype == "FP32":
@@ -99,7 +106,12 @@ def sample(context: Any, options: Mapping[str, Any]) -> dict[str, Array]:
 
 def decode(latents: Any, options: Mapping[str, Any]) -> dict[str, Array]:
     """The mesh model's inputs for latents [1, L, 64]. An option that is None is not sent, so the server's default holds."""
-    inputs = {contract.LATENTS.name: _tensor(contract.LATENTS, latents, {})}
+    return cast(checked_decode(latents, options))
+
+
+def checked_decode(latents: Any, options: Mapping[str, Any]) -> dict[str, Array]:
+    """The mesh model's inputs, checked but for the latents' values, and not yet cast. Quick for arrays of any size."""
+    inputs = {contract.LATENTS.name: _shaped(contract.LATENTS, latents, {})}
     shapes = len(inputs[contract.LATENTS.name])
     if shapes != 1:
         hint = "decode each shape alone: [client.decode(each) for each in latents]"
@@ -122,6 +134,17 @@ def check_meshing(options: Mapping[str, Any]) -> dict[str, Array]:
         else:
             inputs[spec.name] = np.array([_integer(spec.name, value, *_RANGES[spec.name])], spec.numpy_dtype)
     return inputs
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Array]:
+    """The sampler's inputs for one sample but for its context, so that wrong options are refused before a picture is encoded."""
+    stand_in = np.zeros((1, contract.AXES["T"].min, contract.CONTEXT_WIDTH), np.float16)
+    return checked_sample(stand_in, options)
+
+
+def cast(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Checked inputs in the contract's dtypes. Raises InvalidInput for values that are not finite, or too large for the dtype."""
+    return {name: _cast(_ARRAYS[name], array) if name in _ARRAYS else array for name, array in inputs.items()}
 
 
 def noise(seed: int | Sequence[int], num_latents: int, *, batch: int = 1) -> npt.NDArray[np.float32]:
@@ -229,7 +252,11 @@ def _array(name: str, value: Any) -> Array:
 
 
 def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Array:
-    """`value` in the contract's dtype and with a batch axis; a value without that axis gets B = 1.
+    return _cast(spec, _shaped(spec, value, axes))
+
+
+def _shaped(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Array:
+    """`value` as an array of floats with a batch axis; a value without that axis gets B = 1.
 
     `axes` remembers the size of each free axis, and a later tensor of another size is refused.
     """
@@ -253,6 +280,11 @@ def _tensor(spec: contract.TensorSpec, value: Any, axes: dict[str, int]) -> Arra
             )
         if axes.setdefault(dim, size) != size:
             raise invalid(spec.name, f"{expected} with {dim} = {axes[dim]}", _found(array), f"all inputs share {dim}")
+    return array
+
+
+def _cast(spec: contract.TensorSpec, array: Array) -> Array:
+    """An array in the contract's dtype. Raises InvalidInput for values that are not finite there."""
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(array, dtype=spec.numpy_dtype)
     if not _finite(cast):

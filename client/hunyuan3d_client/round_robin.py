@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import grpc
 
+from .deadlines import until
 from .errors import invalid
 from .transport import Health, ModelInfo, Request, StatusError, Tensors, Transport
 
@@ -48,9 +49,10 @@ class RoundRobin:
         self._asked: dict[Transport, dict[str, _Asked]] = {}
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
+        left = until(timeout_s)
         server = await self._next(request.model, timeout_s)
         try:
-            async with aclosing(server.infer(request, timeout_s=timeout_s)) as answers:
+            async with aclosing(server.infer(request, timeout_s=left())) as answers:
                 async for answer in answers:
                     yield answer
         except StatusError as failure:
@@ -58,23 +60,24 @@ class RoundRobin:
             raise
 
     async def model_ready(self, name: str, *, timeout_s: float) -> bool:
-        return await self._query(name, timeout_s, lambda server: server.model_ready(name, timeout_s=timeout_s))
+        return await self._query(name, timeout_s, lambda server, left_s: server.model_ready(name, timeout_s=left_s))
 
     async def model_info(self, name: str, *, timeout_s: float) -> ModelInfo:
-        return await self._query(name, timeout_s, lambda server: server.model_info(name, timeout_s=timeout_s))
+        return await self._query(name, timeout_s, lambda server, left_s: server.model_info(name, timeout_s=left_s))
 
     async def health(self, *, timeout_s: float) -> Health:
-        return await self._query("", timeout_s, lambda server: server.health(timeout_s=timeout_s))
+        return await self._query("", timeout_s, lambda server, left_s: server.health(timeout_s=left_s))
 
     async def close(self) -> None:
         for server in self._servers:
             self._stop_asking(server)
         await asyncio.gather(*(server.close() for server in self._servers))
 
-    async def _query(self, model: str, timeout_s: float, query: Callable[[Transport], Awaitable[R]]) -> R:
+    async def _query(self, model: str, timeout_s: float, query: Callable[[Transport, float], Awaitable[R]]) -> R:
+        left = until(timeout_s)
         server = await self._next(model, timeout_s)
         try:
-            return await query(server)
+            return await query(server, left())
         except StatusError as failure:
             self._note(failure, server, model)
             raise
@@ -136,5 +139,5 @@ class RoundRobin:
 async def _is_ready(server: Transport, model: str) -> bool:
     try:
         return await server.model_ready(model, timeout_s=_ASK_S)
-    except StatusError:
+    except Exception:  # of any kind, because the call that comes next meets the same error and raises it
         return False

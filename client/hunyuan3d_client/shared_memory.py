@@ -12,13 +12,13 @@ client sees that nobody owns the files, unlinks them at once and unregisters the
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import mmap
 import os
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from .deadlines import until
 from .transport import Request, StatusError
 
 if sys.platform != "win32":
@@ -115,7 +116,7 @@ class Pool:
         if not places:
             return None
         try:
-            segment = self._fitting(size_bytes) or await self._make(size_bytes, min(timeout_s, _ASK_S))
+            segment = self._fitting(size_bytes) or await self._make(size_bytes, until(timeout_s))
         except OSError as error:
             if not self._insist:
                 return None
@@ -136,10 +137,10 @@ class Pool:
             self._left[segment.name] = segment.size_bytes
             segment.leave()
 
-    async def knows(self, segment: Segment) -> bool:
+    async def knows(self, segment: Segment, *, timeout_s: float) -> bool:
         """Whether the server has `segment` registered. Idle segments that a restarted server does not know are given up."""
         try:
-            known = await self._registry.registered(timeout_s=_ASK_S)
+            known = await self._registry.registered(timeout_s=min(timeout_s, _ASK_S))
         except StatusError:
             return True
         for lost in [idle for idle in self._idle if idle.name not in known]:
@@ -168,19 +169,19 @@ class Pool:
             self._in_use.add(fitting)
         return fitting
 
-    async def _make(self, size_bytes: int, timeout_s: float) -> Segment:
-        """Make a segment and register it. Raises OSError if the server or this host refuses."""
+    async def _make(self, size_bytes: int, left: Callable[[], float]) -> Segment:
+        """Make a segment and register it, within the time that is `left`. Raises OSError if the server or this host refuses."""
         if time.monotonic() < self._refused_until and not self._insist:
             raise OSError("a refusal")
         size_bytes = max(_LEAST_BYTES, 1 << (size_bytes - 1).bit_length())
         while self._idle and self._held_bytes() + size_bytes > _MOST_BYTES:
-            await self._drop(self._idle.pop(0))
+            await self._drop(self._idle.pop(0), min(left(), _ASK_S))
         if self._held_bytes() + size_bytes > _MOST_BYTES:
             raise OSError(f"{_MOST_BYTES >> 20} MiB in use")
         segment = Segment(size_bytes)
         self._in_use.add(segment)
         try:
-            await self._registry.register(segment.name, size_bytes, timeout_s=timeout_s)
+            await self._registry.register(segment.name, size_bytes, timeout_s=min(left(), _ASK_S))
         except BaseException as error:
             self.give_back(segment, landed=False)
             if not isinstance(error, StatusError):
@@ -197,9 +198,9 @@ class Pool:
     def _held_bytes(self) -> int:
         return sum(segment.size_bytes for segment in (*self._idle, *self._in_use)) + sum(self._left.values())
 
-    async def _drop(self, segment: Segment) -> None:
+    async def _drop(self, segment: Segment, timeout_s: float) -> None:
         try:
-            await self._registry.unregister(segment.name, timeout_s=_ASK_S)
+            await self._registry.unregister(segment.name, timeout_s=timeout_s)
         except StatusError:
             self._left[segment.name] = segment.size_bytes
         finally:
@@ -218,15 +219,6 @@ class Pool:
                 self._left = {name: size for name, size in self._left.items() if name in known}
                 before = dead
             await asyncio.sleep(_SWEEP_S)
-
-
-def is_same_host(url: str) -> bool:
-    """Whether `url` is a loopback address or a Unix socket. Names other than localhost are not looked up."""
-    host = url.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or url.startswith("unix:") or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _places(request: Request) -> tuple[dict[str, slice], int]:

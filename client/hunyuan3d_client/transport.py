@@ -27,6 +27,10 @@ class StatusError(Exception):
         self.status = status
         self.server: Transport | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: status and text. The server is a connection of this process."""
+        return StatusError, (self.status, str(self))
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:

@@ -7,6 +7,7 @@ import concurrent.futures
 import mmap
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -89,6 +90,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.missing = ""  # the name of a model that is not ready
         self.served: str | None = None  # what the sampler says about the weights
         self.restricted = False  # metadata needs the header "key: secret"
+        self.pause_s = 0.0  # before each answer about the server and its models
+        self.silent: set[str] = set()  # the calls that get no answer while `stall` is clear
 
     def _begin(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -98,14 +101,21 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         if self.fail is not None:
             context.abort(self.fail, "told to fail")
 
+    def _wait(self, name: str) -> None:
+        if name in self.silent:
+            self.stall.wait(20)
+
     def _guard(self, context: grpc.ServicerContext) -> None:
+        time.sleep(self.pause_s)
         if self.restricted and ("key", "secret") not in context.invocation_metadata():
             context.abort(grpc.StatusCode.UNAVAILABLE, "words that must not matter")
 
     def ServerLive(self, request, context):  # noqa: ARG002
+        self._wait("ServerLive")
         return pb.ServerLiveResponse(live=True)
 
     def ServerReady(self, request, context):  # noqa: ARG002
+        self._wait("ServerReady")
         return pb.ServerReadyResponse(ready=self.ready)
 
     def ServerMetadata(self, request, context):  # noqa: ARG002
@@ -113,6 +123,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ServerMetadataResponse(name="triton", version="9.9")
 
     def ModelReady(self, request, context):  # noqa: ARG002
+        self._wait("ModelReady")
         return pb.ModelReadyResponse(ready=self.ready and request.name != self.missing)
 
     def RepositoryIndex(self, request, context):  # noqa: ARG002
@@ -144,6 +155,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def SystemSharedMemoryRegister(self, request, context):
         self.asked_to_register += 1
+        self._wait("SystemSharedMemoryRegister")
         if self.refusal is not None:
             context.abort(self.refusal, "unable to open the segment")
         with Path(f"/dev/shm{request.key}").open("r+b") as file:
@@ -152,10 +164,12 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(self, request, context):  # noqa: ARG002
+        self._wait("SystemSharedMemoryUnregister")
         self.segments.pop(request.name).close()
         return pb.SystemSharedMemoryUnregisterResponse()
 
     def SystemSharedMemoryStatus(self, request, context):  # noqa: ARG002
+        self._wait("SystemSharedMemoryStatus")
         response = pb.SystemSharedMemoryStatusResponse()
         for name in self.segments:
             response.regions[name].name = name

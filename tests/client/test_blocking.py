@@ -1,15 +1,18 @@
-"""The synchronous Client: leaving streams, closing, jobs, threads."""
+"""The synchronous Client: leaving streams, closing, threads."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
+import typing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 
 import hunyuan3d_client as h
+from hunyuan3d_client import client as client_module
 
 Tokens = Callable[..., np.ndarray]
 LATENTS = np.ones((1, 3, 64), np.float32)
@@ -91,49 +95,104 @@ def test_a_forgotten_client_ends_its_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_job(tokens: Tokens) -> None:
-    with h.Client(transport=h.MockTransport()) as client:
-        ended = threading.Event()
-        job = client.submit(tokens(), steps=4, num_latents=5)
-        job.add_done_callback(lambda done: ended.set() if done is job else None)
-        assert job.result(timeout_s=10).shape == (1, 5, 64) and job.done() and not job.cancel()
-        assert ended.wait(10) and job.progress is not None and (job.progress.index, job.progress.total) == (4, 4)
+def test_a_stream_is_closed_by_its_block(tokens: Tokens) -> None:
+    transport = h.MockTransport()
+    with h.Client(transport=transport, max_in_flight=1) as client:
+        with client.stream(tokens(), steps=50) as steps:
+            assert next(steps).index == 1
+        client.sample(tokens())  # needs the only slot, which the closed stream has given back
+        assert transport.cancelled == [transport.requests[0].request_id]
+        assert list(steps) == []
+        steps.close()
 
 
-def test_job_cancelled_and_late(stalled: Any, tokens: Tokens) -> None:
-    with h.Client(transport=stalled) as client:
-        job = client.submit(tokens())
-        assert stalled.started.acquire(timeout=10)
-        with pytest.raises(TimeoutError, match="the job must end") as error:
-            job.result(timeout_s=0.01)
-        assert not isinstance(error.value, h.DeadlineExceeded) and not job.done()
-        assert job.cancel() and job.done()
-        with pytest.raises(h.Cancelled):
-            job.result()
-        assert stalled.left.acquire(timeout=10)
+def test_a_stream_left_behind_says_nothing() -> None:
+    """The variable outlives the client, as after `break` in a with block of the client alone."""
+    code = """
+import gc, numpy as np, hunyuan3d_client as h
+transport = h.MockTransport()
+with h.Client(transport=transport) as client:
+    steps = client.stream(np.ones((1, 5, 1536), np.float16), steps=50)
+    for step in steps:
+        break
+print(len(transport.cancelled))
+del steps
+gc.collect()
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
-def test_job_reports_its_own_error(failing: Any, tokens: Tokens) -> None:
-    with h.Client(transport=failing(grpc.StatusCode.DEADLINE_EXCEEDED)) as client, pytest.raises(h.DeadlineExceeded):
-        client.submit(tokens()).result(timeout_s=10)
-
-
-def test_the_clients_own_thread_must_not_call_it(stalled: Any, tokens: Tokens) -> None:
+def test_a_stream_is_closed_by_another_thread(stalled: Any, tokens: Tokens) -> None:
     caught: list[BaseException] = []
-    ended = threading.Event()
 
-    def callback(_: h.Job) -> None:
+    def follow(steps: h.Stream[h.Step]) -> None:
+        try:
+            next(steps)
+        except h.Hunyuan3DError as error:
+            caught.append(error)
+
+    with h.Client(transport=stalled) as client:
+        steps = client.stream(tokens())
+        thread = threading.Thread(target=follow, args=(steps,))
+        thread.start()
+        assert stalled.started.acquire(timeout=10)
+        steps.close()
+        thread.join(10)
+        assert [type(error) for error in caught] == [h.Cancelled] and stalled.left.acquire(timeout=10)
+
+
+def test_an_ended_stream_stays_ended(failing: Any, tokens: Tokens) -> None:
+    with h.Client(transport=h.MockTransport()) as client:
+        steps = client.stream(tokens(), steps=2)
+        assert [step.index for step in steps] == [1, 2] and list(steps) == []
+    with h.Client(transport=failing(grpc.StatusCode.INTERNAL)) as client:
+        steps = client.stream(tokens())
+        with pytest.raises(h.ModelFailed):
+            next(steps)
+        assert list(steps) == []
+
+
+def test_an_async_stream_is_closed_by_its_block(tokens: Tokens) -> None:
+    transport = h.MockTransport()
+
+    async def main() -> None:
+        async with h.AsyncClient(transport=transport) as client, client.stream(tokens(), steps=50) as steps:
+            assert (await anext(steps)).index == 1
+            await steps.aclose()
+            assert transport.cancelled == [transport.requests[0].request_id]
+
+    asyncio.run(main())
+
+
+def test_streams_are_typed() -> None:
+    assert typing.get_type_hints(h.Client.stream)["return"] == h.Stream[h.Step]
+    assert typing.get_type_hints(h.AsyncClient.stream, vars(client_module))["return"] == h.AsyncStream[h.Step]
+
+
+def test_the_background_is_the_standard_librarys(tokens: Tokens) -> None:
+    """Futures of any method; their callbacks run on the pool's threads, so a slow callback holds no other call up."""
+    released = threading.Event()
+    with h.Client(transport=h.MockTransport()) as client, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.sample, tokens(), num_latents=5)
+        future.add_done_callback(lambda _: released.wait(20))
+        assert future.result(timeout=10).shape == (1, 5, 64) and future.exception() is None
+        assert client.sample(tokens(), timeout_s=1).shape == (1, 512, 64)
+        released.set()
+
+
+def test_the_clients_own_thread_must_not_call_it() -> None:
+    caught: list[BaseException] = []
+
+    async def from_inside() -> None:
         try:
             client.health()
         except RuntimeError as error:
             caught.append(error)
-        ended.set()
 
-    with h.Client(transport=stalled) as client:
-        job = client.submit(tokens())
-        job.add_done_callback(callback)
-        client._loop._loop.call_soon_threadsafe(stalled.go.set)
-        assert ended.wait(10) and "other threads" in str(caught[0])
+    with h.Client(transport=h.MockTransport()) as client:
+        client._loop.submit(from_inside()).result(timeout=10)
+    assert "other threads" in str(caught[0])
 
 
 def test_an_interrupt_cancels_the_request(stalled: Any, tokens: Tokens) -> None:

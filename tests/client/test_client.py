@@ -188,8 +188,8 @@ def test_every_option_of_sampling_changes_the_request(name: str, tokens: Tokens)
 
 
 def test_options_of_the_methods_are_those_tested_and_equal_in_both_clients() -> None:
-    parameters = {name: set(inspect.signature(getattr(h.Client, name)).parameters) for name in ("sample", "stream", "submit")}
-    assert parameters["stream"] == parameters["submit"] == {"self", "context", *OPTIONS}
+    parameters = {name: set(inspect.signature(getattr(h.Client, name)).parameters) for name in ("sample", "stream")}
+    assert parameters["stream"] == {"self", "context", *OPTIONS}
     assert parameters["sample"] == parameters["stream"] - {"preview_every"}
     for name, method in vars(h.AsyncClient).items():
         if not name.startswith("_") and name != "close":

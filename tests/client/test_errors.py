@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import pickle
 import re
 from pathlib import Path
 
@@ -57,3 +58,21 @@ def test_message_form() -> None:
     error = errors.invalid("steps", "an integer", 1.5, "round it")
     assert str(error) == "steps must be an integer, got 1.5\nhint: round it"
     assert (error.status, error.request_id, error.model, error.attempt) == (None, None, None, 0)
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_errors_survive_pickling(kind: type[errors.Hunyuan3DError]) -> None:
+    """A process pool sends errors that way."""
+    error = kind("words", status=grpc.StatusCode.UNAVAILABLE, request_id="id", model="m", attempt=2)
+    if isinstance(error, errors.Overloaded):
+        error.retry_after_s = 4.0
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is kind and str(found) == "words" and vars(found) == vars(error)
+
+
+def test_a_status_error_survives_pickling() -> None:
+    error = hunyuan3d_client.StatusError(grpc.StatusCode.INTERNAL, "words")
+    error.server = hunyuan3d_client.MockTransport(lambda _: [])
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), found.status, str(found)) == (type(error), grpc.StatusCode.INTERNAL, "words")
+    assert found.server is None, "a connection stays in its process"

@@ -19,7 +19,6 @@ from hunyuan3d_client import contract, options
 KINDS = {
     "sample": options.SampleOptions,
     "stream": options.StreamOptions,
-    "submit": options.StreamOptions,
     "decode": options.DecodeOptions,
     "decode_stream": options.DecodeOptions,
     "generate": options.GenerateOptions,
@@ -107,8 +106,6 @@ def run(name: str, given: dict[str, Any]) -> h.MockTransport:
         found: Any = getattr(client, name)(first, **given)
         if isinstance(found, Iterator):
             list(found)
-        elif isinstance(found, h.Job):
-            found.result(timeout_s=10)
     return transport
 
 
@@ -132,19 +129,14 @@ def test_each_method_passes_each_option_on(name: str, option: str) -> None:
 def test_the_methods_of_the_blocking_client_have_their_own_names(name: str) -> None:
     method = getattr(h.Client, name)
     assert (method.__name__, method.__qualname__) == (name, f"Client.{name}") and method.__doc__
+    assert method.__module__ == h.Client.__module__ and not inspect.iscoroutinefunction(method)
     if hasattr(h.AsyncClient, name) and name != "close":
         assert method.__doc__ == getattr(h.AsyncClient, name).__doc__
     assert typing.get_type_hints(method)["return"] is not None or name == "close"
 
 
-def test_submit_is_described_as_itself() -> None:
-    assert h.Client.submit.__doc__ != h.Client.stream.__doc__ and "Job" in (h.Client.submit.__doc__ or "")
-    assert typing.get_type_hints(h.Client.submit)["return"] is h.Job
-    assert typing.get_type_hints(h.Client.stream)["return"] == Iterator[h.Step]
-
-
 def test_coroutine_functions_stay_so() -> None:
-    for name in KINDS.keys() - {"submit"}:
+    for name in KINDS:
         found = not name.endswith("stream")
         assert inspect.iscoroutinefunction(getattr(h.AsyncClient, name)) is found
 
@@ -162,7 +154,8 @@ WRONG: list[tuple[str, str]] = [
     ("client.sample(x, steps='3')", 'expected "int | None"'),
     ("client.sample(x, preview_every=1)", 'Unexpected keyword argument "preview_every"'),
     ("client.generate('a.png', latents=x)", 'Unexpected keyword argument "latents"'),
-    ("client.submit(x, schedule=3)", 'expected "str | None"'),
+    ("client.stream(x, schedule=3)", 'expected "str | None"'),
+    ("with client.stream(x) as opened: step: h.Step = next(opened)", ""),
     ("client.decode(x, resolution='384')", 'expected "int | None"'),
     ("faces: int = client.generate('a.png', resolution=384, steps=3).faces", ""),
     ("steps: list[h.Step] = list(client.stream(x, preview_every=2))", ""),

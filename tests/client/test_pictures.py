@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,3 +159,28 @@ def test_an_answer_that_is_no_condition(context: np.ndarray | None) -> None:
 def test_the_asynchronous_client_has_the_same_calls() -> None:
     for name in ("condition", "decode", "decode_stream", "generate", "generate_stream"):
         assert getattr(Client, name).__wrapped__ is getattr(AsyncClient, name)
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": -3}, {"seed": -1}, {"num_latents": 0}, {"schedule": "x"}, {"format": "x"}], ids=str
+)
+def test_wrong_options_are_refused_before_the_picture_is_sent(options: dict[str, Any]) -> None:
+    transport = MockTransport()
+    with Client(transport=transport) as client, pytest.raises(InvalidInput, match=f"{next(iter(options))} must be"):
+        client.generate(b"picture", **options)
+    assert not transport.requests
+
+
+@pytest.mark.parametrize("missing", [contract.SAMPLER, contract.MESH])
+def test_a_server_without_a_stage_is_noticed_before_the_picture_is_sent(missing: str) -> None:
+    transport = MockTransport()
+    del transport.models[missing]
+    with Client(transport=transport) as client, pytest.raises(ModelNotReady):
+        client.generate(b"picture")
+    assert not transport.requests
+
+
+@pytest.mark.parametrize("image", [[], 7, np.zeros((4, 4), np.float32)], ids=str)
+def test_what_is_no_picture_is_refused_at_once(image: Any) -> None:
+    with Client(transport=MockTransport()) as client, pytest.raises(InvalidInput):
+        client.generate_stream(image)

@@ -13,6 +13,7 @@ import pytest
 
 import hunyuan3d_client as h
 from hunyuan3d_client import contract, shared_memory
+from hunyuan3d_client.addresses import is_same_host
 
 pytestmark = [
     pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is Linux's"),
@@ -94,7 +95,7 @@ def test_requests_side_by_side_have_segments_of_their_own(kserve: Any) -> None:
     ],
 )
 def test_what_auto_takes_for_this_host(url: str, expected: bool) -> None:
-    assert shared_memory.is_same_host(url) is expected
+    assert is_same_host(url) is expected
 
 
 def test_false_never_places(kserve: Any) -> None:

@@ -145,10 +145,10 @@ def test_nothing_is_left_by_a_process_that_forgets_to_close(kserve: Any, prefix:
     assert kserve.registrations == 1 and not kserve.segments and not segments(prefix)
 
 
-def test_closing_while_a_call_is_in_flight(kserve: Any) -> None:
+def test_closing_while_a_call_is_in_flight(kserve: Any, background: Any) -> None:
     kserve.stall.clear()
     client = h.Client(kserve.url)
-    job = client.submit(context(), steps=2)
+    job = background(client, context(), steps=2)
     threading.Timer(0.2, client.close).start()
     with pytest.raises(h.Cancelled):
         job.result(timeout_s=10)

@@ -238,19 +238,19 @@ def test_leaving_a_stream_cancels_the_call(kserve: Any, tokens: Tokens) -> None:
         assert kserve.cancelled.wait(10)
 
 
-def test_cancelling_a_job_cancels_the_call(kserve: Any, tokens: Tokens) -> None:
+def test_cancelling_a_job_cancels_the_call(kserve: Any, tokens: Tokens, background: Any) -> None:
     kserve.stall.clear()
     with h.Client(kserve.url) as client:
-        job = client.submit(tokens(), steps=3)
+        job = background(client, tokens(), steps=3)
         job.cancel()
         with pytest.raises(h.Cancelled):
             job.result(timeout_s=10)
 
 
-def test_closing_cancels_calls_of_other_threads(kserve: Any, tokens: Tokens) -> None:
+def test_closing_cancels_calls_of_other_threads(kserve: Any, tokens: Tokens, background: Any) -> None:
     kserve.stall.clear()
     client = h.Client(kserve.url)
-    job = client.submit(tokens(), steps=3)
+    job = background(client, tokens(), steps=3)
     threading.Timer(0.2, client.close).start()
     with pytest.raises(h.Cancelled):
         job.result(timeout_s=10)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,10 +143,12 @@ def test_a_stream_left_early_stops_within_a_step(client: Client, statistics: Sta
     assert 3 <= statistics.calls < 100
 
 
-def test_a_cancelled_job_stops_and_its_neighbour_goes_on(client: Client, statistics: Statistics, tokens: Make) -> None:
-    endless = client.submit(tokens(1, 5), num_latents=17, steps=1000, preview_every=0)
+def test_a_cancelled_job_stops_and_its_neighbour_goes_on(
+    client: Client, statistics: Statistics, tokens: Make, background: Any
+) -> None:
+    endless = background(client, tokens(1, 5), num_latents=17, steps=1000, preview_every=0)
     until(lambda: statistics.calls > 3, "the job must begin")
-    neighbour = client.submit(tokens(1, 5), num_latents=17, steps=80, seed=1, preview_every=0)
+    neighbour = background(client, tokens(1, 5), num_latents=17, steps=80, seed=1, preview_every=0)
     assert endless.cancel()
     found = neighbour.result(timeout_s=WAIT_S)
     expected = client.sample(tokens(1, 5), num_latents=17, steps=80, seed=1)
@@ -170,8 +173,8 @@ def test_a_unary_requests_timeout_ends_its_trajectory(raw: triton.InferenceServe
     assert 1 <= statistics.calls < 999
 
 
-def test_more_than_the_limit_is_refused_at_once(client: Client, raw: triton.InferenceServerClient, statistics: Statistics, tokens: Make) -> None:  # fmt: skip
-    jobs = [client.submit(tokens(32, 5), num_latents=64, steps=1000, preview_every=0) for _ in range(4)]
+def test_more_than_the_limit_is_refused_at_once(client: Client, raw: triton.InferenceServerClient, statistics: Statistics, tokens: Make, background: Any) -> None:  # fmt: skip
+    jobs = [background(client, tokens(32, 5), num_latents=64, steps=1000, preview_every=0) for _ in range(4)]
     until(lambda: statistics.samples > 64, "two jobs must have begun")
     until(lambda: overloaded(raw, tokens) is not None, "two jobs must wait")
     error = overloaded(raw, tokens)

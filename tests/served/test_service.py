@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,7 +17,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from hunyuan3d_client import Client, Job, contract, noise
+from hunyuan3d_client import Client, contract, noise
 from hunyuan3d_client.errors import DeadlineExceeded, Hunyuan3DError, ModelFailed, ModelNotReady, Overloaded
 from hunyuan3d_export.repository_from_artifacts import deploy
 from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints, ServerOptions, ServerStartError
@@ -102,11 +103,13 @@ def repository_call(endpoints: Endpoints, model: str, verb: str) -> None:
         pass
 
 
-def test_one_waits_the_next_is_refused_and_waiting_has_an_end(caller: Client, limited: Endpoints, tokens: Make) -> None:
+def test_one_waits_the_next_is_refused_and_waiting_has_an_end(
+    caller: Client, limited: Endpoints, tokens: Make, background: Any
+) -> None:
     before = metrics(limited)
-    jobs = [caller.submit(tokens(1, 64), **LONG) for _ in range(2)]
+    jobs = [background(caller, tokens(1, 64), **LONG) for _ in range(2)]
     until(lambda: metrics(limited)["hunyuan3d_active_samples"] == 2, "both must run")
-    waiting = caller.submit(tokens(1, 64), **LONG)
+    waiting = background(caller, tokens(1, 64), **LONG)
     until(lambda: metrics(limited)["hunyuan3d_queued_samples"] == 1, "the third must wait")
     with pytest.raises(Overloaded, match="within 2 and 1 queued, got 2 and 1 and 1 more") as refused:
         caller.sample(tokens(1, 64), **SHORT)
@@ -125,10 +128,10 @@ def test_one_waits_the_next_is_refused_and_waiting_has_an_end(caller: Client, li
     }
 
 
-def test_the_queue_moves_up(caller: Client, limited: Endpoints, tokens: Make) -> None:
-    leaving, _ = jobs = [caller.submit(tokens(1, 64), **LONG) for _ in range(2)]
+def test_the_queue_moves_up(caller: Client, limited: Endpoints, tokens: Make, background: Any) -> None:
+    leaving, _ = jobs = [background(caller, tokens(1, 64), **LONG) for _ in range(2)]
     until(lambda: metrics(limited)["hunyuan3d_active_samples"] == 2, "both must run")
-    waiting = caller.submit(tokens(1, 64), **SHORT)
+    waiting = background(caller, tokens(1, 64), **SHORT)
     until(lambda: metrics(limited)["hunyuan3d_queued_samples"] == 1, "the third must wait")
     leaving.cancel()
     assert waiting.result(timeout_s=WAIT_S).shape == (1, 64, 64)
@@ -171,8 +174,10 @@ def test_the_noise_can_be_drawn_locally(client: Client, tokens: Make) -> None:
     np.testing.assert_array_equal(drawn, given)
 
 
-def test_an_unloaded_denoiser_is_typed_and_the_sampler_comes_back(caller: Client, limited: Endpoints, tokens: Make) -> None:
-    running = caller.submit(tokens(1, 64), **LONG)
+def test_an_unloaded_denoiser_is_typed_and_the_sampler_comes_back(
+    caller: Client, limited: Endpoints, tokens: Make, background: Any
+) -> None:
+    running = background(caller, tokens(1, 64), **LONG)
     until(lambda: running.progress is not None, "it must run")
     repository_call(limited, contract.DIT_GUIDED, "unload")
     repository_call(limited, contract.DIT, "unload")
@@ -185,9 +190,11 @@ def test_an_unloaded_denoiser_is_typed_and_the_sampler_comes_back(caller: Client
     assert caller.sample(tokens(1, 5), **SHORT).shape == (1, 64, 64)
 
 
-def test_a_killed_denoiser_is_typed_and_the_next_request_succeeds(caller: Client, limited: Endpoints, tokens: Make) -> None:
+def test_a_killed_denoiser_is_typed_and_the_next_request_succeeds(
+    caller: Client, limited: Endpoints, tokens: Make, background: Any
+) -> None:
     for guidance_scale, model in ((5.0, contract.DIT_GUIDED), (1.0, contract.DIT)):
-        running = [caller.submit(tokens(1, 64), guidance_scale=guidance_scale, **LONG) for _ in range(2)]
+        running = [background(caller, tokens(1, 64), guidance_scale=guidance_scale, **LONG) for _ in range(2)]
         until(lambda running=running: all(job.progress is not None for job in running), "both must run")
         process_of(limited, model).send_signal(signal.SIGKILL)
         # The sample whose call was killed fails. A sample that waited goes on, until its time limit.
@@ -209,7 +216,7 @@ def test_a_denoiser_that_hangs_is_given_up(caller: Client, limited: Endpoints, t
         process.kill()  # Triton would wait in vain for the suspended process
 
 
-def job_error(job: Job) -> Exception:
+def job_error(job: Any) -> Exception:
     with pytest.raises(Hunyuan3DError) as caught:
         job.result(timeout_s=WAIT_S)
     return caught.value

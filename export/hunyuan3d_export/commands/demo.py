@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -228,8 +229,9 @@ def _through_the_ensemble(client: Client, url: str, plan: Plan) -> None:
 
 def _draw_gallery(client: Client, first: NDArray[np.float32] | None) -> None:
     """Samples all prompts at the same time, so that the sampler batches samples of equal length, and draws them."""
-    jobs = {prompt: client.submit(embed_prompt(prompt), seed=_SEED, timeout_s=600) for prompt in _GALLERY}
-    clouds = {_PROMPT: first, **{prompt: job.result(timeout_s=600) for prompt, job in jobs.items()}}
+    with ThreadPoolExecutor(len(_GALLERY)) as pool:
+        sampled = pool.map(lambda prompt: client.sample(embed_prompt(prompt), seed=_SEED, timeout_s=600), _GALLERY)
+        clouds = {_PROMPT: first, **dict(zip(_GALLERY, sampled, strict=True))}
     save_grid({prompt: decode_points(latents[0]) for prompt, latents in clouds.items() if latents is not None}, PICTURE)
 
 
