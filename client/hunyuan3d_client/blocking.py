@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .background import Loop
 from .client import AsyncClient
+from .environment import Connection, timeout_s_from_env
 from .grpc_transport import SharedMemory
 from .mesh import Mesh, MeshProgress
 from .options import show
@@ -54,7 +55,7 @@ class Client:
         timeout_s: float = 300.0,
         max_in_flight: int = 64,
         retries: int = 2,
-        shared_memory: SharedMemory = "auto",
+        shared_memory: SharedMemory = False,
     ) -> None:
         self._client = AsyncClient(
             url,
@@ -66,6 +67,16 @@ class Client:
         )
         self._loop = Loop(self._client)
         self._end = weakref.finalize(self, self._loop.end)
+
+    @classmethod
+    def from_env(cls, *, max_in_flight: int = 64, retries: int = 2) -> Client:
+        """A client of the servers that the environment names, see AsyncClient.from_env. Raises InvalidInput, OSError."""
+        return cls(
+            transport=Connection.from_env().transport(),
+            timeout_s=timeout_s_from_env(300.0),
+            max_in_flight=max_in_flight,
+            retries=retries,
+        )
 
     def __enter__(self) -> Client:
         return self

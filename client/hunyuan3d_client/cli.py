@@ -78,17 +78,15 @@ AnyOutput = Annotated[
 F = TypeVar("F", bound=Callable[..., Any])
 # Types of options on the command line, where they differ from Python's: an array is a file, and a seed is one number.
 _SHELL_TYPES = {"latents": Path | None, "negative_context": Path | None, "seed": int}
+_NOT_IN_SHELL = {"format", "headers"}  # the ending of --out names the format, and --header sends headers with every call
 
 
 def _takes(kind: type) -> Callable[[F], F]:
-    """A decorator for a command of `**options`: it takes the options of `kind`, with their texts as help.
-
-    `format` is left out, because the ending of --out names it.
-    """
+    """A decorator for a command of `**options`: it takes the options of `kind`, with their texts as help."""
     options = [
         dataclasses.replace(o, type=Annotated[_SHELL_TYPES.get(o.name, o.type), typer.Option(help=o.text)])
         for o in options_of(kind)
-        if o.name != "format"
+        if o.name not in _NOT_IN_SHELL
     ]
     return lambda command: show(command, expanded(command, options))
 

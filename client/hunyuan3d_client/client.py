@@ -9,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import time
-import uuid
+import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from . import contract, requests
+from .calls import Call
+from .calls import call as call_
+from .environment import DEFAULT_URL, Connection, timeout_s_from_env
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, left_s, one
 from .grpc_transport import GrpcTransport, SharedMemory
+from .headers import Headers
 from .mesh import Mesh, MeshProgress
 from .offload import in_thread, is_small
 from .options import DecodeOptions, GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
@@ -38,8 +41,6 @@ T = TypeVar("T")
 Inputs = dict[str, npt.NDArray[Any]]
 Latents = npt.NDArray[np.float32]
 Context = npt.NDArray[np.float16]
-_LONGEST_S = 86_400.0
-_DEFAULT_URL = "localhost:8001"
 
 
 class AsyncClient:
@@ -61,17 +62,31 @@ class AsyncClient:
         timeout_s: float = 300.0,
         max_in_flight: int = 64,
         retries: int = 2,
-        shared_memory: SharedMemory = "auto",
+        shared_memory: SharedMemory = False,
     ) -> None:
         if max_in_flight < 1 or retries < 0:
             raise invalid("max_in_flight and retries", "at least 1 and 0", (max_in_flight, retries), "leave them out")
-        if transport is not None and (url is not None or shared_memory != "auto"):
+        if transport is not None and (url is not None or shared_memory is not False):
             raise invalid(
                 "url and shared_memory", "left out beside transport", (url, shared_memory), "give them to the transport"
             )
-        self._transport: Transport = transport or _connected(_DEFAULT_URL if url is None else url, shared_memory)
+        self._transport: Transport = transport or _connected(DEFAULT_URL if url is None else url, shared_memory)
         self._exchange = Exchange(self._transport, max_in_flight=max_in_flight, retries=retries)
         self._timeout_s = timeout_s
+        self._streams: weakref.WeakSet[AsyncStream[Any]] = weakref.WeakSet()
+
+    @classmethod
+    def from_env(cls, *, max_in_flight: int = 64, retries: int = 2) -> AsyncClient:
+        """A client of the servers that the environment names: HUNYUAN3D_URL, _TLS, _CA, _CERT, _KEY, _HEADER and _TIMEOUT_S.
+
+        The command `hunyuan3d` reads the same variables. Raises InvalidInput, OSError for a file that cannot be read.
+        """
+        return cls(
+            transport=Connection.from_env().transport(),
+            timeout_s=timeout_s_from_env(300.0),
+            max_in_flight=max_in_flight,
+            retries=retries,
+        )
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -80,7 +95,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel. Calls in flight raise Cancelled."""
+        """Close the channel. Calls in flight raise Cancelled, and open streams end."""
+        for stream in tuple(self._streams):  # one by one from outside, because asyncio.run() would close all generators at once
+            with suppress(RuntimeError):  # another task waits for its next piece and gets Cancelled
+                await stream.aclose()
         await self._exchange.close()
 
     async def denoise(
@@ -92,23 +110,26 @@ class AsyncClient:
         guidance: Scalars | None = None,
         guidance_scale: Scalars | None = None,
         timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
     ) -> Latents:
         """The velocity [B, L, 64] float32 at latents [B, L, 64] float32, t in [0, 1] and context [B, T, 1536] float16.
 
         `guidance` is for guidance-distilled weights; `guidance_scale` asks for the guided model. Wider floats are cast.
-        A batch larger than the server's limit is split, its parts are sent side by side and their results joined. The result
-        may be read-only: a batch that was not split is returned as a view of the received message, without a copy.
+        A batch larger than the server's limit is split, its parts (request ids ID-0, ID-1, ...) are sent side by side and their
+        results joined. The result may be read-only: a batch that was not split is returned as a view of the received message, without a copy.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
-        deadline = self._deadline(timeout_s)
+        call = self._call(timeout_s, request_id=request_id, headers=headers)
         scales = {"guidance": guidance, "guidance_scale": guidance_scale}
         made = functools.partial(requests.denoise, latents, t, context, **scales)
-        name, inputs = made() if is_small(latents, context) else await in_thread(made, timeout_s=left_s(deadline))
-        model, inputs = await self._conform(name, inputs, deadline)
+        name, inputs = made() if is_small(latents, context) else await in_thread(made, timeout_s=left_s(call.deadline))
+        model, inputs = await self._conform(name, inputs, call)
         most = min(model.max_batch_size or contract.AXES["B"].max, contract.AXES["B"].max)
         starts = range(0, len(inputs["latents"]), most)
         parts = [{key: array[start : start + most] for key, array in inputs.items()} for start in starts]
-        tasks = [asyncio.ensure_future(self._velocity(name, part, deadline)) for part in parts]
+        requests_ = [self._request(name, part, call, index if len(parts) > 1 else None) for index, part in enumerate(parts)]
+        tasks = [asyncio.ensure_future(self._velocity(request, call)) for request in requests_]
         try:
             velocities = await asyncio.gather(*tasks)
         except BaseException:
@@ -133,21 +154,23 @@ class AsyncClient:
         Close the stream, or use it in a with block, to cancel the trajectory on the server when you leave early.
         Raises InvalidInput at once (while iterating, for the values of a large array), and what sample() raises while iterating.
         """
-        deadline = self._deadline(options.pop("timeout_s"))
+        call = self._call_of(options)
         inputs = requests.checked_sample(context, options)
         if is_small(context, options["latents"], options["negative_context"]):
-            return AsyncStream(self._trajectory(requests.cast(inputs), deadline))
-        return AsyncStream(self._after_cast(self._trajectory, inputs, deadline))
+            return self._opened(self._trajectory(requests.cast(inputs), call))
+        return self._opened(self._after_cast(self._trajectory, inputs, call))
 
-    async def condition(self, image: Any, *, timeout_s: float | None = None) -> Context:
+    async def condition(
+        self, image: Any, *, timeout_s: float | None = None, request_id: str | None = None, headers: Headers | None = None
+    ) -> Context:
         """The condition tokens [1, T, 1536] float16 of a picture, as sample() and stream() take them.
 
         A picture is a path, the bytes of a PNG, JPEG or WebP file, a PIL image or a uint8 array [H, W, 3 or 4]. For
         multi-view weights, a list of up to four pictures stands for the views front, left, back, right.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
-        deadline = self._deadline(timeout_s)
-        return await self._encoded(await self._pictured(checked_views(image), deadline), deadline)
+        call = self._call(timeout_s, request_id=request_id, headers=headers)
+        return await self._encoded(await self._pictured(checked_views(image), call), call)
 
     @takes(DecodeOptions)
     async def decode(self, latents: Any, **options: Unpack[DecodeOptions]) -> Mesh:
@@ -165,11 +188,11 @@ class AsyncClient:
         Close the stream, or use it in a with block, to cancel the decode on the server when you leave early.
         Raises InvalidInput at once (while iterating, for the values of a large array), and what decode() raises while iterating.
         """
-        deadline = self._deadline(options.pop("timeout_s"))
+        call = self._call_of(options)
         inputs = requests.checked_decode(latents, options)
         if is_small(latents):
-            return AsyncStream(self._decoded(requests.cast(inputs), deadline))
-        return AsyncStream(self._after_cast(self._decoded, inputs, deadline))
+            return self._opened(self._decoded(requests.cast(inputs), call))
+        return self._opened(self._after_cast(self._decoded, inputs, call))
 
     @takes(GenerateOptions)
     async def generate(self, image: Any, **options: Unpack[GenerateOptions]) -> Mesh:
@@ -187,62 +210,68 @@ class AsyncClient:
         Close the stream, or use it in a with block, to cancel the work on the server when you leave early.
         Raises InvalidInput at once (while iterating, for an unreadable file), and what generate() raises while iterating.
         """
-        deadline = self._deadline(options.pop("timeout_s"))
+        call = self._call_of(options)
         requests.check_meshing(options)
         sampling = requests.checked_options(options)
-        return AsyncStream(self._from_image(checked_views(image), sampling, options, deadline))
+        return self._opened(self._from_image(checked_views(image), sampling, options, call))
 
-    async def health(self, *, timeout_s: float | None = None) -> Health:
+    async def health(self, *, timeout_s: float | None = None, headers: Headers | None = None) -> Health:
         """Whether the server is live and ready, its version and its models. Raises ServerUnavailable, DeadlineExceeded."""
-        deadline = self._deadline(timeout_s)
-        return await self._exchange.ask(lambda left_s: self._transport.health(timeout_s=left_s), model="", deadline=deadline)
+        call = self._call(timeout_s, headers=headers)
+        return await self._exchange.ask(lambda left_s: self._transport.health(timeout_s=left_s), model="", call=call)
 
-    async def model_info(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
+    async def model_info(self, name: str, *, timeout_s: float | None = None, headers: Headers | None = None) -> ModelInfo:
         """What the server says of one model: inputs, batch limit, parameters. Raises ModelNotReady, ServerUnavailable."""
-        return await self._exchange.model(name, deadline=self._deadline(timeout_s), fresh=True)
+        return await self._exchange.model(name, call=self._call(timeout_s, headers=headers), fresh=True)
 
-    async def _conform(self, name: str, inputs: Inputs, deadline: float) -> tuple[ModelInfo, Inputs]:
+    async def _conform(self, name: str, inputs: Inputs, call: Call) -> tuple[ModelInfo, Inputs]:
         """The model's declaration, and the inputs in the form that it asks for.
 
         A remembered declaration may be out of date, so no input is refused before the server has been asked again.
         """
         try:
-            model = await self._exchange.model(name, deadline=deadline)
+            model = await self._exchange.model(name, call=call)
             return model, requests.conform(inputs, model)
         except (InvalidInput, ModelNotReady):
-            model = await self._exchange.model(name, deadline=deadline, fresh=True)
+            model = await self._exchange.model(name, call=call, fresh=True)
             return model, requests.conform(inputs, model)
 
-    async def _velocity(self, model: str, inputs: Inputs, deadline: float) -> Latents:
-        request = Request(model, inputs, uuid.uuid4().hex, output_bytes={"velocity": inputs["latents"].nbytes})
-        parse = functools.partial(requests.velocity, like=inputs["latents"])
-        return await one(self._exchange.infer(request, parse, deadline=deadline))
+    def _request(self, model: str, inputs: Inputs, call: Call, part: int | None = None, *, streamed: bool = False) -> Request:
+        name = call.request_id if part is None else f"{call.request_id}-{part}"
+        return Request(model, inputs, name, streamed=streamed, headers=call.headers)
 
-    async def _pictured(self, views: list[Any], deadline: float) -> Inputs:
+    async def _velocity(self, request: Request, call: Call) -> Latents:
+        latents = request.inputs["latents"]
+        request = dataclasses.replace(request, output_bytes={"velocity": latents.nbytes})
+        return await one(self._exchange.infer(request, functools.partial(requests.velocity, like=latents), call=call))
+
+    async def _pictured(self, views: list[Any], call: Call) -> Inputs:
         """The image encoder's inputs for the views. Their number is checked against the server's encoder."""
-        inputs = await in_thread(functools.partial(image_inputs, views), timeout_s=left_s(deadline))
-        return (await self._conform(contract.IMAGE_CONTEXT, inputs, deadline))[1]
+        inputs = await in_thread(functools.partial(image_inputs, views), timeout_s=left_s(call.deadline))
+        return (await self._conform(contract.IMAGE_CONTEXT, inputs, call))[1]
 
-    async def _encoded(self, inputs: Inputs, deadline: float) -> Context:
-        request = Request(contract.IMAGE_CONTEXT, inputs, uuid.uuid4().hex)
-        return await one(self._exchange.infer(request, requests.context, deadline=deadline))
+    async def _encoded(self, inputs: Inputs, call: Call) -> Context:
+        request = self._request(contract.IMAGE_CONTEXT, inputs, call)
+        return await one(self._exchange.infer(request, requests.context, call=call))
 
-    async def _trajectory(self, inputs: Inputs, deadline: float) -> AsyncGenerator[Step, None]:
-        _, inputs = await self._conform(contract.SAMPLER, inputs, deadline)
-        request = Request(contract.SAMPLER, inputs, uuid.uuid4().hex, streamed=True, outputs=requests.STEP_OUTPUTS)
+    async def _trajectory(self, inputs: Inputs, call: Call) -> AsyncGenerator[Step, None]:
+        _, inputs = await self._conform(contract.SAMPLER, inputs, call)
+        request = self._request(contract.SAMPLER, inputs, call, streamed=True)
+        request = dataclasses.replace(request, outputs=requests.STEP_OUTPUTS)
+        parse = functools.partial(requests.step, request_id=request.request_id)
         last = None
-        async with aclosing(self._exchange.infer(request, requests.step, deadline=deadline)) as steps:
+        async with aclosing(self._exchange.infer(request, parse, call=call)) as steps:
             async for last in steps:
                 yield last
         if last is None or last.index != last.total or last.latents is None:
             message = f"a trajectory must end with its last step's latents, got {last}\nhint: {ModelFailed.hint}"
             raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
-    async def _decoded(self, inputs: Inputs, deadline: float) -> AsyncGenerator[MeshProgress | Mesh, None]:
-        _, inputs = await self._conform(contract.MESH, inputs, deadline)
-        request = Request(contract.MESH, inputs, uuid.uuid4().hex, streamed=True)
+    async def _decoded(self, inputs: Inputs, call: Call) -> AsyncGenerator[MeshProgress | Mesh, None]:
+        _, inputs = await self._conform(contract.MESH, inputs, call)
+        request = self._request(contract.MESH, inputs, call, streamed=True)
         last = None
-        async with aclosing(self._exchange.infer(request, requests.mesh, deadline=deadline)) as answers:
+        async with aclosing(self._exchange.infer(request, requests.mesh, call=call)) as answers:
             async for last in answers:
                 yield last
         if not isinstance(last, Mesh):
@@ -250,16 +279,16 @@ class AsyncClient:
             raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
     async def _after_cast(
-        self, answers: Callable[[Inputs, float], AsyncGenerator[T, None]], inputs: Inputs, deadline: float
+        self, answers: Callable[[Inputs, Call], AsyncGenerator[T, None]], inputs: Inputs, call: Call
     ) -> AsyncGenerator[T, None]:
         """The answers to inputs that are too large to be cast on the event loop."""
-        inputs = await in_thread(functools.partial(requests.cast, inputs), timeout_s=left_s(deadline))
-        async with aclosing(answers(inputs, deadline)) as opened:
+        inputs = await in_thread(functools.partial(requests.cast, inputs), timeout_s=left_s(call.deadline))
+        async with aclosing(answers(inputs, call)) as opened:
             async for answer in opened:
                 yield answer
 
     async def _from_image(
-        self, views: list[Any], sampling: Inputs, options: Mapping[str, Any], deadline: float
+        self, views: list[Any], sampling: Inputs, options: Mapping[str, Any], call: Call
     ) -> AsyncGenerator[Step | MeshProgress | Mesh, None]:
         """The condition of a picture, the sampler's stream, then that of the mesh model: three requests, although the server has
         an ensemble for all.
@@ -267,23 +296,23 @@ class AsyncClient:
         Triton (24.10, among others) does not pass the cancelling of an ensemble's request on to its models, and an ensemble
         cannot stream both the steps and the progress of the mesh.
         """
-        pictured = await self._pictured(views, deadline)
-        await self._conform(contract.SAMPLER, sampling, deadline)  # before the picture is sent
-        await self._require_meshes(deadline)
-        context = await self._encoded(pictured, deadline)
+        pictured = await self._pictured(views, call)
+        await self._conform(contract.SAMPLER, sampling, call)  # before the picture is sent
+        await self._require_meshes(call)
+        context = await self._encoded(pictured, call)
         latents = None
-        async with aclosing(self._trajectory({**sampling, "context": context}, deadline)) as steps:
+        async with aclosing(self._trajectory({**sampling, "context": context}, call)) as steps:
             async for step in steps:
                 latents = step.latents
                 yield step
-        async with aclosing(self._decoded(requests.decode(latents, options), deadline)) as answers:
+        async with aclosing(self._decoded(requests.decode(latents, options), call)) as answers:
             async for answer in answers:
                 yield dataclasses.replace(answer, latents=latents) if isinstance(answer, Mesh) else answer
 
-    async def _require_meshes(self, deadline: float) -> None:
+    async def _require_meshes(self, call: Call) -> None:
         """Raises ModelNotReady where the server makes no meshes, before minutes of sampling."""
         try:
-            await self._exchange.model(contract.MESH, deadline=deadline)
+            await self._exchange.model(contract.MESH, call=call)
         except ModelNotReady as error:
             raise ModelNotReady(
                 f"{contract.MESH} must be ready on the server for generate(), got no such model\n"
@@ -292,13 +321,17 @@ class AsyncClient:
                 model=contract.MESH,
             ) from error
 
-    def _deadline(self, timeout_s: float | None) -> float:
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
-        if not (isinstance(limit_s, (int, float)) and 0 < limit_s <= _LONGEST_S):
-            raise invalid(
-                "timeout_s", f"seconds, above 0 and at most {_LONGEST_S}", repr(limit_s), "leave it out for the client's"
-            )
-        return time.monotonic() + limit_s
+    def _opened(self, pieces: AsyncGenerator[T, None]) -> AsyncStream[T]:
+        stream = AsyncStream(pieces)
+        self._streams.add(stream)
+        return stream
+
+    def _call(self, timeout_s: float | None, *, request_id: str | None = None, headers: Headers | None = None) -> Call:
+        return call_(self._timeout_s if timeout_s is None else timeout_s, request_id=request_id, headers=headers)
+
+    def _call_of(self, options: Any) -> Call:
+        """The call that the options of a sampling method describe. They are taken out of `options`."""
+        return self._call(options.pop("timeout_s"), request_id=options.pop("request_id"), headers=options.pop("headers"))
 
 
 async def _last(trajectory: AsyncStream[Step]) -> Latents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import grpc
 
+from .calls import Call
 from .deadlines import LEAST_S
 from .errors import (
     BY_STATUS,
@@ -23,10 +25,12 @@ from .errors import (
     Overloaded,
     ServerUnavailable,
 )
+from .headers import of_question
 from .home import Home
 from .transport import ModelInfo, Request, StatusError, Tensors, Transport
 
 R = TypeVar("R")
+logger = logging.getLogger("hunyuan3d_client")
 _PROBE_S = 2.0
 _FIRST_PAUSE_S = 0.1
 # All calls share a budget of retries. Each retry takes 1 from it and each success gives a tenth back, so that a server in
@@ -55,7 +59,7 @@ class Exchange:
         if not self._home.is_elsewhere():  # the channel ended with the event loop, or belongs to the parent of a forked child
             await self._transport.close()
 
-    async def infer(self, request: Request, parse: Callable[[Tensors], R], *, deadline: float) -> AsyncGenerator[R, None]:
+    async def infer(self, request: Request, parse: Callable[[Tensors], R], *, call: Call) -> AsyncGenerator[R, None]:
         """The answers to `request`, each parsed. Closing the generator cancels the request."""
 
         async def send(timeout_s: float) -> AsyncGenerator[R, None]:
@@ -63,23 +67,27 @@ class Exchange:
                 async for answer in answers:
                     yield parse(answer)
 
-        async with aclosing(self._answers(send, request.model, request.request_id, deadline)) as answers:
+        async with aclosing(self._answers(send, request.model, request.request_id, call.deadline)) as answers:
             async for answer in answers:
                 yield answer
 
-    async def ask(self, query: Callable[[float], Awaitable[R]], *, model: str, deadline: float) -> R:
+    async def ask(self, query: Callable[[float], Awaitable[R]], *, model: str, call: Call) -> R:
         """The answer of `query(timeout_s)`, which asks the server about itself or about `model`."""
 
+        async def asked(timeout_s: float) -> R:
+            with of_question(call.headers):
+                return await query(timeout_s)
+
         async def send(timeout_s: float) -> AsyncGenerator[R, None]:
-            yield await query(timeout_s)
+            yield await asked(timeout_s)
 
-        return await one(self._answers(send, model, None, deadline))
+        return await one(self._answers(send, model, None, call.deadline))
 
-    async def model(self, name: str, *, deadline: float, fresh: bool = False) -> ModelInfo:
+    async def model(self, name: str, *, call: Call, fresh: bool = False) -> ModelInfo:
         """What the server says of a model. The answer is remembered until a call of the model fails; `fresh` asks again."""
         if fresh or name not in self._models:
             self._models[name] = await self.ask(
-                lambda timeout_s: self._transport.model_info(name, timeout_s=timeout_s), model=name, deadline=deadline
+                lambda timeout_s: self._transport.model_info(name, timeout_s=timeout_s), model=name, call=call
             )
         return self._models[name]
 
@@ -94,14 +102,19 @@ class Exchange:
         if self._closed:
             raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
         self._home.check()
+        what = f"{model} {request_id}" if request_id else f"a question about {model or 'the server'}"
+        started = time.monotonic()
         for attempt in itertools.count(1):
             answered = False
+            logger.debug("%s: attempt %d, %.3f s left", what, attempt, deadline - time.monotonic())
             try:
                 async with self._slot(deadline) if request_id else nullcontext(), aclosing(send(left_s(deadline))) as answers:
                     async for answer in answers:
                         answered = True
                         yield answer
                 self._budget = min(_BUDGET, self._budget + _REFUND)
+                seconds = time.monotonic() - started
+                logger.log(_level(request_id), "%s: answered in %.3f s, attempt %d", what, seconds, attempt)
                 return
             except StatusError as failure:
                 error = await self._typed(failure, model, deadline, answered=answered)
@@ -112,14 +125,18 @@ class Exchange:
                     raise
                 error = Cancelled("the client was closed during the call\nhint: wait for the call first")
             error.model, error.request_id, error.attempt = model, request_id, attempt
-            pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+            told_s = error.__cause__.retry_after_s if isinstance(error.__cause__, StatusError) else None
+            pause_s = told_s or _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             if isinstance(error, Overloaded):
                 error.retry_after_s = pause_s
             spent = attempt > self._retries or self._budget < 1 or time.monotonic() + pause_s >= deadline
             if answered or spent or not _safe_to_repeat(error):
                 self._models.pop(model, None)  # another deployment may be the reason for the failure
+                seconds, name = time.monotonic() - started, type(error).__name__
+                logger.log(_level(request_id), "%s: %s after %.3f s, attempt %d", what, name, seconds, attempt)
                 raise error
             self._budget -= 1
+            logger.debug("%s: %s, sent again in %.3f s", what, type(error).__name__, pause_s)
             await asyncio.sleep(pause_s)
 
     @asynccontextmanager
@@ -169,6 +186,11 @@ async def one(answers: AsyncGenerator[R, None]) -> R:
     if len(found) != 1:
         raise ModelFailed(f"a request must have one answer, got {len(found)}\nhint: {ModelFailed.hint}")
     return found[0]
+
+
+def _level(request_id: str | None) -> int:
+    """One line a request at INFO; questions about the server are details."""
+    return logging.INFO if request_id else logging.DEBUG
 
 
 def _safe_to_repeat(error: Hunyuan3DError) -> bool:

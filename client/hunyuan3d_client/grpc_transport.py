@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
-import re
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from . import contract, identity, wire
+from . import headers as headers_
 from .addresses import checked, is_same_host
 from .deadlines import until
 from .errors import invalid
@@ -37,23 +38,19 @@ CHANNEL_OPTIONS: Mapping[str, int] = {
 }
 _BALANCED = {"grpc.service_config": json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})}
 SharedMemory = bool | Literal["auto"]
-# The headers that gRPC takes. It refuses any other without a status, so they are checked here.
-_HEADER_NAME, _HEADER_VALUE = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 _END_S = 1.0  # how long to wait for a stream to end after its last answer
 _TELL_S = 5.0  # how long to wait for what the sampler says about the weights
+logger = logging.getLogger("hunyuan3d_client")
 _SERVICE = "/inference.GRPCInferenceService/"
-
-
-logger = logging.getLogger(__name__)
 
 
 class GrpcTransport:
     """One gRPC channel to Triton, opened by the first call in the event loop of that call.
 
     `credentials` of grpc.ssl_channel_credentials() turn TLS (or mTLS) on. `headers` go with every call (a bearer token, for
-    example). `options` add to or replace CHANNEL_OPTIONS. With a `dns:///name:port` address, calls take turns among the
-    addresses of the name. `shared_memory` says whether tensors of half a megabyte and more travel in shared memory: "auto"
-    uses it where a server on this host agrees, True insists on it, False never uses it. True is refused for a `dns:`
+    example); a function is asked for them before each call. `options` add to or replace CHANNEL_OPTIONS. With a `dns:///name:port` address, calls take turns among the
+    addresses of the name. `shared_memory` says whether tensors of half a megabyte and more travel in shared memory: False
+    never uses it, "auto" uses it where a server on this host agrees, True insists on it. True is refused for a `dns:`
     address, which may stand for several servers. Raises InvalidInput.
     """
 
@@ -62,27 +59,19 @@ class GrpcTransport:
         url: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        headers: Mapping[str, str | bytes] | None = None,
+        headers: headers_.Headers | None = None,
         options: Mapping[str, str | int] | None = None,
-        shared_memory: SharedMemory = "auto",
+        shared_memory: SharedMemory = False,
     ) -> None:
         if shared_memory not in (True, False, "auto"):
-            raise invalid("shared_memory", "True, False or 'auto'", repr(shared_memory), "leave it out for 'auto'")
-        for name, value in (headers or {}).items():
-            fits = (
-                isinstance(value, bytes) if name.endswith("-bin") else isinstance(value, str) and _HEADER_VALUE.fullmatch(value)
-            )
-            if not (_HEADER_NAME.fullmatch(name) and fits):
-                expected = "lower-case names of letters, digits and _.-, with printable ASCII values (bytes for names in -bin)"
-                raise invalid(
-                    "headers", expected, f"another form in {name!r}", "a value read from a file may end in a line break"
-                )
+            raise invalid("shared_memory", "True, False or 'auto'", repr(shared_memory), "leave it out to go without")
         many = checked(url).startswith("dns:")
         if many and shared_memory is True:
             raise invalid("shared_memory", "False or 'auto' for a dns: address", True, "list the servers' own addresses")
         self._url = url
         self._credentials = credentials
-        self._metadata = tuple((headers or {}).items())
+        self._headers = headers_.checked(headers) if isinstance(headers, Mapping) else headers
+        self._warned = credentials is not None or is_same_host(url)
         self._options = list({**CHANNEL_OPTIONS, **(_BALANCED if many else {}), **(options or {})}.items())
         self._channel: grpc.aio.Channel | None = None
         wanted = shared_memory is True or (shared_memory == "auto" and is_same_host(url))
@@ -130,12 +119,13 @@ class GrpcTransport:
     async def _answers(self, request: Request, segment: Segment | None, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         self._open()
         left = until(timeout_s)
-        message = wire.message(request, segment, timeout_s)
+        metadata = await self._metadata(request.headers, left())
+        message = wire.message(request, segment, left())
         with _statuses():
             if not request.streamed:
-                yield wire.tensors(await self._infer(message, timeout=timeout_s, metadata=self._metadata), segment)
+                yield wire.tensors(await self._infer(message, timeout=left(), metadata=metadata), segment)
                 return
-            call = self._stream(_once(message), timeout=timeout_s, metadata=self._metadata)
+            call = self._stream(_once(message), timeout=left(), metadata=metadata)
             try:
                 async for response in call:
                     if response.error_message:
@@ -198,7 +188,14 @@ class GrpcTransport:
         """What the sampler says about the weights of each model. Triton refuses this question to a sampler of an older version."""
         context = np.zeros((1, 1, contract.CONTEXT_WIDTH), np.float16)  # Triton takes no request without it
         outputs = (contract.SERVED.name,)
-        request = Request(contract.SAMPLER, {contract.CONTEXT.name: context}, "weights", streamed=True, outputs=outputs)
+        request = Request(
+            contract.SAMPLER,
+            {contract.CONTEXT.name: context},
+            "weights",
+            streamed=True,
+            outputs=outputs,
+            headers=headers_.current_question(),
+        )
         try:
             async with aclosing(self._answers(request, None, timeout_s)) as answers:
                 async for answer in answers:
@@ -235,8 +232,27 @@ class GrpcTransport:
 
     async def _ask(self, method: str, message: object, timeout_s: float) -> Any:
         self._open()
+        left = until(timeout_s)
+        metadata = await self._metadata(headers_.current_question(), left())
         with _statuses():
-            return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=self._metadata)
+            return await getattr(self._stub, method)(message, timeout=left(), metadata=metadata)
+
+    async def _metadata(self, of_call: headers_.Headers | None, timeout_s: float) -> headers_.Pairs:
+        """The transport's headers and those of a call, which win. Warns once of secrets that others can read."""
+        left = until(timeout_s)
+        common = self._headers if isinstance(self._headers, tuple) else await headers_.resolved(self._headers, timeout_s=left())
+        pairs = common
+        if of_call is not None:
+            pairs = tuple({**dict(common), **dict(await headers_.resolved(of_call, timeout_s=left()))}.items())
+        if not self._warned and (secrets := headers_.names_secrets(pairs)):
+            self._warned = True
+            logger.warning(
+                "The header %s travels to %s in plaintext, so that others on the way can read it.\n"
+                "hint: turn TLS on: GrpcTransport(credentials=grpc.ssl_channel_credentials())",
+                secrets[0],
+                self._url,
+            )
+        return pairs
 
     async def _if_open(self, method: str, message: object, timeout_s: float) -> Any:
         """The answer of _ask, or None if it is UNAVAILABLE: so Triton answers a caller without the key of a restricted protocol."""
@@ -262,9 +278,21 @@ def _statuses() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise StatusError(error.code(), error.details()) from error
+        failure = StatusError(error.code(), error.details())
+        failure.retry_after_s = _retry_after_s(error)
+        raise failure from error
     except grpc.aio.UsageError as closed:
         raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from closed
+
+
+def _retry_after_s(error: grpc.RpcError) -> float | None:
+    """When to try again, as a proxy (retry-after, in seconds) or a gRPC server (its pushback) says; None if nobody does."""
+    told = dict(error.trailing_metadata() or ())
+    for name, unit_s in {"grpc-retry-pushback-ms": 1e-3, "retry-after": 1.0}.items():
+        with suppress(ValueError):  # a date, or a negative number, which means never
+            if name in told and (seconds := float(told[name]) * unit_s) > 0 and math.isfinite(seconds):
+                return seconds
+    return None
 
 
 async def _once(message: bytes) -> AsyncIterator[bytes]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypedDict, TypeVar, cast, get_args, get_type_hints
 
 from . import contract
+from .headers import Headers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,6 +43,8 @@ class _Timeout(TypedDict, total=False):
     timeout_s: Annotated[
         float | None, "Seconds to wait for the whole answer. Left out: the client's own limit, 300 unless set."
     ]
+    request_id: Annotated[str | None, "Id by which client, server and errors name the request. Left out: a new UUID."]
+    headers: Annotated[Headers | None, "Headers of this call, or a function that returns them: a token, a traceparent."]
 
 
 class DecodeOptions(_Meshing, _Timeout, total=False):

@@ -40,6 +40,7 @@ class Step:
 
     `latents` [B, L, 64] are there in previews and in the last step. `path` says how each velocity is evaluated, see
     contract.PATHS. `batch` counts the samples that shared the step's last evaluation, those of other requests included.
+    `request_id` is that of the request, by which the server logs it.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Step:
     latents: npt.NDArray[np.float32] | None
     path: str
     batch: int
+    request_id: str = ""
 
 
 def denoise(
@@ -212,14 +214,14 @@ def context(answer: Tensors) -> Array:
     return found
 
 
-def step(answer: Tensors) -> Step:
+def step(answer: Tensors, *, request_id: str = "") -> Step:
     """The Step of one response of the sampler. Raises ModelFailed if an output is missing."""
     missing = [spec.name for spec in contract.SAMPLER_OUTPUTS if not spec.optional and spec.name not in answer]
     if missing:
         raise ModelFailed(f"each response of {contract.SAMPLER} must carry {missing}, got {sorted(answer)}\nhint: redeploy it")
     latents = answer["latents"].copy() if "latents" in answer else None
     index, total, t, batch = (answer[name][0] for name in ("step", "total", "t", "batch"))
-    return Step(int(index), int(total), float(t), latents, answer["path"][0].decode(), int(batch))
+    return Step(int(index), int(total), float(t), latents, answer["path"][0].decode(), int(batch), request_id)
 
 
 def mesh(answer: Tensors) -> MeshProgress | Mesh:

@@ -20,16 +20,18 @@ class StatusError(Exception):
     """The only error of a transport: a gRPC status (None where the server sent a message without a status) and a text.
 
     `server` is the transport of the server that failed, where the transport that raises stands for several servers.
+    `retry_after_s` is what the server, or a proxy before it, says of when to try again.
     """
 
     def __init__(self, status: grpc.StatusCode | None, message: str) -> None:
         super().__init__(message)
         self.status = status
         self.server: Transport | None = None
+        self.retry_after_s: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle: status and text. The server is a connection of this process."""
-        return StatusError, (self.status, str(self))
+        """For pickle. The server is a connection of this process."""
+        return StatusError, (self.status, str(self)), {"retry_after_s": self.retry_after_s}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Request:
 
     `streamed`: the model is decoupled and may answer many times. `output_bytes`: the sizes of outputs that are known before
     the answer arrives, so that shared memory can be reserved for them. `outputs`: the only outputs that the server should send;
-    without it the server sends all.
+    without it the server sends all. `headers`: of this request alone, or a function that returns them.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Request:
     streamed: bool = False
     output_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    headers: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,8 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ready = True
         self.fail: grpc.StatusCode | None = None
         self.text = ""
+        self.trailers: tuple[tuple[str, str], ...] = ()  # sent with `fail`
+        self.questions: list[dict[str, str]] = []  # the headers of calls about the server and its models
         self.told: tuple[str, str] | None = None
         self.stall = threading.Event()  # answers wait until it is set
         self.stall.set()
@@ -99,6 +101,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         context.add_callback(self.cancelled.set)
         self.stall.wait(20)
         if self.fail is not None:
+            context.set_trailing_metadata(self.trailers)
             context.abort(self.fail, "told to fail")
 
     def _wait(self, name: str) -> None:
@@ -107,6 +110,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _guard(self, context: grpc.ServicerContext) -> None:
         time.sleep(self.pause_s)
+        self.questions.append(dict(context.invocation_metadata()))
         if self.restricted and ("key", "secret") not in context.invocation_metadata():
             context.abort(grpc.StatusCode.UNAVAILABLE, "words that must not matter")
 

@@ -88,6 +88,7 @@ FLAGS: dict[str, tuple[str, Any]] = {
     "level": ("0.5", [0.5]),
     "method": ("dense", [b"dense"]),
     "timeout_s": ("7", 7),
+    "request_id": ("mine-7", "mine-7"),
 }
 COMMANDS = {
     "sample": (["sample", "--context", "context.npy", "--out", "x.npy"], options.SampleOptions),
@@ -97,8 +98,8 @@ COMMANDS = {
 
 
 def declared(kind: type) -> list[options.Option]:
-    """The options of a command; the ending of --out stands for `format`."""
-    return [option for option in options.options_of(kind) if option.name != "format"]
+    """The options of a command; the ending of --out stands for `format`, and --header for `headers`."""
+    return [option for option in options.options_of(kind) if option.name not in ("format", "headers")]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,9 @@ def test_each_command_passes_each_option_on(command: str, option: str, run: Run,
         monkeypatch.setattr(cli, "_client", lambda _, transport=transport: Client(transport=transport))
         result = run(*COMMANDS[command][0], *flags)
         assert result.exit_code == 0, result.output
+        if option == "request_id":
+            assert all((each.request_id == expected) is bool(flags) for each in transport.requests)
+            continue
         sent = next((each.inputs[option] for each in transport.requests if option in each.inputs), None)
         found = round(transport.timeouts_s[-1]) if option == "timeout_s" else sent if sent is None else sent.tolist()
         assert (found == expected) is bool(flags)

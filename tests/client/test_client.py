@@ -170,6 +170,8 @@ OPTIONS: dict[str, Any] = {
     "schedule": "flow_match",
     "preview_every": 3,
     "timeout_s": 7.0,
+    "request_id": "mine-7",
+    "headers": {"traceparent": "00-1-2-01"},
 }
 
 
@@ -183,6 +185,8 @@ def test_every_option_of_sampling_changes_the_request(name: str, tokens: Tokens)
             if name != "preview_every":
                 client.sample(tokens(), **options)
         values = [request.inputs[name].tolist() if name in request.inputs else None for request in transport.requests]
+        if name in ("request_id", "headers"):
+            values = [getattr(request, name) for request in transport.requests]
         seen.append([round(value) for value in transport.timeouts_s] if name == "timeout_s" else values)
     assert all(before != after for before, after in zip(seen[0], seen[1], strict=True))
 
@@ -191,8 +195,9 @@ def test_options_of_the_methods_are_those_tested_and_equal_in_both_clients() -> 
     parameters = {name: set(inspect.signature(getattr(h.Client, name)).parameters) for name in ("sample", "stream")}
     assert parameters["stream"] == {"self", "context", *OPTIONS}
     assert parameters["sample"] == parameters["stream"] - {"preview_every"}
-    for name, method in vars(h.AsyncClient).items():
+    for name in vars(h.AsyncClient):
         if not name.startswith("_") and name != "close":
+            method = getattr(h.AsyncClient, name)
             assert inspect.signature(method).parameters.keys() == inspect.signature(getattr(h.Client, name)).parameters.keys()
     for method in (h.Client.denoise, h.Client.stream, h.Client.sample):
         kinds = [parameter.kind for parameter in inspect.signature(method).parameters.values()]

@@ -42,19 +42,22 @@ VALUES: dict[str, Any] = {
     "level": 0.5,
     "method": "dense",
     "timeout_s": 7.0,
+    "request_id": "mine-7",
+    "headers": {"traceparent": "00-1-2-01"},
 }
 FIRST = {"decode": "latents", "generate": "image"}  # the name of a method's argument, where it is not `context`
+OF_A_CALL = {"timeout_s", "request_id", "headers"}
 FLIPS = [(name, option.name) for name, kind in KINDS.items() for option in options.options_of(kind)]
 
 
 def test_the_options_are_the_samplers_inputs() -> None:
     inputs = {spec.name for spec in contract.SAMPLER_INPUTS} - {"context"}
-    assert {option.name for option in options.options_of(options.StreamOptions)} == inputs | {"timeout_s"}
+    assert {option.name for option in options.options_of(options.StreamOptions)} == inputs | OF_A_CALL
 
 
 def test_the_options_of_a_decode_are_the_mesh_models_inputs() -> None:
     inputs = {spec.name for spec in contract.MESH_INPUTS} - {"latents"}
-    assert {option.name for option in options.options_of(options.DecodeOptions)} == inputs | {"timeout_s"}
+    assert {option.name for option in options.options_of(options.DecodeOptions)} == inputs | OF_A_CALL
     sampling = {option.name for option in options.options_of(options.SampleOptions)} - {"latents", "negative_context"}
     assert {option.name for option in options.options_of(options.GenerateOptions)} == inputs | sampling
 
@@ -116,6 +119,10 @@ def test_each_method_passes_each_option_on(name: str, option: str) -> None:
         assert [round(limit_s) for limit_s in before.timeouts_s] == [300] * len(before.requests)
         assert [round(limit_s) for limit_s in after.timeouts_s] == [7] * len(after.requests)
         return
+    if option in ("request_id", "headers"):
+        assert {str(getattr(request, option)) for request in after.requests} == {str(VALUES[option])}
+        assert all(getattr(request, option) != VALUES[option] for request in before.requests)
+        return
     takes = contract.MESH if option in [spec.name for spec in contract.MESH_OPTIONS] else contract.SAMPLER
     was, now = (next(each.inputs for each in calls.requests if each.model == takes) for calls in (before, after))
     sent = now[option]
@@ -130,7 +137,7 @@ def test_the_methods_of_the_blocking_client_have_their_own_names(name: str) -> N
     method = getattr(h.Client, name)
     assert (method.__name__, method.__qualname__) == (name, f"Client.{name}") and method.__doc__
     assert method.__module__ == h.Client.__module__ and not inspect.iscoroutinefunction(method)
-    if hasattr(h.AsyncClient, name) and name != "close":
+    if hasattr(h.AsyncClient, name) and name not in ("close", "from_env"):
         assert method.__doc__ == getattr(h.AsyncClient, name).__doc__
     assert typing.get_type_hints(method)["return"] is not None or name == "close"
 

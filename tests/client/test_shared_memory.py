@@ -36,7 +36,7 @@ def sent_by_value(request: Any) -> set[str]:
 
 
 def test_big_tensors_are_placed_and_the_segment_is_used_again(kserve: Any, prefix: str) -> None:
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         for t in (0.25, 0.5, 1):
             np.testing.assert_array_equal(client.denoise(LATENTS, t, context()), LATENTS * t)
         assert len(segments(prefix)) == len(kserve.segments) == kserve.registrations == 1
@@ -45,13 +45,13 @@ def test_big_tensors_are_placed_and_the_segment_is_used_again(kserve: Any, prefi
 
 
 def test_small_tensors_travel(kserve: Any) -> None:
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         client.denoise(LATENTS[:, :8], 0.5, context(8))
     assert kserve.registrations == 0
 
 
 def test_a_streams_context_is_placed(kserve: Any) -> None:
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         assert [step.index for step in client.stream(context(), steps=3)] == [1, 2, 3]
         assert [step.index for step in client.stream(context(), steps=2)] == [1, 2]
         assert kserve.registrations == 1
@@ -59,7 +59,7 @@ def test_a_streams_context_is_placed(kserve: Any) -> None:
 
 
 def test_a_larger_request_takes_a_larger_segment_and_a_smaller_one_shares_it(kserve: Any) -> None:
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         client.denoise(LATENTS, 0.5, context(300))
         client.denoise(LATENTS, 0.5, context(1370))
         assert kserve.registrations == 2
@@ -70,7 +70,7 @@ def test_a_larger_request_takes_a_larger_segment_and_a_smaller_one_shares_it(kse
 
 def test_requests_side_by_side_have_segments_of_their_own(kserve: Any) -> None:
     async def main() -> None:
-        async with h.AsyncClient(kserve.url) as client:
+        async with h.AsyncClient(kserve.url, shared_memory="auto") as client:
             times = np.linspace(0, 1, 12)
             velocities = await asyncio.gather(*(client.denoise(LATENTS, t, context()) for t in times))
             for t, velocity in zip(times, velocities, strict=True):
@@ -98,8 +98,9 @@ def test_what_auto_takes_for_this_host(url: str, expected: bool) -> None:
     assert is_same_host(url) is expected
 
 
-def test_false_never_places(kserve: Any) -> None:
-    with h.Client(kserve.url, shared_memory=False) as client:
+@pytest.mark.parametrize("options", [{}, {"shared_memory": False}], ids=str)
+def test_false_never_places(options: dict[str, bool], kserve: Any) -> None:
+    with h.Client(kserve.url, **options) as client:
         client.denoise(LATENTS, 0.5, context())
     assert kserve.registrations == 0
 
@@ -107,13 +108,13 @@ def test_false_never_places(kserve: Any) -> None:
 @pytest.mark.parametrize("status", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE])
 def test_a_server_that_refuses(status: grpc.StatusCode, kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kserve.refusal = status
-    with h.Client(kserve.url, retries=0) as client:
+    with h.Client(kserve.url, retries=0, shared_memory="auto") as client:
         for _ in range(3):
             client.denoise(LATENTS, 0.5, context())
         assert kserve.asked_to_register == 1, "not asked again soon"
         assert all(sent_by_value(request) == {"latents", "t", "context"} for request in kserve.requests)
     monkeypatch.setattr(shared_memory, "_REFUSED_S", 0.0)
-    with h.Client(kserve.url, retries=0) as client:
+    with h.Client(kserve.url, retries=0, shared_memory="auto") as client:
         client.denoise(LATENTS, 0.5, context())
         kserve.refusal = None
         client.denoise(LATENTS, 0.5, context())
@@ -142,7 +143,7 @@ def test_no_memory_left(limit: str, kserve: Any, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(os, "posix_fallocate", full)
     else:
         monkeypatch.setattr(shared_memory, limit, 1 << 20)
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         client.denoise(LATENTS, 0.5, context())
     with h.Client(kserve.url, shared_memory=True) as client, pytest.raises(h.InvalidInput, match="in use|no space"):
         client.denoise(LATENTS, 0.5, context())
@@ -158,7 +159,7 @@ def test_idle_segments_make_room(kserve: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_restarted_server_gets_the_request_again(kserve: Any) -> None:
-    with h.Client(kserve.url, retries=0) as client:
+    with h.Client(kserve.url, retries=0, shared_memory="auto") as client:
         client.denoise(LATENTS, 0.5, context())
         kserve.segments.clear()
         np.testing.assert_array_equal(client.denoise(LATENTS, 0.5, context()), LATENTS / 2)
@@ -166,7 +167,7 @@ def test_a_restarted_server_gets_the_request_again(kserve: Any) -> None:
 
 
 def test_an_error_of_the_model_is_an_answer(kserve: Any) -> None:
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         kserve.fail = grpc.StatusCode.INTERNAL
         with pytest.raises(h.ModelFailed):
             client.denoise(LATENTS, 0.5, context())

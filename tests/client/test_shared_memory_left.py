@@ -46,7 +46,7 @@ def sent_by_value(request: Any) -> set[str]:
 
 
 def test_a_segment_that_the_server_may_still_use_is_left_to_it(kserve: Any, prefix: str) -> None:
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         client.denoise(LATENTS, 0.5, context())
         kserve.stall.clear()
         with pytest.raises(h.DeadlineExceeded):
@@ -60,7 +60,7 @@ def test_a_segment_that_the_server_may_still_use_is_left_to_it(kserve: Any, pref
 
 def test_leaving_a_stream_leaves_its_segment(kserve: Any, prefix: str) -> None:
     kserve.hold_after = 2
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         for step in client.stream(context(), steps=3):
             if step.index == 2:
                 break
@@ -73,7 +73,7 @@ def test_what_nobody_owns_is_unregistered_after_a_while(kserve: Any, prefix: str
     for name in (f"{prefix}left", neighbour.name, "someone's"):
         kserve.segments[name] = mmap.mmap(-1, 1 << 20)
     monkeypatch.setattr(shared_memory, "_SWEEP_S", 0.05)
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         client.denoise(LATENTS, 0.5, context())
         until(lambda: f"{prefix}left" not in kserve.segments)
         client.denoise(LATENTS, 0.5, context())
@@ -99,7 +99,7 @@ def test_a_new_segment_taken_for_a_dead_ones_is_not_used(monkeypatch: pytest.Mon
 
 def test_memory_left_to_the_server_counts(kserve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "_MOST_BYTES", 4 << 20)
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         kserve.stall.clear()
         with pytest.raises(h.DeadlineExceeded):
             client.denoise(LATENTS, 0.5, context(), timeout_s=0.2)
@@ -112,7 +112,7 @@ KILLED = """
 import sys, numpy as np, hunyuan3d_client as h
 from hunyuan3d_client import shared_memory
 shared_memory._PREFIX = sys.argv[2]
-client = h.Client(sys.argv[1])
+client = h.Client(sys.argv[1], shared_memory="auto")
 client.denoise(np.ones((1, 3072, 64)), 0.5, np.ones((1, 300, 1536), np.float16))
 print("done", flush=True)
 client.denoise(np.ones((1, 3072, 64)), 0.5, np.ones((1, 300, 1536), np.float16))
@@ -130,7 +130,7 @@ def test_nothing_is_left_after_kill_9_and_a_restart(kserve: Any, prefix: str, mo
     assert len(segments(prefix)) == 1, "the dead client's"
     (dead,) = kserve.segments
     monkeypatch.setattr(shared_memory, "_SWEEP_S", 0.05)
-    with h.Client(kserve.url) as client:
+    with h.Client(kserve.url, shared_memory="auto") as client:
         client.denoise(LATENTS, 0.5, context())
         assert len(segments(prefix)) == 1 and dead not in {path.name for path in segments(prefix)}
         until(lambda: dead not in kserve.segments)
@@ -147,7 +147,7 @@ def test_nothing_is_left_by_a_process_that_forgets_to_close(kserve: Any, prefix:
 
 def test_closing_while_a_call_is_in_flight(kserve: Any, background: Any) -> None:
     kserve.stall.clear()
-    client = h.Client(kserve.url)
+    client = h.Client(kserve.url, shared_memory="auto")
     job = background(client, context(), steps=2)
     threading.Timer(0.2, client.close).start()
     with pytest.raises(h.Cancelled):

@@ -113,7 +113,7 @@ def test_a_server_dies_under_load_and_comes_back(
     repository: Path, stack: contextlib.ExitStack, tokens: Make, noise: Make
 ) -> None:
     first, second = (stack.enter_context(EmbeddedServer(repository)) for _ in range(2))
-    client = stack.enter_context(Client([first.grpc, second.grpc], timeout_s=WAIT_S))
+    client = stack.enter_context(Client([first.grpc, second.grpc], timeout_s=WAIT_S, shared_memory="auto"))
     with Load(client, tokens(1, 200), noise(1, 8)) as load:  # the context is large enough for shared memory
         load.run(40)
         assert served(first) > 0 and served(second) > 0, "calls take turns"
