@@ -1,6 +1,8 @@
 """Entry point of the `hunyuan3d` command. The command itself, cli.py, needs the extra `cli`."""
 
+import signal
 import sys
+from types import FrameType
 
 from .install import install_hint
 
@@ -15,7 +17,13 @@ def main() -> None:
             raise
         sys.stderr.write(f"This command needs {missing}, which is not installed.\nhint: {install_hint('cli')}\n")
         raise SystemExit(2) from error
+    signal.signal(signal.SIGTERM, _end)
     app()
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End by an exception, so that half-written files are removed and the server is told."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ def writable(path: Path, suffixes: Sequence[str] = WRITTEN, *, option: str = "--
     """
     if path.suffix not in suffixes:
         raise invalid(option, f"a {' or '.join(suffixes)} file", str(path), "name the kind by its ending")
-    path.parent.resolve(strict=True)  # a folder that does not exist is probably misspelt, so it is not created
+    if not path.parent.is_dir():  # a folder that does not exist is probably misspelt, so it is not created
+        raise invalid(option, "in a folder that exists", str(path), f"mkdir -p {shlex.quote(str(path.parent))}")
     with atomic_path(path) as temporary:
         temporary.touch()
         yield temporary

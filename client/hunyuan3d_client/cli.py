@@ -7,28 +7,29 @@ extended, where Python does not evaluate text.
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import importlib.metadata
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-import grpc
 import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import contract, errors
+from . import contract, errors, requests
 from .array_files import WRITTEN, load, save, writable
 from .blocking import Client
-from .grpc_transport import GrpcTransport
+from .environment import DEFAULT_URL, Connection, timeout_s_from_env
 from .health_report import health_lines
 from .install import install_hint
 from .mesh import Mesh, MeshProgress
 from .options import DecodeOptions, GenerateOptions, SampleOptions, expanded, options_of, show
 from .requests import Step
-from .round_robin import RoundRobin
 from .shapes import decode_points, embed_prompt, pictures
 from .shapes.words import ATTRIBUTES, NOUNS, unknown_words
 from .transport import Health
@@ -47,17 +48,18 @@ _EXITS = (
     "5 deadline passed; 6 model failed; 130 cancelled."
 )
 
-_URL = "localhost:8001"
 _PROMPTED = "shapes"  # the only preset that was trained on words
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=f"Talk to a Hunyuan3D-2 Triton server.\n\n{_EXITS}")
+app = typer.Typer(no_args_is_help=True, help=f"Talk to a Hunyuan3D-2 Triton server.\n\n{_EXITS}")
 stdout = Console()
 stderr = Console(stderr=True)
 
 Url = Annotated[
     str, typer.Option(envvar="HUNYUAN3D_URL", help="gRPC address HOST:PORT of the server, or of several with commas between.")
 ]
-Timeout = Annotated[float | None, typer.Option(help="Seconds to wait for the whole answer; left out: 300.")]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds to wait for the whole answer; left out: HUNYUAN3D_TIMEOUT_S, or 300.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Context = Annotated[
     Path, typer.Option(help="Condition tokens [T, 1536] or [B, T, 1536], float; .npy, or .npz or .safetensors with `context`.")
@@ -91,66 +93,104 @@ def _takes(kind: type) -> Callable[[F], F]:
     return lambda command: show(command, expanded(command, options))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Connection:
-    """How to reach a server, apart from its address."""
+_connection: contextvars.ContextVar[Connection] = contextvars.ContextVar("connection")
+_PANEL = "Connection"
+# The options of the connection: before the command, and after each command too.
+_CONNECTING: Mapping[str, tuple[Any, Any]] = {
+    "header": (
+        Annotated[
+            list[str],
+            typer.Option(
+                help="'name: value', sent with every call: a token, the server's key. Repeatable; adds to HUNYUAN3D_HEADER.",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        (),
+    ),
+    "tls": (Annotated[bool, typer.Option("--tls", help="TLS with the system's authorities.", rich_help_panel=_PANEL)], False),
+    "ca": (
+        Annotated[
+            Path | None,
+            typer.Option(help="PEM of the authority behind the server's certificate: turns TLS on.", rich_help_panel=_PANEL),
+        ],
+        None,
+    ),
+    "cert": (
+        Annotated[Path | None, typer.Option(help="PEM of your own certificate, for mutual TLS.", rich_help_panel=_PANEL)],
+        None,
+    ),
+    "key": (Annotated[Path | None, typer.Option(help="PEM of the key of --cert.", rich_help_panel=_PANEL)], None),
+}
 
-    ca: bytes | None
-    headers: dict[str, str]
 
-    def client(self, url: str) -> Client:
-        """A client of one address, or of several servers with the same models, whose addresses have commas between."""
-        credentials = None if self.ca is None else grpc.ssl_channel_credentials(self.ca)
-        transports = [GrpcTransport(each, credentials=credentials, headers=self.headers) for each in url.split(",")]
-        return Client(transport=transports[0] if len(transports) == 1 else RoundRobin(transports))
+def _connects(command: F) -> F:
+    """A decorator for a command: it takes the options of the connection, which add to those before the command."""
+
+    @functools.wraps(command)
+    def call(**arguments: Any) -> Any:
+        given = {name: arguments.pop(name) for name in _CONNECTING}
+        with _reported():
+            before = Connection.from_env() if command.__name__ == "connection" else _connection.get()
+            headers = (*before.headers, *(given.pop("header") or ()))
+            kept = {name: value for name, value in given.items() if value}
+            _connection.set(dataclasses.replace(before, headers=headers, **kept))
+        return command(**arguments)
+
+    signature = inspect.signature(command)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        for name, (hint, default) in _CONNECTING.items()
+    ]
+    return show(cast(F, call), signature.replace(parameters=[*signature.parameters.values(), *options]))
 
 
-_connection: contextvars.ContextVar[_Connection] = contextvars.ContextVar("connection")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(importlib.metadata.version("hunyuan3d-triton"), highlight=False)
+        raise typer.Exit
 
 
 @app.callback()
+@_connects
 def connection(
-    ca: Annotated[
-        Path | None,
-        typer.Option(envvar="HUNYUAN3D_CA", help="PEM of the authority behind the server's certificate: turns TLS on."),
-    ] = None,
-    header: Annotated[
-        str | None,
-        typer.Option(envvar="HUNYUAN3D_HEADER", help="'name: value', sent with every call: a token, the server's key."),
-    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
 ) -> None:
-    with _reported():
-        name, separator, value = (header or "").partition(": ")
-        if header is not None and not (name and separator and value):
-            raise errors.invalid("--header", "'name: value'", "another form", "--header 'authorization: Bearer TOKEN'")
-        _connection.set(_Connection(ca.read_bytes() if ca else None, {name.lower(): value} if header else {}))
+    pass
 
 
 @app.command()
+@_connects
 def health(
-    url: Url = _URL,
-    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the whole answer.")] = 10.0,
+    url: Url = DEFAULT_URL,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for each server.")] = 10.0,
     verbose: Annotated[bool, typer.Option("--verbose", help="The settings of each model too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what each server has loaded, and from which file. Exit code 3 if a server is not ready."""
-    states = []
+    states: list[tuple[str, Health | errors.Hunyuan3DError]] = []
     with _reported():
         for each in url.split(","):
             with _client(each) as client:
-                states.append((each, client.health(timeout_s=timeout_s)))
+                states.append((each.strip(), _state(client, timeout_s)))
     for each, state in states:
-        if as_json:
+        if isinstance(state, errors.Hunyuan3DError):
+            if as_json:
+                _print_json({"url": each, "live": False, "ready": False, "error": type(state).__name__, "message": str(state)})
+            stderr.print(f"{type(state).__name__}: {each}: {state}", markup=False, highlight=False, soft_wrap=True)
+        elif as_json:
             _print_json({"url": each, **dataclasses.asdict(state)})
         else:
             for line in health_lines(each, state, verbose=verbose):
                 stdout.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not all(state.live and state.ready for _, state in states):
+    if not all(isinstance(state, Health) and state.live and state.ready for _, state in states):
         stderr.print("A server is not ready.\nhint: its log names the model that failed to load")
         raise typer.Exit(EXIT_CODES[errors.ModelNotReady])
 
 
 @app.command()
+@_connects
 def denoise(
     latents: Annotated[Path, typer.Option(help="The state [B, L, 64], float; .npy, or .npz with `latents`.")],
     t: Annotated[float, typer.Option("--t", help="Flow time in [0, 1]; 0 is noise, 1 is data.")],
@@ -158,7 +198,7 @@ def denoise(
     out: Output,
     guidance: Annotated[float | None, typer.Option(help="Raw guidance of distilled weights.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free scale; asks for the guided model.")] = None,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     timeout_s: Timeout = None,
     as_json: Json = False,
 ) -> None:
@@ -175,6 +215,7 @@ def denoise(
 
 
 @app.command()
+@_connects
 @_takes(SampleOptions)
 def sample(
     out: Output,
@@ -185,7 +226,7 @@ def sample(
     picture: Annotated[Path | None, typer.Option(help="With --prompt: also draw the points, as .png or .jpg.")] = None,
     ply: Annotated[Path | None, typer.Option(help="With --prompt: also write the points of the first sample as PLY.")] = None,
     *,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -207,12 +248,13 @@ def sample(
 
 
 @app.command()
+@_connects
 @_takes(DecodeOptions)
 def decode(
     latents: Annotated[Path, typer.Argument(help="Latents [1, L, 64] of one shape, float; .npy, or .npz with `latents`.")],
     out: MeshOutput = Path("mesh.glb"),
     *,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -227,6 +269,7 @@ def decode(
 
 
 @app.command()
+@_connects
 @_takes(GenerateOptions)
 def generate(
     images: Annotated[
@@ -238,7 +281,7 @@ def generate(
         Path | None, typer.Option(help="With a mesh: also write its latents, .npy or .safetensors, for `hunyuan3d decode`.")
     ] = None,
     *,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -264,8 +307,20 @@ def generate(
     _report(out, started, {**({"shape": shape} if mesh is None else _facts(mesh)), **facts}, as_json=as_json)
 
 
+def _state(client: Client, timeout_s: float) -> Health | errors.Hunyuan3DError:
+    """A server's health, or why it cannot be told: one server that is down hides no other."""
+    try:
+        return client.health(timeout_s=timeout_s)
+    except errors.InvalidInput:
+        raise
+    except errors.Hunyuan3DError as error:
+        return error
+
+
 def _client(url: str) -> Client:
-    return _connection.get().client(url)
+    """A client of one address, or of several servers with the same models, whose addresses have commas between."""
+    transport = dataclasses.replace(_connection.get(), url=url).transport()
+    return Client(transport=transport, timeout_s=timeout_s_from_env(300.0))
 
 
 _MESH_OPTIONS = [spec.name for spec in contract.MESH_OPTIONS]
@@ -279,7 +334,8 @@ def _generated(
         yield from client.generate_stream(images, **options, format=format, preview_every=0)
         return
     sampling = {name: value for name, value in options.items() if name not in _MESH_OPTIONS}
-    context = client.condition(images, timeout_s=options["timeout_s"])
+    requests.checked_options(sampling)  # before the picture is sent
+    context = client.condition(images, timeout_s=options["timeout_s"], request_id=options["request_id"])
     yield from client.stream(context, **sampling, preview_every=0)
 
 

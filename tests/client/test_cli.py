@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
@@ -233,6 +238,61 @@ def test_health_has_one_default(run: Run) -> None:
     assert "[default: 10.0]" in help_ and "300" not in help_
 
 
+def test_connection_options_stand_before_or_after_the_command(run: Run, kserve: Any) -> None:
+    kserve.restricted = True
+    assert "told to holders" not in run("health", "--header", "Key: secret").stdout
+    assert "told to holders" not in run("--header", "x-team: a", "health", "--header", "Key: secret", "--json").stdout
+    assert kserve.questions[-1].items() >= {"x-team": "a", "key": "secret"}.items()
+
+
+def test_tls_of_the_command(run: Run) -> None:
+    """Every form of TLS fails against a server without it, and a wrong use is told before."""
+    assert run("health", "--tls", "--timeout-s", "2").exit_code == 3
+    refused = run("health", "--cert", "cert.pem")
+    assert refused.exit_code == 2 and "cert and key must be given together" in refused.stderr
+
+
+def test_version_and_completion(run: Run) -> None:
+    result = run("--version")
+    assert result.exit_code == 0 and result.stdout == f"{importlib.metadata.version('hunyuan3d-triton')}\n"
+    assert "--install-completion" in run("--help").stdout
+
+
+def test_health_shows_the_servers_that_are_up_beside_one_that_is_down(run: Run, kserve: Any) -> None:
+    result = run("health", "--url", f"localhost:1,{kserve.url}")
+    assert result.exit_code == 3 and "9.9" in result.stdout and "ServerUnavailable: localhost:1: " in result.stderr
+    down, up = (json.loads(line) for line in run("health", "--json", "--url", f"localhost:1,{kserve.url}").stdout.splitlines())
+    assert (down["url"], down["ready"], down["error"]) == ("localhost:1", False, "ServerUnavailable") and up["ready"]
+
+
+def test_no_help_text_names_two_defaults() -> None:
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        for option in command.params:
+            twice = re.search("left out|default", option.help or "", re.IGNORECASE) and option.default not in (None, (), [])
+            assert not twice, (name, option.name, option.help, option.default)
+
+
+TERMINATED = """
+import sys
+from hunyuan3d_client.__main__ import main
+sys.argv = ["hunyuan3d", "sample", "--context", "context.npy", "--steps", "2", "--out", "x.npy"]
+main()
+"""
+
+
+@pytest.mark.usefixtures("run")
+def test_sigterm_removes_partial_files_and_tells_the_server(kserve: Any, tmp_path: Path) -> None:
+    kserve.stall.clear()
+    with subprocess.Popen([sys.executable, "-c", TERMINATED], cwd=tmp_path) as process:
+        deadline = time.monotonic() + 30
+        while not kserve.requests and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert list(tmp_path.glob(".x.npy.*.partial"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("*x.npy*")) and kserve.cancelled.wait(10)
+
+
 def test_an_authority_that_cannot_be_read(run: Run) -> None:
     """tests/docker/test_security.py tests an authority that can be read, with a server whose certificate it signed."""
     refused = run("--ca", "missing.pem", "health")
@@ -313,7 +373,8 @@ def test_bad_files(context: str, out: str, run: Run, kserve: Any) -> None:
 
 def test_bad_output_folder_fails_before_the_work(run: Run, kserve: Any) -> None:
     result = run("sample", "--context", "context.npy", "--out", "missing/x.npy")
-    assert result.exit_code == 2 and "missing" in result.stderr and not kserve.requests
+    assert result.exit_code == 2 and "--out must be in a folder that exists, got missing/x.npy" in result.stderr
+    assert "hint: mkdir -p missing" in result.stderr and not kserve.requests
 
 
 def test_bad_usage(run: Run) -> None:

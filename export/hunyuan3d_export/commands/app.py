@@ -10,13 +10,14 @@ import typer
 from hunyuan3d_client import Hunyuan3DError
 
 from ..engine_from_onnx import BuildCancelled
+from ..introduction import INTRODUCTION
 from ..server.embedded import ServerStartError
 from .artifacts import conditioner, engine, info, onnx, refit, vae, verify
 from .deployment import deploy, serve
 from .options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISUSE, errors
 from .quality import quality
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=INTRODUCTION)
 for command in (onnx, conditioner, vae, engine, refit, verify, deploy, serve, info, quality):
     app.command()(command)
 
