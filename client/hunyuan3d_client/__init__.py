@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .batch import Summary
     from .blocking import Client
     from .client import AsyncClient
     from .errors import (
@@ -49,6 +50,7 @@ __all__ = [
     "StatusError",
     "Step",
     "Stream",
+    "Summary",
     "Transport",
     "noise",
 ]
@@ -58,6 +60,7 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         if name in __all__:
             for module in (
+                "batch",
                 "blocking",
                 "client",
                 "errors",

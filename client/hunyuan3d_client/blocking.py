@@ -96,5 +96,6 @@ class Client:
     decode_stream = _facade(Stream, AsyncClient.decode_stream, returns=Stream[MeshProgress | Mesh])
     generate = _facade(Loop.run, AsyncClient.generate)
     generate_stream = _facade(Stream, AsyncClient.generate_stream, returns=Stream[Step | MeshProgress | Mesh])
+    generate_many = _facade(Loop.run, AsyncClient.generate_many)
     health = _facade(Loop.run, AsyncClient.health)
     model_info = _facade(Loop.run, AsyncClient.model_info)

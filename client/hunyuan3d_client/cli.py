@@ -1,4 +1,4 @@
-"""The `hunyuan3d` command: health, denoise, sample, decode, generate.
+"""The `hunyuan3d` command: health, denoise, sample, decode, generate, batch.
 
 Annotations are not postponed here (no `from __future__ import annotations`): typer reads them from signatures that _takes has
 extended, where Python does not evaluate text.
@@ -19,16 +19,25 @@ from typing import Annotated, Any, TypeVar, cast
 import numpy.typing as npt
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from . import contract, errors, requests
 from .array_files import WRITTEN, load, save, writable
+from .batch import Summary
 from .blocking import Client
 from .environment import DEFAULT_URL, Connection, timeout_s_from_env
 from .health_report import health_lines
 from .install import install_hint
 from .mesh import Mesh, MeshProgress
-from .options import DecodeOptions, GenerateOptions, SampleOptions, expanded, options_of, show
+from .options import BatchOptions, DecodeOptions, GenerateOptions, SampleOptions, expanded, options_of, show
 from .requests import Step
 from .shapes import decode_points, embed_prompt, pictures
 from .shapes.words import ATTRIBUTES, NOUNS, unknown_words
@@ -45,7 +54,7 @@ EXIT_CODES: Mapping[type[errors.Hunyuan3DError], int] = {
 }
 _EXITS = (
     "Exit codes: 0 done; 2 bad usage, input or file; 3 server unavailable or model not ready; 4 overloaded; "
-    "5 deadline passed; 6 model failed; 130 cancelled."
+    "5 deadline passed; 6 model failed; 130 cancelled. Of batch: 1 a picture failed; 130 and 143 stopped by Ctrl-C and SIGTERM."
 )
 
 _PROMPTED = "shapes"  # the only preset that was trained on words
@@ -80,7 +89,11 @@ AnyOutput = Annotated[
 F = TypeVar("F", bound=Callable[..., Any])
 # Types of options on the command line, where they differ from Python's: an array is a file, and a seed is one number.
 _SHELL_TYPES = {"latents": Path | None, "negative_context": Path | None, "seed": int}
-_NOT_IN_SHELL = {"format", "headers"}  # the ending of --out names the format, and --header sends headers with every call
+_NOT_IN_SHELL = {
+    "format",
+    "headers",
+    "progress",
+}  # the ending of --out names the format; --header sends headers with every call
 
 
 def _takes(kind: type) -> Callable[[F], F]:
@@ -307,6 +320,39 @@ def generate(
     _report(out, started, {**({"shape": shape} if mesh is None else _facts(mesh)), **facts}, as_json=as_json)
 
 
+@app.command()
+@_connects
+@_takes(BatchOptions)
+def batch(
+    pictures: Annotated[str, typer.Argument(help="A folder, a glob in quotes, or a JSONL file with `image` and options.")],
+    out: Annotated[Path, typer.Option(help="The folder of the results and of ledger.jsonl.")],
+    *,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Generate from many pictures. The same command again resumes. Exit code 1 if a picture failed; the ledger says why."""
+    with _reported(), _progress(TextColumn("{task.fields[rate]}")) as progress, _client(url) as client:
+        task = progress.add_task("pictures", total=None, rate="")
+        started = time.perf_counter()
+
+        def show_progress(state: Summary) -> None:
+            rate = f"{state.done / (time.perf_counter() - started):.2f}/s, {len(state.failed)} failed"
+            ended = state.done + state.skipped + len(state.failed)
+            progress.update(task, completed=ended, total=state.total, rate=rate)
+
+        summary = client.generate_many(pictures, out=out, **options, progress=show_progress)
+    for name, error in summary.failed.items():
+        stderr.print(f"{name}: {error}", markup=False, highlight=False, soft_wrap=True)
+    facts = {**dataclasses.asdict(summary), "failed": len(summary.failed), "seconds": round(summary.seconds, 3)}
+    if as_json:
+        _print_json(facts)
+    else:
+        stdout.print(", ".join(f"{key} {value}" for key, value in facts.items()), markup=False, highlight=False, soft_wrap=True)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
 def _state(client: Client, timeout_s: float) -> Health | errors.Hunyuan3DError:
     """A server's health, or why it cannot be told: one server that is down hides no other."""
     try:
@@ -437,9 +483,9 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _progress() -> Progress:
+def _progress(*more: ProgressColumn) -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+    return Progress(*columns, *more, console=stderr, disable=not stderr.is_terminal)
 
 
 def _report(out: Path, started: float, more: Mapping[str, object], *, as_json: bool) -> None:

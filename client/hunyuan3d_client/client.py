@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import shlex
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from . import contract, requests
+from .batch import Batch, Summary
 from .calls import Call
 from .calls import call as call_
 from .environment import DEFAULT_URL, Connection, timeout_s_from_env
@@ -27,7 +30,7 @@ from .grpc_transport import GrpcTransport, SharedMemory
 from .headers import Headers
 from .mesh import Mesh, MeshProgress
 from .offload import in_thread, is_small
-from .options import DecodeOptions, GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
+from .options import BatchOptions, DecodeOptions, GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
 from .pictures import checked_views, image_inputs
 from .requests import Scalars, Step
 from .round_robin import RoundRobin
@@ -70,8 +73,8 @@ class AsyncClient:
             raise invalid(
                 "url and shared_memory", "left out beside transport", (url, shared_memory), "give them to the transport"
             )
-        self._transport: Transport = transport or _connected(DEFAULT_URL if url is None else url, shared_memory)
-        self._exchange = Exchange(self._transport, max_in_flight=max_in_flight, retries=retries)
+        self.transport: Transport = transport or _connected(DEFAULT_URL if url is None else url, shared_memory)
+        self._exchange = Exchange(self.transport, max_in_flight=max_in_flight, retries=retries)
         self._timeout_s = timeout_s
         self._streams: weakref.WeakSet[AsyncStream[Any]] = weakref.WeakSet()
 
@@ -215,10 +218,25 @@ class AsyncClient:
         sampling = requests.checked_options(options)
         return self._opened(self._from_image(checked_views(image), sampling, options, call))
 
+    @takes(BatchOptions)
+    async def generate_many(self, pictures: Any, *, out: str | Path, **options: Unpack[BatchOptions]) -> Summary:
+        """condition() and sample() for many pictures, with the latents [1, L, 64] of each in a .npy file of the folder `out`.
+
+        `pictures`: a folder, a glob, a JSONL file (lines like {"image": "a.png", "seed": 7}) or a list of pictures. The folder
+        also gets ledger.jsonl, from which a later run resumes. Failures are recorded; see Summary.failed.
+        Raises InvalidInput, OSError, what sample() raises for on_error="raise", and what model_info() raises.
+        """
+        folder = Path(out)
+        if not folder.parent.is_dir():
+            raise invalid("out", "in a folder that exists", str(folder), f"mkdir -p {shlex.quote(str(folder.parent))}")
+        folder.mkdir(exist_ok=True)
+        batch = await asyncio.to_thread(Batch, self, pictures, folder, dict(options))
+        return await batch.run()
+
     async def health(self, *, timeout_s: float | None = None, headers: Headers | None = None) -> Health:
         """Whether the server is live and ready, its version and its models. Raises ServerUnavailable, DeadlineExceeded."""
         call = self._call(timeout_s, headers=headers)
-        return await self._exchange.ask(lambda left_s: self._transport.health(timeout_s=left_s), model="", call=call)
+        return await self._exchange.ask(lambda left_s: self.transport.health(timeout_s=left_s), model="", call=call)
 
     async def model_info(self, name: str, *, timeout_s: float | None = None, headers: Headers | None = None) -> ModelInfo:
         """What the server says of one model: inputs, batch limit, parameters. Raises ModelNotReady, ServerUnavailable."""

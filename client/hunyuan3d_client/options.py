@@ -74,7 +74,17 @@ class StreamOptions(SampleOptions, _Previews, total=False):
     """The options of sample(), and previews."""
 
 
-_DEFAULTS: dict[str, Any] = {"seed": 0, "preview_every": 1}  # all others: None
+class BatchOptions(_Sampling, _Timeout, total=False):
+    """The options of generate(), which hold for each picture of a batch, and those of the batch."""
+
+    resume: Annotated[bool, "Skip the inputs whose results an earlier run has written, by the ledger in the output folder."]
+    concurrency: Annotated[int | None, "Pictures in flight. Left out: two batches of each server's sampler."]
+    on_error: Annotated[str, "record: write a failure into the ledger and go on; raise: end the batch."]
+    shard: Annotated[str | None, "I/N: only part I of N, by the names; N: the part that JOB_COMPLETION_INDEX names."]
+    progress: Annotated[Callable[[Any], object] | None, "Called with the batch's Summary after each picture, on a thread."]
+
+
+_DEFAULTS: dict[str, Any] = {"seed": 0, "preview_every": 1, "resume": True, "on_error": "record"}  # all others: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +101,10 @@ def options_of(kind: type) -> list[Option]:
     """The fields of one of the classes above."""
     fields = {name: get_args(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
     return [Option(name, hint, _DEFAULTS.get(name), text) for name, (hint, text) in fields.items()]
+
+
+# The options that change what a sample is, and not how it is asked for.
+SAMPLING = tuple(o.name for o in options_of(_Sampling))
 
 
 def takes(kind: type) -> Callable[[F], F]:

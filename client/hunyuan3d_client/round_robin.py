@@ -43,9 +43,9 @@ class RoundRobin:
     def __init__(self, servers: Sequence[Transport]) -> None:
         if not servers:
             raise invalid("servers", "at least one", "none", "list their addresses")
-        self._servers = tuple(servers)
+        self.servers = tuple(servers)
         self._up: deque[Transport] = deque()
-        self._any = itertools.cycle(self._servers)
+        self._any = itertools.cycle(self.servers)
         self._asked: dict[Transport, dict[str, _Asked]] = {}
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
@@ -69,9 +69,9 @@ class RoundRobin:
         return await self._query("", timeout_s, lambda server, left_s: server.health(timeout_s=left_s))
 
     async def close(self) -> None:
-        for server in self._servers:
+        for server in self.servers:
             self._stop_asking(server)
-        await asyncio.gather(*(server.close() for server in self._servers))
+        await asyncio.gather(*(server.close() for server in self.servers))
 
     async def _query(self, model: str, timeout_s: float, query: Callable[[Transport, float], Awaitable[R]]) -> R:
         left = until(timeout_s)
@@ -85,7 +85,7 @@ class RoundRobin:
     async def _next(self, model: str, timeout_s: float) -> Transport:
         """The next server that is up. If none is, any server, because its answer says best what is wrong."""
         if not self._up:
-            for server in self._servers:
+            for server in self.servers:
                 self._leave(server, model)
             waiting = {asyncio.create_task(asks[model].first.wait()) for asks in self._asked.values()}
             deadline = time.monotonic() + timeout_s

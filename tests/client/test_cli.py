@@ -23,7 +23,7 @@ from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from hunyuan3d_client import Client, MockTransport, ServedWeights, cli, contract, options
+from hunyuan3d_client import Client, MockTransport, ServedWeights, StatusError, cli, contract, options
 from hunyuan3d_client.shapes import embed_prompt
 
 Run = Callable[..., Result]
@@ -236,6 +236,34 @@ def test_a_header_goes_with_every_call(run: Run, kserve: Any, monkeypatch: pytes
 def test_health_has_one_default(run: Run) -> None:
     help_ = " ".join(run("health", "--help").stdout.split())
     assert "[default: 10.0]" in help_ and "300" not in help_
+
+
+def test_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("pictures").mkdir()
+    for name in "abc":
+        Path("pictures", f"{name}.png").write_bytes(name.encode())
+    transport = MockTransport()
+    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=transport))
+    result = run("batch", "pictures", "--out", "out", "--steps", "2", "--shard", "0/1", "--concurrency", "2", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout).items() >= {"total": 3, "done": 3, "skipped": 0, "failed": 0}.items()
+    assert transport.requests[-1].inputs["steps"] == [2]
+    assert "skipped 3" in run("batch", "pictures", "--out", "out", "--steps", "2").stdout
+    assert json.loads(run("batch", "pictures", "--out", "out", "--no-resume", "--steps", "2", "--json").stdout)["done"] == 3
+    assert run("batch", "pictures", "--out", "no/out").exit_code == 2
+
+
+def test_a_batch_with_a_failure_ends_with_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("pictures").mkdir()
+    Path("pictures", "a.png").write_bytes(b"a")
+
+    def answer(_: object) -> list[Any]:
+        raise StatusError(grpc.StatusCode.INTERNAL, "words")
+
+    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=MockTransport(answer)))
+    result = run("batch", "pictures", "--out", "out")
+    assert result.exit_code == 1 and "a: ModelFailed: " in result.stderr and "failed 1" in result.stdout
+    assert run("batch", "pictures", "--out", "out", "--on-error", "raise").exit_code == 6
 
 
 def test_connection_options_stand_before_or_after_the_command(run: Run, kserve: Any) -> None:

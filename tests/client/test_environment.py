@@ -32,7 +32,7 @@ def test_the_addresses_headers_and_timeout(kserve: Any, monkeypatch: pytest.Monk
     monkeypatch.setenv("HUNYUAN3D_TIMEOUT_S", "7.5")
     with h.Client.from_env(retries=0) as client:
         assert client.health().version == "9.9" and client._client._timeout_s == 7.5
-        assert isinstance(client._client._transport, h.RoundRobin)
+        assert isinstance(client._client.transport, h.RoundRobin)
     assert kserve.questions[-1]["x-team"] == "a: b"
 
     async def main() -> None:

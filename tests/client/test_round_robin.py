@@ -141,9 +141,9 @@ def test_the_failed_server_is_asked_why_and_not_its_neighbour(tokens: Tokens) ->
         for state, kind in {"down": h.ServerUnavailable, "draining": h.ModelNotReady, "busy": h.Overloaded}.items():
             for server in servers:
                 server.state = "up"
-            await until(lambda: len(client._transport._up) == 2)
+            await until(lambda: len(client.transport._up) == 2)
             await client.model_info(contract.DIT)  # fetched here, so that the next call sends only its request
-            client._transport._up[0].state = state
+            client.transport._up[0].state = state
             with pytest.raises(kind) as error:
                 await client.denoise(LATENTS, 0.5, tokens())
             assert type(error.value) is kind and error.value.status is UNAVAILABLE
@@ -157,11 +157,11 @@ def test_a_server_that_ends_without_a_status_is_left(tokens: Tokens) -> None:
 
     async def body(client: h.AsyncClient) -> None:
         await client.denoise(LATENTS, 0.5, tokens())
-        await until(lambda: len(client._transport._up) == 2)
+        await until(lambda: len(client.transport._up) == 2)
         servers[0].state, servers[0].status = "draining", None
         for _ in range(6):
             await client.denoise(LATENTS, 0.5, tokens())
-        assert client._transport._up == deque([servers[1]])
+        assert client.transport._up == deque([servers[1]])
 
     run(servers, body)
     assert counts(servers)[0] <= 2, "one from before, one that found out"
@@ -174,7 +174,7 @@ def test_a_server_that_refuses_is_passed_over_for_a_while(tokens: Tokens, monkey
 
     async def body(client: h.AsyncClient) -> None:
         await client.denoise(LATENTS, 0.5, tokens())
-        await until(lambda: len(client._transport._up) == 2)
+        await until(lambda: len(client.transport._up) == 2)
         servers[0].state = "busy"
         await asyncio.gather(*(client.denoise(LATENTS, 0.5, tokens()) for _ in range(20)))
         before = counts(servers)[0]
@@ -191,7 +191,7 @@ def test_all_servers_down(tokens: Tokens) -> None:
         with pytest.raises(h.ServerUnavailable):
             await client.denoise(LATENTS, 0.5, tokens())
         servers[1].state = "up"
-        await until(lambda: bool(client._transport._up))
+        await until(lambda: bool(client.transport._up))
         await client.denoise(LATENTS, 0.5, tokens())
 
     run(servers, body, retries=0)
@@ -221,7 +221,7 @@ def test_the_urls_of_a_client(kserve: Any, tokens: Tokens) -> None:
 def test_a_name_of_several_addresses(kserve: Any, tokens: Tokens) -> None:
     with h.Client(f"dns:///{kserve.url}") as client:
         client.denoise(LATENTS, 0.5, tokens())
-        options = dict(client._client._transport._options)
+        options = dict(client._client.transport._options)
     assert "round_robin" in options["grpc.service_config"] and len(kserve.requests) == 1
     assert "grpc.service_config" not in dict(h.GrpcTransport(kserve.url)._options)
 
@@ -268,12 +268,12 @@ def test_a_model_that_nobody_has_keeps_no_server_out(tokens: Tokens) -> None:
 
         await missing()
         await client.denoise(LATENTS, 0.5, tokens())
-        await until(lambda: len(client._transport._up) == 2)
+        await until(lambda: len(client.transport._up) == 2)
         await missing()
         servers[0].state = "down"
         for _ in range(10):
             await client.denoise(LATENTS, 0.5, tokens())
-        assert list(client._transport._up) == [servers[1]]
+        assert list(client.transport._up) == [servers[1]]
 
     run(servers, body)
     assert counts(servers)[1] >= 10

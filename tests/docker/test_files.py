@@ -224,6 +224,11 @@ def test_base_manifests_without_a_renderer(root: Path) -> None:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
+def test_the_manifest_of_a_bulk_run(root: Path) -> None:
+    document = yaml.safe_load((root / "docker" / "kubernetes" / "batch-job.yaml").read_text())
+    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
 def dashboard_queries(root: Path) -> list[str]:
     panels = json.loads((root / "docker" / "monitoring" / "grafana" / "dashboards" / "hunyuan3d.json").read_text())["panels"]
     return [target["expr"] for panel in panels for target in panel["targets"]]

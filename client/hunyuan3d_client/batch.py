@@ -1,0 +1,182 @@
+"""Many pictures: a bounded number in flight, each result written whole or not at all, and a ledger from which a run resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import functools
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import contract
+from .batch_inputs import Item, Shard, items_of
+from .errors import Cancelled, Hunyuan3DError, ModelNotReady, Overloaded, ServerUnavailable, invalid
+from .files import atomic_path
+from .ledger import Entry, Ledger, entries
+from .options import SAMPLING
+from .pictures import image_inputs
+from .round_robin import RoundRobin
+
+if TYPE_CHECKING:
+    from .client import AsyncClient
+
+# A server that restarts answers so for a while. An item is sent again after pauses of 0.5, 1, 2, ... s, about a minute in all.
+_PASSING = (Overloaded, ServerUnavailable, ModelNotReady)
+_ATTEMPTS = 9
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_USUAL_BATCH = 8  # of a server that does not tell its sampler's settings
+SUFFIX = ".npy"
+
+
+@dataclasses.dataclass
+class Summary:
+    """How far a batch has come: inputs of this shard, results of this run, results of earlier runs, and failures by name."""
+
+    total: int
+    done: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+async def result(client: AsyncClient, image: Any, options: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """What a batch makes of one picture."""
+    of_call = {name: options[name] for name in ("timeout_s", "request_id", "headers")}
+    return await client.sample(await client.condition(image, **of_call), **options)
+
+
+def write(path: Path, made: npt.NDArray[Any]) -> None:
+    """Write what `result` made, whole or not at all."""
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.save(file, made)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Batch:
+    """One run. `options` are those of AsyncClient.generate_many. Raises InvalidInput before anything is sent."""
+
+    def __init__(self, client: AsyncClient, pictures: Any, out: Path, options: dict[str, Any]) -> None:
+        self._resume, self._concurrency, self._on_error, shard, self._progress = (
+            options.pop(name) for name in ("resume", "concurrency", "on_error", "shard", "progress")
+        )
+        if self._on_error not in ("record", "raise"):
+            raise invalid("on_error", "record or raise", repr(self._on_error), "record goes on and writes the error down")
+        if self._concurrency is not None and self._concurrency < 1:
+            raise invalid("concurrency", "at least 1", self._concurrency, "leave it out for what the servers take")
+        self._prefix = options.pop("request_id") or uuid.uuid4().hex[:12]
+        self._client, self._out, self._options = client, out, options
+        self._sampling = {name: value for name, value in options.items() if name in SAMPLING and value is not None}
+        self._shard = Shard.of(shard)
+        self._items = [item for item in items_of(pictures, self._sampling) if self._shard.holds(item.name)]
+        self._summary = Summary(len(self._items))
+        self._queue = collections.deque((item, 1) for item in self._items)
+        self._workers: set[asyncio.Task[None]] = set()
+        self._writing: set[asyncio.Future[None]] = set()
+
+    async def run(self) -> Summary:
+        """Do what is not yet done. Cancelling leaves whole results and a ledger that resumes."""
+        started = time.monotonic()
+        with Ledger(self._out, str(self._shard)) as self._ledger:
+            self._known = await asyncio.to_thread(entries, self._out) if self._resume else {}
+            await asyncio.to_thread(self._sweep)
+            try:
+                if self._queue:
+                    count = min(self._concurrency or await self._capacity(), len(self._queue))
+                    self._workers = {asyncio.create_task(self._work()) for _ in range(count)}
+                    await asyncio.gather(*self._workers)
+            finally:
+                for worker in self._workers:
+                    worker.cancel()
+                await asyncio.gather(*self._workers, *self._writing, return_exceptions=True)
+        self._summary.seconds = time.monotonic() - started
+        return self._summary
+
+    async def _capacity(self) -> int:
+        """How many requests keep the servers busy: two batches of each, one that runs and one that is prepared."""
+        told = (await self._client.model_info(contract.SAMPLER)).parameters
+        batch, most = (int(told.get(name, _USUAL_BATCH)) for name in ("max_batch", "max_trajectories"))
+        transport = self._client.transport
+        servers = len(transport.servers) if isinstance(transport, RoundRobin) else 1
+        return servers * max(1, min(2 * batch, most))
+
+    async def _work(self) -> None:
+        while self._queue:
+            item, attempt = self._queue.popleft()
+            try:
+                await self._one(item, attempt)
+            except _PASSING as error:
+                if attempt >= _ATTEMPTS:
+                    await self._failed(item, attempt, error)
+                    continue
+                self._queue.append((item, attempt + 1))
+                if isinstance(error, Overloaded) and sum(not worker.done() for worker in self._workers) > 1:
+                    return  # the servers take less than that many at a time
+                await asyncio.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1)))
+            except Cancelled:
+                raise  # the client was closed, which is no failure of the picture
+            except (Hunyuan3DError, OSError) as error:
+                await self._failed(item, attempt, error)
+
+    async def _one(self, item: Item, attempt: int) -> None:
+        sampling = {**self._sampling, **item.options}
+        views = list((await asyncio.to_thread(image_inputs, item.image))[contract.IMAGE.name])
+        digest = hashlib.sha256(b"".join(hashlib.sha256(view).digest() for view in views)).hexdigest()
+        output = f"{item.name}{SUFFIX}"
+        known = self._known.get(item.name)
+        if known is not None and known.is_of(digest, sampling) and (self._out / known.output).exists():
+            self._summary.skipped += 1
+            await self._tell()
+            return
+        started = time.monotonic()
+        request_id = self._id(item)
+        made = await result(self._client, views, {**self._options, **item.options, "request_id": request_id})
+        entry = Entry(item.name, output, digest, sampling, round(time.monotonic() - started, 3), request_id, attempt)
+        await self._finish(functools.partial(self._keep, entry, made))
+        self._summary.done += 1
+        await self._tell()
+
+    def _keep(self, entry: Entry, made: npt.NDArray[Any]) -> None:
+        write(self._out / entry.output, made)
+        self._ledger.add(entry)
+
+    async def _failed(self, item: Item, attempt: int, error: Exception) -> None:
+        if self._on_error == "raise":
+            raise error
+        told = {"type": type(error).__name__, "message": str(error)}
+        sampling = {**self._sampling, **item.options}
+        entry = Entry(item.name, f"{item.name}{SUFFIX}", "", sampling, 0.0, self._id(item), attempt, told)
+        await self._finish(functools.partial(self._ledger.add, entry))
+        self._summary.failed[item.name] = f"{type(error).__name__}: {error}"
+        await self._tell()
+
+    async def _finish(self, write_down: Callable[[], None]) -> None:
+        """Write a result and its entry, both even if the batch is cancelled meanwhile."""
+        writing = asyncio.ensure_future(asyncio.to_thread(write_down))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        await asyncio.shield(writing)
+
+    async def _tell(self) -> None:
+        if self._progress is not None:
+            await asyncio.to_thread(self._progress, self._summary)
+
+    def _id(self, item: Item) -> str:
+        return f"{self._prefix}-{hashlib.sha256(item.name.encode()).hexdigest()[:12]}"
+
+    def _sweep(self) -> None:
+        """Remove what a killed run of this shard left half-written."""
+        own = {self._out / f"{item.name}{SUFFIX}" for item in self._items}
+        for partial in self._out.rglob(".*.partial"):
+            name = partial.name[1:].rpartition(".partial")[0].rpartition(".")[0]
+            if partial.with_name(name) in own:
+                partial.unlink(missing_ok=True)
