@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import contract
+from . import contract, requests
 from .batch_inputs import Item, Shard, items_of
 from .errors import Cancelled, Hunyuan3DError, ModelNotReady, Overloaded, ServerUnavailable, invalid
 from .files import atomic_path
@@ -50,6 +50,7 @@ class Summary:
 
 async def result(client: AsyncClient, image: Any, options: Mapping[str, Any]) -> npt.NDArray[Any]:
     """What a batch makes of one picture."""
+    requests.checked_options(options)  # before the picture is sent
     of_call = {name: options[name] for name in ("timeout_s", "request_id", "headers")}
     return await client.sample(await client.condition(image, **of_call), **options)
 

@@ -27,7 +27,7 @@ FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md|ya?ml|env|pbtxt|sh|png|Docker
 FOLDER = re.compile(r"[\w.-]+(?:/[\w.-]+)*/")
 MODULE = re.compile(r"hunyuan3d_(?:client|export)(?:\.\w+)+")
 # Written by the commands around them, or names of the reader's own.
-NOT_OURS = {".cache/", "build/turbo", "build/", "configs/", "picture.png", "tori.png"}
+NOT_OURS = {"pictures/", "meshes/", ".cache/", "build/turbo", "build/", "configs/", "picture.png", "tori.png"}
 
 
 def spans(text: str) -> list[str]:

@@ -86,7 +86,23 @@ DOCKER = "needs Docker"
 CLUSTER = "needs a Kubernetes cluster"
 LONG = "takes many minutes on a full-size network or on many samples; the tests run the same code on a smaller scale"
 HUB = "downloads gigabytes; tests/served/test_one_checkpoint.py runs it against a small hub on this machine"
+PROTOCOL = "tests/served/test_protocol.py runs it against a server of its own"
+PICTURES = "needs a server with an image encoder and a folder of pictures; tests/client/test_batch_killed.py runs it"
 CANNOT_RUN: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            command
+            for block in re.findall(
+                r"^```bash\n(.*?)^```", (ROOT / "docs" / "protocol.md").read_text(), re.DOTALL | re.MULTILINE
+            )
+            for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()
+            if (command := re.sub(r"(^|\s+)#\s.*$", "", line).strip())
+        ),
+        PROTOCOL,
+    ),
+    "hunyuan3d batch pictures/ --out meshes/": PICTURES,
+    "hunyuan3d batch list.jsonl --out meshes/ --shard 0/4": PICTURES,
+    "kubectl apply -f docker/kubernetes/batch-job.yaml": CLUSTER,
     "git clone REPOSITORY_URL hunyuan3d-triton && cd hunyuan3d-triton": CLONE,
     "source .venv/bin/activate": CLONE,
     'pip install ".[export,shapes]"': CLONE,
