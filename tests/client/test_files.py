@@ -29,7 +29,7 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    for path, error in ((tmp_path / "x.npz", InvalidInput), (tmp_path / "misspelt" / "x.npy", FileNotFoundError)):
-        with pytest.raises(error), writable(path):
+    for path, words in ((tmp_path / "x.npz", "must be a .npy"), (tmp_path / "misspelt" / "x.npy", "in a folder that exists")):
+        with pytest.raises(InvalidInput, match=words), writable(path):
             pytest.fail("the work has begun")
     assert not list(tmp_path.iterdir())
