@@ -256,8 +256,7 @@ def sample(
             result = _latents(step, partial, out.suffix)
         _draw(result, str(prompt), picture, ply)
     written = {name: str(path) for name, path in (("picture", picture), ("ply", ply)) if path is not None}
-    last = cast(Step, step)
-    _report(out, started, {"shape": list(result.shape), "steps": last.total, "path": last.path, **written}, as_json=as_json)
+    _report(out, started, {"shape": list(result.shape), **_step_facts(step), **written}, as_json=as_json)
 
 
 @app.command()
@@ -278,7 +277,7 @@ def decode(
         with writable(out, _MESH_SUFFIXES) as partial, _client(url) as client:
             _, mesh = _followed(client.decode_stream(shape, **options, format=out.suffix[1:]))
             partial.write_bytes(cast(Mesh, mesh).data)
-    _report(out, started, _facts(mesh), as_json=as_json)
+    _report(out, started, _mesh_facts(mesh), as_json=as_json)
 
 
 @app.command()
@@ -316,8 +315,8 @@ def generate(
             partial.write_bytes(mesh.data)
         if save_latents and beside:
             _latents(step, beside, save_latents.suffix)
-    facts = {"steps": cast(Step, step).total, "path": cast(Step, step).path}
-    _report(out, started, {**({"shape": shape} if mesh is None else _facts(mesh)), **facts}, as_json=as_json)
+    facts: dict[str, object] = {"shape": shape} if mesh is None else _mesh_facts(mesh)
+    _report(out, started, {**facts, **_step_facts(step)}, as_json=as_json)
 
 
 @app.command()
@@ -418,9 +417,17 @@ def _latents(step: Step | None, partial: Path, suffix: str) -> npt.NDArray[Any]:
     return result
 
 
-def _facts(mesh: Mesh | None) -> dict[str, object]:
+def _mesh_facts(mesh: Mesh | None) -> dict[str, object]:
     known = cast(Mesh, mesh)
     return {"vertices": known.vertices, "faces": known.faces, "watertight": known.watertight}
+
+
+def _step_facts(step: Step | None) -> dict[str, object]:
+    last = cast(Step, step)
+    facts: dict[str, object] = {"steps": last.total, "path": last.path}
+    if last.network_evaluations is not None and last.forecast_error is not None:
+        facts |= {"network_evaluations": list(last.network_evaluations), "forecast_error": max(last.forecast_error)}
+    return facts
 
 
 def _condition(context: Path | None, prompt: str | None, drawing: Path | None) -> npt.NDArray[Any]:

@@ -22,6 +22,9 @@ class _Sampling(TypedDict, total=False):
     steps: Annotated[int | None, "Steps of the schedule."]
     guidance_scale: Annotated[float | None, "Classifier-free guidance scale, or the raw guidance of distilled weights."]
     seed: Annotated[int | Sequence[int], "Seed of the noise: sample i draws its noise from seed + i."]
+    tolerance: Annotated[
+        float | None, "Forecast velocities between evaluations, up to this relative error. Left out or 0: evaluate every step."
+    ]
     num_latents: Annotated[int | None, "Number L of latent tokens in the noise that is drawn."]
     schedule: Annotated[str | None, f"Schedule of the flow times: {' or '.join(contract.SCHEDULES)}."]
 

@@ -221,6 +221,8 @@ def _zero_steps(inputs: Tensors, latents: npt.NDArray[Any]) -> list[Tensors]:
     """The responses of a sampler: every step, with `latents` in the previews that the request asks for and in the last."""
     total = int(inputs["steps"][0]) if "steps" in inputs else _MOCK_STEPS
     every = int(inputs["preview_every"][0]) if "preview_every" in inputs else 0
+    samples = len(latents)
+    last = {"network_evaluations": np.full(samples, total, np.int32), "forecast_error": np.zeros(samples, np.float32)}
     return [
         {
             "step": np.array([step], np.int32),
@@ -228,7 +230,9 @@ def _zero_steps(inputs: Tensors, latents: npt.NDArray[Any]) -> list[Tensors]:
             "t": np.array([step / total], np.float32),
             "batch": np.array([len(latents)], np.int32),
             "path": np.array([contract.PATHS[0].encode()], np.object_),
+            "evaluated": np.array([len(latents)], np.int32),
             **({"latents": latents} if step == total or (every and step % every == 0) else {}),
+            **(last if step == total else {}),
         }
         for step in range(1, total + 1)
     ]

@@ -87,6 +87,7 @@ FLAGS: dict[str, tuple[str, Any]] = {
     "latents": ("latents.npy", np.ones((1, 3, 64)).tolist()),
     "negative_context": ("context.npy", np.ones((1, 5, 1536)).tolist()),
     "schedule": ("flow_match", [b"flow_match"]),
+    "tolerance": ("0.125", [0.125]),
     "resolution": ("384", [384]),
     "max_faces": ("40000", [40_000]),
     "keep": ("0.25", [0.25]),

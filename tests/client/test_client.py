@@ -169,6 +169,7 @@ OPTIONS: dict[str, Any] = {
     "negative_context": np.ones((1, 5, 1536), np.float16),
     "schedule": "flow_match",
     "preview_every": 3,
+    "tolerance": 0.125,
     "timeout_s": 7.0,
     "request_id": "mine-7",
     "headers": {"traceparent": "00-1-2-01"},

@@ -35,6 +35,7 @@ VALUES: dict[str, Any] = {
     "negative_context": np.ones((1, 5, contract.CONTEXT_WIDTH), np.float16),
     "schedule": "flow_match",
     "preview_every": 3,
+    "tolerance": 0.125,
     "resolution": 384,
     "format": "ply",
     "max_faces": 40_000,

@@ -40,6 +40,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __getitem__(self, key: Any) -> ndarray:
         return ndarray(self._values[self._read(key)], self._functions)
 
+    def __float__(self) -> float:
+        return float(self._values)
+
     def all(self) -> ndarray:
         return ndarray(self._values.all(), self._functions)
 

@@ -10,7 +10,7 @@ import numpy as np
 from parameters import parse
 from settings import Settings
 from stepper import CONTEXTS_HELD, Stepper
-from trajectory import SampleRequest, SamplingPath, Trajectory
+from trajectory import Progress, SampleRequest, SamplingPath, Trajectory
 
 PARAMETERS = {
     "steps": "50",
@@ -36,6 +36,8 @@ class Recorder:
 
     steps: list[int] = dataclasses.field(default_factory=list)
     batches: list[int] = dataclasses.field(default_factory=list)
+    evaluated: list[int] = dataclasses.field(default_factory=list)
+    last: Progress | None = None
     final: np.ndarray | None = None
     error: Exception | None = None
     gone: bool = False
@@ -44,12 +46,13 @@ class Recorder:
     def cancelled(self) -> Exception | None:
         return RuntimeError("gone") if self.gone else None
 
-    def step(self, trajectory: Trajectory) -> None:
+    def step(self, progress: Progress) -> None:
         assert not self.ended.is_set()
-        self.steps.append(trajectory.step)
-        self.batches.append(trajectory.batch)
-        if trajectory.done:
-            self.final = trajectory.latents
+        self.steps.append(progress.step)
+        self.batches.append(progress.batch)
+        self.evaluated.append(progress.evaluated)
+        if progress.done:
+            self.last, self.final = progress, progress.latents
             self.ended.set()
 
     def fail(self, error: Exception) -> None:
@@ -101,7 +104,8 @@ class Counts:
     """An observer that adds up the numbers that it gets."""
 
     def __init__(self) -> None:
-        self.active = self.queued = self.steps = 0
+        self.active = self.queued = self.steps = self.forecast = 0
+        self.errors: list[float] = []
         self.rows: list[tuple[str, int]] = []
         self.outcomes: list[str] = []
 
@@ -112,8 +116,12 @@ class Counts:
         assert seconds >= 0
         self.rows.append((path, rows))
 
-    def stepped(self, samples: int) -> None:
+    def stepped(self, samples: int, forecast: int) -> None:
         self.steps += samples
+        self.forecast += forecast
+
+    def forecast_error(self, error: float) -> None:
+        self.errors.append(error)
 
     def ended(self, outcome: str) -> None:
         self.outcomes.append(outcome)

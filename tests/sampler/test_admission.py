@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from outcomes import OUTCOMES, Cancelled, Ended, Expired, NoDenoiser, Overloaded, code, outcome
 from stepper import Stepper
-from trajectory import SampleRequest, Trajectory
+from trajectory import Progress, SampleRequest, Trajectory
 
 Make = Callable[..., SampleRequest]
 WAIT_S = 20.0
@@ -196,9 +196,9 @@ def test_steps_are_told_after_the_next_call_has_begun(request_for: Make) -> None
     order: list[str] = []
 
     class Teller(Recorder):
-        def step(self, trajectory: Trajectory) -> None:
-            order.append(f"told {trajectory.step}")
-            super().step(trajectory)
+        def step(self, progress: Progress) -> None:
+            order.append(f"told {progress.step}")
+            super().step(progress)
 
     denoiser = Denoiser()
     denoiser.bad = lambda tensors: order.append(f"end at {tensors['t'][0, 0]:.1f}")
@@ -239,9 +239,9 @@ class Watching(Recorder):
         super().__init__()
         self.name, self._denoiser, self._log = name, denoiser, log
 
-    def step(self, trajectory: Trajectory) -> None:
+    def step(self, progress: Progress) -> None:
         self._log.append((self.name, len(self._denoiser.calls)))
-        super().step(trajectory)
+        super().step(progress)
 
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -52,8 +52,17 @@ def test_each_option_is_used(base: Settings, tokens: Tokens) -> None:
     np.testing.assert_allclose(found.sigmas, [0, 249 / 999, 499 / 999, 749 / 999, 1])
     np.testing.assert_array_equal(found.latents, latents)
     assert found.latents is not latents, "the request's memory is Triton's"
+    assert decode({"context": tokens(1, 3), "tolerance": np.float32([0.125])}, base, 7).tolerance == 0.125
     short = decode({"context": tokens(1, 3), "num_latents": integer(9)}, base, None)
     assert short.latents.shape == (1, 9, 64)
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [(b"consistency", 5), (b"flow_match", 6)])
+def test_a_tolerance_where_forecasts_are_off_says_so(schedule: bytes, steps: int, base: Settings, tokens: Tokens) -> None:
+    tensors = {"context": tokens(1, 3), "schedule": np.array([schedule], np.object_), "steps": integer(steps)}
+    assert decode(tensors, base, 7).off_reason is None, "no tolerance, nothing to say"
+    found = decode({**tensors, "tolerance": np.float32([0.1])}, base, 7)
+    assert found.tolerance == 0 and found.off_reason is not None
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,9 @@ REFUSALS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "scale Inf": ({"guidance_scale": np.array([np.inf], np.float32)}, "guidance_scale must be finite, got inf"),
     "two scales": ({"guidance_scale": np.zeros(2, np.float32)}, "guidance_scale must hold one value, got shape .2."),
     "no steps": ({"steps": np.zeros(0, np.int32)}, "steps must hold one value, got shape .0."),
+    "tolerance -1": ({"tolerance": np.array([-1], np.float32)}, r"tolerance must be in \[0, 1\), got -1"),
+    "tolerance 1": ({"tolerance": np.array([1], np.float32)}, r"tolerance must be in \[0, 1\), got 1"),
+    "tolerance NaN": ({"tolerance": np.array([np.nan], np.float32)}, r"tolerance must be in \[0, 1\), got nan"),
     "preview -1": ({"preview_every": integer(-1)}, "preview_every must be 0 or more, got -1"),
     "three seeds": ({"seed": np.zeros(3, np.int64)}, "seed must hold 1 or 2 values, got shape .3."),
     "no seeds": ({"seed": np.zeros(0, np.int64)}, "seed must hold 1 or 2 values, got shape .0."),
@@ -159,6 +171,7 @@ DTYPES = {
     "guidance_scale": np.float32,
     "seed": np.int64,
     "preview_every": np.int32,
+    "tolerance": np.float32,
 }
 SHAPES = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 

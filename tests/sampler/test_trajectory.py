@@ -11,7 +11,7 @@ import pytest
 import torch
 from outcomes import Ended
 from settings import Settings
-from trajectory import SampleRequest, Trajectory, combine, context_rows, state_rows
+from trajectory import Progress, SampleRequest, Trajectory, combine, context_rows, state_rows
 
 from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT
@@ -95,9 +95,11 @@ def test_distilled(distilled_model: Hunyuan3DDiT, request_for: Make) -> None:
         assert relative_l2(torch.from_numpy(found), reference(distilled_model, request, "distilled")) <= 1e-5
 
 
-def advance(trajectory: Trajectory, velocity: np.ndarray) -> None:
-    """One step, all samples at once."""
-    assert trajectory.receive(trajectory.take(trajectory.samples), velocity)
+def advance(trajectory: Trajectory, velocity: np.ndarray) -> list[Progress]:
+    """One step, all samples at once, and the steps of size 0 behind it."""
+    steps = trajectory.receive(trajectory.take(trajectory.samples), velocity)
+    assert [(step.evaluated, step.forecast) for step in steps] == [(trajectory.samples, 0), *([(0, 0)] * (len(steps) - 1))]
+    return steps
 
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(1, 1), (2, 1), (5, 4), (50, 49)])
@@ -117,8 +119,7 @@ def test_previews(every: int, previews: list[int], request_for: Make) -> None:
     trajectory = Trajectory(request_for(steps=5, preview_every=every), "guided")
     due = []
     while not trajectory.done:
-        advance(trajectory, np.zeros_like(trajectory.latents))
-        due += [trajectory.step] if trajectory.preview_due(trajectory.step) else []
+        due += [progress.step for progress in advance(trajectory, np.zeros_like(trajectory.latents)) if progress.preview_due]
     assert due == previews
 
 
@@ -147,8 +148,8 @@ def test_a_step_is_done_when_all_its_parts_have_come(request_for: Make) -> None:
     before = trajectory.latents
     parts = [trajectory.take(2), trajectory.take(2), trajectory.take(2)]
     assert [part.samples for part in parts] == [2, 2, 1] and trajectory.waiting == 0
-    done = [trajectory.receive(parts[i], velocity[parts[i].slice]) for i in (2, 0, 1)]
-    assert done == [False, False, True] and trajectory.waiting == 5 and trajectory.step == 1
+    done = [len(trajectory.receive(parts[i], velocity[parts[i].slice])) for i in (2, 0, 1)]
+    assert done == [0, 0, 1] and trajectory.waiting == 5 and trajectory.step == 1
     np.testing.assert_array_equal(trajectory.latents, before + np.float32(0.5) * velocity)
 
 

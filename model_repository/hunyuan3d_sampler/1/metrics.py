@@ -9,6 +9,7 @@ from trajectory import PATHS
 
 _ROWS = [1, 2, 4, 8, 16, 32, 64]
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+_ERRORS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
 MOVED = ("state", "context", "velocity", "response")
 
 
@@ -28,6 +29,10 @@ class Metrics:
             name: metric("GAUGE", f"{name}_samples", f"Samples that are {name}", "", ("",))[""] for name in ("active", "queued")
         }
         self._steps = metric("COUNTER", "steps_total", "Steps made, of all samples", "", ("",))[""]
+        self._forecasts = metric("COUNTER", "forecast_steps_total", "Evaluations saved by forecasts", "", ("",))[""]
+        self._error = metric(
+            "HISTOGRAM", "forecast_error", "Mean relative error of a sample's velocities", "", ("",), buckets=_ERRORS
+        )[""]
         self._evaluations = metric("COUNTER", "evaluations_total", "Denoiser calls", "path", PATHS)
         self._requests = metric("COUNTER", "requests_total", "Requests ended", "outcome", OUTCOMES)
         self._moved = metric(
@@ -48,8 +53,13 @@ class Metrics:
         self._rows.observe(rows)
         self._seconds.observe(seconds)
 
-    def stepped(self, samples: int) -> None:
+    def stepped(self, samples: int, forecast: int) -> None:
         self._steps.increment(samples)
+        if forecast:
+            self._forecasts.increment(forecast)
+
+    def forecast_error(self, error: float) -> None:
+        self._error.observe(error)
 
     def ended(self, outcome: str) -> None:
         self._requests[outcome].increment(1)

@@ -16,7 +16,7 @@ from outcomes import outcome
 from settings import Settings
 from stepper import CONTEXTS_HELD, Stepper
 from streaming import FINAL, Drain, Stream, input_tensors, log_to_triton
-from trajectory import SampleRequest, SamplingPath, Trajectory, choose_path, decode
+from trajectory import Progress, SampleRequest, SamplingPath, Trajectory, choose_path, decode
 
 _PRESET_FILE = "preset.json"
 SERVED = "served"  # a request that asks for this output alone is answered with the weights of each model, also while draining
@@ -70,6 +70,11 @@ class TritonPythonModel:
         if fallback and path not in self._said:
             self._said.add(path)
             pb_utils.Logger.log_warn(f"{GUIDED} is not loaded: guidance runs as two-batch, at up to 1.6 times the compute")
+        if decoded.off_reason is not None and decoded.off_reason not in self._said:
+            self._said.add(decoded.off_reason)
+            pb_utils.Logger.log_warn(
+                f"A tolerance has no effect on some requests, all their steps are evaluated: {decoded.off_reason}"
+            )
 
 
 class _Stream(Stream):
@@ -77,36 +82,40 @@ class _Stream(Stream):
 
     def __init__(self, request: object, arrays: Arrays, metrics: Metrics, scale_factor: float | None) -> None:
         super().__init__(request)
-        self._told = 0  # the last step that the client was told of
         self._scale_factor = scale_factor if VAE_LATENTS in self.requested else None
         self._arrays = arrays
         self._metrics = metrics
 
-    def step(self, trajectory: Trajectory) -> None:
-        """Sends a response for each step since the last call, those of size 0 included, which needed no evaluation."""
-        for index in range(self._told + 1, trajectory.step + 1):
-            self._respond(trajectory, index)
-        self._told = trajectory.step
-        if trajectory.done:
-            shape = f"B {trajectory.samples}, L {trajectory.group[0]}, T {trajectory.group[1]}"
-            self.done(f"{trajectory.total} steps, path {trajectory.path}, {shape}")
-
-    def _respond(self, trajectory: Trajectory, index: int) -> None:
-        last = index == trajectory.total
+    def step(self, progress: Progress) -> None:
         outputs = [
-            pb_utils.Tensor("step", np.array([index], np.int32)),
-            pb_utils.Tensor("total", np.array([trajectory.total], np.int32)),
-            pb_utils.Tensor("t", np.array([trajectory.request.sigmas[index]], np.float32)),
-            pb_utils.Tensor("batch", np.array([trajectory.batch], np.int32)),
-            pb_utils.Tensor("path", np.array([trajectory.path.encode()], np.object_)),
+            pb_utils.Tensor("step", np.array([progress.step], np.int32)),
+            pb_utils.Tensor("total", np.array([progress.total], np.int32)),
+            pb_utils.Tensor("t", np.array([progress.t], np.float32)),
+            pb_utils.Tensor("batch", np.array([progress.batch], np.int32)),
+            pb_utils.Tensor("path", np.array([progress.path.encode()], np.object_)),
+            pb_utils.Tensor("evaluated", np.array([progress.evaluated], np.int32)),
         ]
-        if trajectory.preview_due(index):
-            outputs.append(pb_utils.Tensor("latents", self._arrays.host(trajectory.latents)))
-            self._metrics.moved("response", trajectory.latents.nbytes)
-        if last and self._scale_factor is not None:
-            scaled = self._arrays.host(trajectory.latents) / np.float32(self._scale_factor)
+        if progress.preview_due:
+            outputs.append(pb_utils.Tensor("latents", self._arrays.host(progress.latents)))
+            self._metrics.moved("response", progress.latents.nbytes)
+        if progress.done:
+            outputs += self._last(progress)
+        self.send(outputs, final=progress.done)
+        if progress.done:
+            shape = f"B {progress.samples}, L {progress.latents.shape[1]}, T {progress.context_tokens}"
+            evaluations = f"{min(progress.evaluations)}..{max(progress.evaluations)} evaluations"
+            self.done(f"{progress.total} steps, path {progress.path}, {shape}, {evaluations}")
+
+    def _last(self, progress: Progress) -> list[object]:
+        """The outputs of the final response alone."""
+        outputs = [
+            pb_utils.Tensor("network_evaluations", np.array(progress.evaluations, np.int32)),
+            pb_utils.Tensor("forecast_error", np.array(progress.forecast_errors, np.float32)),
+        ]
+        if self._scale_factor is not None:
+            scaled = self._arrays.host(progress.latents) / np.float32(self._scale_factor)
             outputs.append(pb_utils.Tensor(VAE_LATENTS, scaled))
-        self.send(outputs, final=last)
+        return outputs
 
 
 def _tell(request: object, served: str) -> None:

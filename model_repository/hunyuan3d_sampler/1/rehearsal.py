@@ -6,15 +6,18 @@ compiler, and with the loop every other request.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
+from schedules import flow_match
 from trajectory import CHANNELS, PATHS, SampleRequest, Trajectory, combine, context_rows, shares, state_rows
 
 if TYPE_CHECKING:
     from arrays import Arrays
 
 _LATENTS, _CONTEXT, _CONTEXT_WIDTH = 3, 2, 1536
+_FORECAST_STEPS, _ROUNDING = 10, 1e-4
 
 
 def rehearse(arrays: Arrays) -> None:
@@ -34,6 +37,19 @@ def rehearse(arrays: Arrays) -> None:
             found = arrays.host(trajectory.latents)
             if not (found == 1).all():
                 raise RuntimeError(f"latents must be 1 after the rehearsal of {path}, got {found.min()} to {found.max()}")
+    _rehearse_forecasts(arrays)
+
+
+def _rehearse_forecasts(arrays: Arrays) -> None:
+    """A request of two samples whose velocity is 1 at each evaluation, and so at each forecast."""
+    request = dataclasses.replace(_request(2), sigmas=flow_match(_FORECAST_STEPS), tolerance=0.5)
+    trajectory, calls = Trajectory(arrays.upload(request), "plain"), 0
+    while not trajectory.done:
+        part, calls = trajectory.take(2), calls + 1
+        trajectory.receive(part, np.zeros_like(trajectory.latents) + np.float32(1))
+    found = arrays.host(trajectory.latents)
+    if calls >= _FORECAST_STEPS - 1 or not (abs(found - 1) < _ROUNDING).all():
+        raise RuntimeError(f"latents must be 1 after forecasts, got {found.min()} to {found.max()} after {calls} evaluations")
 
 
 def _request(samples: int) -> SampleRequest:

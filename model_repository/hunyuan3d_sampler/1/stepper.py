@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from outcomes import Expired, Overloaded, outcome
 from settings import Settings
-from trajectory import Group, Part, SamplingPath, Trajectory, combine, context_rows, shares, state_rows
+from trajectory import Group, Part, Progress, SamplingPath, Trajectory, combine, context_rows, shares, state_rows
 
 _TICK_S = 0.1  # while nothing else happens, time limits and cancellations are noticed at most this late
 CONTEXTS_HELD = 4
@@ -36,13 +36,13 @@ class Denoiser(Protocol):
 
 
 class Sink(Protocol):
-    """The client's side of one request: it hears of the trajectory's progress and its end."""
+    """The client's side of one request: it hears of each step and of the end."""
 
     def cancelled(self) -> Exception | None:
         """The reason to stop the request now, None to go on."""
 
-    def step(self, trajectory: Trajectory) -> None:
-        """Called after each step, the last one included."""
+    def step(self, progress: Progress) -> None:
+        """Called after each step, the last one included, whether the step was evaluated or forecast."""
 
     def fail(self, error: Exception) -> None:
         """Called once when the request ends without a result."""
@@ -57,8 +57,11 @@ class Observer(Protocol):
     def evaluated(self, path: SamplingPath, rows: int, seconds: float) -> None:
         """One denoiser call has returned."""
 
-    def stepped(self, samples: int) -> None:
-        """So many samples have completed a step."""
+    def stepped(self, samples: int, forecast: int) -> None:
+        """So many samples have completed a step; for so many of them its velocity was forecast."""
+
+    def forecast_error(self, error: float) -> None:
+        """A sample with a tolerance is done, with this mean error of its forecast velocities."""
 
     def ended(self, outcome: str) -> None:
         """A request has ended; `outcome` is one of outcomes.OUTCOMES."""
@@ -68,6 +71,7 @@ class Observer(Protocol):
 class _Place:
     sink: Sink
     arrived: float
+    failed: bool = False
 
 
 class Stepper:
@@ -87,7 +91,7 @@ class Stepper:
         self._calls: dict[asyncio.Task[None], Group] = {}  # the running denoiser calls
         self._contexts_held = contexts_held
         self._held: collections.OrderedDict[tuple[Part, ...], Any] = collections.OrderedDict()  # the last used at the end
-        self._untold: list[tuple[Trajectory, _Place]] = []  # have completed a step and not yet told their clients
+        self._untold: list[tuple[Trajectory, _Place, Progress]] = []  # steps that are done and that no client has been told
         self._timer: asyncio.TimerHandle | None = None
         self._last_check = 0.0
 
@@ -136,8 +140,8 @@ class Stepper:
             task = loop.create_task(self._call(parts))
             self._calls[task] = parts[0].trajectory.group
             task.add_done_callback(self._called)
-        for trajectory, place in self._untold:  # after the next calls have begun: they run while answers are sent
-            loop.call_soon(self._tell, trajectory, place)
+        for untold in self._untold:  # after the next calls have begun: they run while answers are sent
+            loop.call_soon(self._tell, *untold)
         self._untold.clear()
         self._observer.load(self.samples, self.queued)
         if self._timer is not None:
@@ -221,35 +225,41 @@ class Stepper:
         if trajectory not in self._active:
             return  # the trajectory was ended while its call ran
         try:
-            complete = trajectory.receive(part, velocity)
+            steps = trajectory.receive(part, velocity)
         except Exception as error:  # this trajectory ends, and those that shared the call go on
             self._end(trajectory, error)
             return
-        if complete:
-            place = self._active.pop(trajectory)
-            self._observer.stepped(trajectory.samples)
-            if trajectory.done:
-                self._forget(trajectory)
-            else:
-                self._active[trajectory] = place  # behind those that have waited longer
-            self._untold.append((trajectory, place))
+        if not steps:
+            return
+        place = self._active.pop(trajectory)
+        for progress in steps:
+            self._observer.stepped(progress.evaluated + progress.forecast, progress.forecast)
+        if trajectory.done:
+            self._forget(trajectory)
+        else:
+            self._active[trajectory] = place  # behind those that have waited longer
+        self._untold += [(trajectory, place, progress) for progress in steps]
 
-    def _tell(self, trajectory: Trajectory, place: _Place) -> None:
-        if not trajectory.done and trajectory not in self._active:
+    def _tell(self, trajectory: Trajectory, place: _Place, progress: Progress) -> None:
+        if place.failed:
             return  # the trajectory was ended, and its client has been told so
         try:
-            place.sink.step(trajectory)
+            place.sink.step(progress)
         except Exception as error:
             self._active[trajectory] = place
             self._end(trajectory, error)
             return
-        if trajectory.done:
+        if progress.done:
+            if trajectory.request.tolerance:
+                for error in progress.forecast_errors:
+                    self._observer.forecast_error(error)
             self._observer.ended("done")
 
     def _end(self, trajectory: Trajectory, error: Exception) -> None:
         place = self._queue.pop(trajectory, None) or self._active.pop(trajectory, None)
         if place is None:
             return
+        place.failed = True
         self._forget(trajectory)
         self._observer.ended(outcome(error))
         with contextlib.suppress(Exception):  # a client that cannot be reached must not stop the others

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import schedules
 from finite import all_finite
+from forecast import Forecast, off_reason
 from outcomes import Ended, NoDenoiser
 from settings import Settings
 
@@ -29,7 +30,10 @@ PATHS: tuple[SamplingPath, ...] = get_args(SamplingPath)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """A checked request: latents [B, L, 64] float32 are the initial noise; negative_context None stands for zeros."""
+    """A checked request: latents [B, L, 64] float32 are the initial noise; negative_context None stands for zeros.
+
+    off_reason says why a tolerance that the client gave has no effect; the tolerance here is then 0.
+    """
 
     context: np.ndarray
     negative_context: np.ndarray | None
@@ -37,6 +41,8 @@ class SampleRequest:
     sigmas: np.ndarray
     guidance_scale: float
     preview_every: int
+    tolerance: float = 0.0
+    off_reason: str | None = None
 
 
 def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_latents: int | None) -> SampleRequest:
@@ -62,6 +68,10 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_la
     preview_every = int(_scalar(tensors, "preview_every", 0))
     if preview_every < 0:
         raise ValueError(f"preview_every must be 0 or more, got {preview_every}")
+    tolerance = float(_scalar(tensors, "tolerance", 0.0))
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be in [0, 1), got {tolerance:g}")
+    off = off_reason(schedule, sigmas) if tolerance else None
     return SampleRequest(
         context=context,
         negative_context=negative,
@@ -69,6 +79,8 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_la
         sigmas=sigmas,
         guidance_scale=scale,
         preview_every=preview_every,
+        tolerance=0.0 if off else tolerance,
+        off_reason=off,
     )
 
 
@@ -141,19 +153,59 @@ Group = tuple[int, int, SamplingPath]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The samples of a trajectory, from `start` on, that are its share of one denoiser call."""
+    """The samples of a trajectory, by their indices, that are its share of one denoiser call."""
 
     trajectory: Trajectory
-    start: int
-    samples: int
+    indices: tuple[int, ...]
 
     @property
-    def slice(self) -> slice:
-        return slice(self.start, self.start + self.samples)
+    def samples(self) -> int:
+        return len(self.indices)
+
+    @property
+    def slice(self) -> slice | list[int]:
+        """Selects these samples from an array [B, ...]: a slice, which copies nothing, if they lie side by side."""
+        start, end = self.indices[0], self.indices[-1] + 1
+        return slice(start, end) if end - start == len(self.indices) else list(self.indices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A trajectory right after one of its steps, for its client.
+
+    evaluated, forecast: for how many samples the step's velocity was evaluated, and for how many it was forecast; both are 0 for
+    a step of size 0, which needs no velocity. batch: samples of the last denoiser call, those of other requests included.
+    evaluations and forecast_errors hold a number for each sample.
+    """
+
+    step: int
+    total: int
+    t: float
+    latents: np.ndarray
+    path: SamplingPath
+    batch: int
+    context_tokens: int
+    preview_due: bool
+    evaluated: int
+    forecast: int
+    evaluations: tuple[int, ...]
+    forecast_errors: tuple[float, ...]
+
+    @property
+    def samples(self) -> int:
+        return len(self.latents)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.total
 
 
 class Trajectory:
-    """The state of one request between steps. All its samples are at the same step; a step may take several denoiser calls."""
+    """The state of one request between steps. All its samples are at the same step; a step may take several denoiser calls.
+
+    With a tolerance each sample decides for itself which steps need no evaluation (forecast.py). A step that no sample needs
+    evaluated follows at once upon the step before it.
+    """
 
     def __init__(self, request: SampleRequest, path: SamplingPath, request_id: str = "") -> None:
         self.request = request
@@ -162,8 +214,11 @@ class Trajectory:
         self.latents = request.latents
         self.step = 0
         self.batch = 0  # samples of the last denoiser call, those of other requests included
-        self._taken = 0  # samples that are already part of a denoiser call of this step
-        self._velocities: dict[int, np.ndarray] = {}  # start of a part -> its velocity
+        self._forecasts = [Forecast(request.sigmas, request.tolerance) for _ in self.latents] if request.tolerance else []
+        self._evaluations = 0  # of each sample, without forecasts
+        self._waiting = list(range(self.samples))  # samples to evaluate in this step that are not yet part of a denoiser call
+        self._missing = self.samples  # samples to evaluate in this step whose velocity has not come
+        self._velocities: dict[tuple[int, ...], np.ndarray] = {}  # the indices of a part -> its velocity
 
     @property
     def samples(self) -> int:
@@ -172,7 +227,7 @@ class Trajectory:
     @property
     def waiting(self) -> int:
         """How many samples are not yet part of a denoiser call of this step."""
-        return self.samples - self._taken
+        return len(self._waiting)
 
     @property
     def rows_per_sample(self) -> int:
@@ -197,38 +252,74 @@ class Trajectory:
 
     def take(self, most: int) -> Part:
         """The next samples to evaluate in this step, at most `most`."""
-        part = Part(self, self._taken, min(most, self.waiting))
-        self._taken += part.samples
+        part = Part(self, tuple(self._waiting[:most]))
+        del self._waiting[:most]
         return part
 
-    def receive(self, part: Part, velocity: np.ndarray) -> bool:
-        """Takes the velocity [samples, L, 64] of one part; True when it was the last part of the step.
+    def receive(self, part: Part, velocity: np.ndarray) -> list[Progress]:
+        """Takes the velocity [samples, L, 64] of one part. Returns the steps that are now done: none while parts are missing.
 
         Raises FloatingPointError when the state is no longer finite.
         """
-        self._velocities[part.start] = velocity
-        if sum(len(values) for values in self._velocities.values()) < self.samples:
-            return False
-        parts = [self._velocities[start] for start in sorted(self._velocities)]
-        self._advance(parts[0] if len(parts) == 1 else np.concatenate(parts))
-        self._taken = 0
+        self._velocities[part.indices] = velocity
+        self._missing -= part.samples
+        if self._missing:
+            return []
+        parts = [self._velocities[indices] for indices in sorted(self._velocities)]
+        evaluated = sorted(index for indices in self._velocities for index in indices)
         self._velocities.clear()
-        return True
+        steps = self._advance(parts[0] if len(parts) == 1 else np.concatenate(parts), evaluated)
+        while not self.done and not self._missing:
+            steps += self._advance(np.zeros_like(self.latents[:0]), [])
+        return steps
 
-    def _advance(self, velocity: np.ndarray) -> None:
-        """One Euler step in float32. Steps of size 0, such as flow_match's last, change nothing and are passed over."""
+    def _advance(self, velocity: np.ndarray, evaluated: list[int]) -> list[Progress]:
+        """One Euler step in float32, and the steps of size 0 behind it, such as flow_match's last, which change nothing."""
         sigmas = self.request.sigmas
+        if self._forecasts:
+            self.latents, velocity = self._with_forecasts(dict(zip(evaluated, velocity, strict=True)))
         self.latents = self.latents + np.float32(sigmas[self.step + 1] - sigmas[self.step]) * velocity
         self.step += 1
+        self._evaluations += 1
         if not np.isfinite(self.latents).all():
             raise FloatingPointError(f"latents must stay finite, got NaN or Inf at step {self.step} of {self.total}")
+        steps = [self._progress(evaluated=len(evaluated), forecast=self.samples - len(evaluated))]
         while not self.done and sigmas[self.step + 1] == sigmas[self.step]:
             self.step += 1
+            steps.append(self._progress(evaluated=0, forecast=0))
+        nexts = [forecast.next for forecast in self._forecasts] or [self.step] * self.samples
+        self._waiting = [index for index, step in enumerate(nexts) if step == self.step]
+        self._missing = len(self._waiting)
+        return steps
 
-    def preview_due(self, step: int) -> bool:
-        """Whether the response of this step carries the latents."""
+    def _with_forecasts(self, evaluated: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The corrected state and the velocity of all samples: evaluated where there is a velocity, otherwise forecast."""
+        states, velocities = [], []
+        for index, (forecast, state) in enumerate(zip(self._forecasts, self.latents, strict=True)):
+            if index in evaluated:
+                state, velocity = forecast.receive(self.step, state, evaluated[index])
+            else:
+                velocity = forecast.velocity(self.step, state)
+            states.append(state)
+            velocities.append(velocity)
+        return np.stack(states), np.stack(velocities)
+
+    def _progress(self, *, evaluated: int, forecast: int) -> Progress:
         every = self.request.preview_every
-        return step == self.total or (every > 0 and step % every == 0)
+        return Progress(
+            step=self.step,
+            total=self.total,
+            t=self.t,
+            latents=self.latents,
+            path=self.path,
+            batch=self.batch,
+            context_tokens=self.request.context.shape[1],
+            preview_due=self.done or (every > 0 and self.step % every == 0),
+            evaluated=evaluated,
+            forecast=forecast,
+            evaluations=tuple(one.evaluations for one in self._forecasts) or (self._evaluations,) * self.samples,
+            forecast_errors=tuple(one.error for one in self._forecasts) or (0.0,) * self.samples,
+        )
 
 
 def context_rows(parts: Sequence[Part]) -> np.ndarray:

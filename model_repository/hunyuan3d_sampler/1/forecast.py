@@ -1,0 +1,160 @@
+"""Fewer evaluations of one sample: at some steps its velocity is forecast from the last evaluations, and the error is measured.
+
+What is forecast is not the velocity v but the end point x + (1 - t) v, at which the sample would arrive if v stayed the same: the
+end point changes less. The forecast is a polynomial in t through the end points of the last two or three evaluations (order 1 or
+2). Its error grows as c (t - t_0) (t - t_1) ..., where t_i are the times of these evaluations. The next evaluation tells what the
+forecast for its time would have been wrong by. That costs no evaluation, and it is used for three things: to correct the state
+for the errors of the gap that has just ended, to measure c, and to choose the order and the length of the next gap by it.
+
+The gap's rule: the next g steps are forecast, where g is the largest number, up to MOST_SKIPPED, for which the mean of the
+estimated errors over these steps and the evaluation behind them is at most the tolerance. An error is relative to the norm of
+the velocity. It weighs the tokens that are most wrong (an 8-norm over the tokens), because a single token near a decision can go
+to another place than it would have gone; and it counts 1 / sqrt(1 - t) times, because the steps that are left near the end repair
+less. docs/sampler.md has what each of these choices gains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+ORDERS = (1, 2)
+MOST_SKIPPED = 6
+EARLY = 4  # so many first steps are always evaluated, and the last one too
+_LEAST_DECAY = 0.5  # a measured c never falls faster than by half, because a forecast may be right by chance
+_LATE = 0.5  # the power of 1 / (1 - t)
+_TOKEN_NORM = 8
+
+
+def off_reason(schedule: str, sigmas: np.ndarray) -> str | None:
+    """Why no step of a schedule can be forecast, None if some can be."""
+    if schedule != "flow_match":
+        return f"the steps of the schedule {schedule} are too far apart to be forecast"
+    if _last_step(sigmas) <= EARLY:
+        return f"the first {EARLY} steps and the last one are always evaluated, so {len(sigmas) - 1} steps are too few"
+    return None
+
+
+class Forecast:
+    """One sample of a request: which of its steps are evaluated, and the velocities of the others.
+
+    tolerance: the bound on a gap's mean estimated error. States and velocities are [L, 64] float32.
+    """
+
+    def __init__(self, sigmas: np.ndarray, tolerance: float) -> None:
+        self._times = [float(time) for time in sigmas]
+        self._last = _last_step(sigmas)
+        self._tolerance = tolerance
+        self._known: list[tuple[float, np.ndarray]] = []  # the times and the end points of the last evaluations
+        self._bends: dict[int, float] = {}  # order -> c of its forecasts, relative to the velocity
+        self._order = ORDERS[0]  # of the present gap
+        self._previous = -1  # the step of the last evaluation
+        self._errors = 0.0
+        self.next = 0  # the next step to evaluate
+        self.evaluations = 0
+
+    @property
+    def error(self) -> float:
+        """The mean over all steps of the relative error of the velocities, as measured before the states were corrected."""
+        return self._errors / (self._last + 1)
+
+    def velocity(self, step: int, state: np.ndarray) -> np.ndarray:
+        """The forecast velocity at a step that is not evaluated."""
+        return self._towards(self._end_point(self._order, step), step, state)
+
+    def receive(self, step: int, state: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Takes the velocity evaluated at a step and decides about the next steps: returns the corrected state and velocity."""
+        end_point = state + np.float32(1 - self._times[step]) * velocity
+        errors = {order: end_point - self._end_point(order, step) for order in ORDERS if len(self._known) > order}
+        self._measure(errors, step, scale=_norm(velocity))
+        if shares := self._shares(step):
+            state = state + np.float32(self._missing(shares)) * errors[self._order]
+            velocity = self._towards(end_point, step, state)
+        self._known = [*self._known[-max(ORDERS) :], (self._times[step], end_point)]
+        self._previous = step
+        self.evaluations += 1
+        gap, self._order = max((self._gap(step + 1, order), order) for order in ORDERS)
+        self.next = step + 1 + gap
+        return state, velocity
+
+    def _towards(self, end_point: np.ndarray, step: int, state: np.ndarray) -> np.ndarray:
+        return (end_point - state) / np.float32(1 - self._times[step])
+
+    def _nodes(self, order: int) -> list[float]:
+        return [time for time, _ in self._known[-order - 1 :]]
+
+    def _end_point(self, order: int, step: int) -> np.ndarray:
+        """The polynomial through the known end points, at the time of a step, in Lagrange's form."""
+        nodes, now = self._nodes(order), self._times[step]
+        forecast = np.float32(0)
+        for index, (_, end_point) in enumerate(self._known[-order - 1 :]):
+            others = nodes[:index] + nodes[index + 1 :]
+            forecast = forecast + np.float32(_product(now, others) / _product(nodes[index], others)) * end_point
+        return forecast
+
+    def _measure(self, errors: dict[int, np.ndarray], step: int, *, scale: float) -> None:
+        """Updates c of each order, and the errors so far by those of the gap that ends here."""
+        for order, error in errors.items():
+            relative = _ratio(_token_norm(error) / (1 - self._times[step]), scale)
+            if order == self._order:
+                self._errors += relative * sum(self._shares(step))
+            bend = relative / _product(self._times[step], self._nodes(order))
+            self._bends[order] = max(bend, _LEAST_DECAY * self._bends.get(order, 0.0))
+
+    def _shares(self, step: int) -> list[float]:
+        """The errors at the forecast steps before this evaluation, as shares of the error that is measured here."""
+        nodes = self._nodes(self._order)
+        here = _product(self._times[step], nodes)
+        return [_product(self._times[skipped], nodes) / here for skipped in range(self._previous + 1, step)]
+
+    def _missing(self, shares: Sequence[float]) -> float:
+        """What the state lacks after the gap, as a multiple of the measured error: the gap's errors, summed as Euler's steps do."""
+        missing = 0.0
+        for skipped, share in enumerate(shares, start=self._previous + 1):
+            pace = (self._times[skipped + 1] - self._times[skipped]) / (1 - self._times[skipped])
+            missing = (1 - pace) * missing + pace * share
+        return missing
+
+    def _gap(self, first: int, order: int) -> int:
+        """How many steps from `first` on can be forecast."""
+        if first < EARLY or order not in self._bends:
+            return 0
+        gap, errors, nodes = 0, 0.0, self._nodes(order)
+        while gap < MOST_SKIPPED and first + gap < self._last:
+            now = self._times[first + gap]
+            errors += self._bends[order] * _product(now, nodes) / (1 - now) ** _LATE
+            if not errors / (gap + 2) <= self._tolerance:
+                break
+            gap += 1
+        return gap
+
+
+def _last_step(sigmas: np.ndarray) -> int:
+    """The last step whose size is not zero."""
+    return int(np.flatnonzero(np.diff(sigmas))[-1])
+
+
+def _product(time: float, nodes: Sequence[float]) -> float:
+    return math.prod(time - node for node in nodes)
+
+
+def _norm(array: np.ndarray) -> float:
+    return float(np.sum(_squares(array))) ** 0.5
+
+
+def _token_norm(array: np.ndarray) -> float:
+    """The root mean square if all tokens are equally long, times sqrt(L); longer tokens weigh more."""
+    squares = _squares(array)
+    return float(np.mean(squares ** (_TOKEN_NORM // 2))) ** (1 / _TOKEN_NORM) * math.sqrt(len(squares))
+
+
+def _squares(array: np.ndarray) -> np.ndarray:
+    """The squared length of each token, [L] float64, without a warning for the lengths of a state that is about to be refused."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sum(np.square(array), axis=-1, dtype=np.float64)
+
+
+def _ratio(value: float, scale: float) -> float:
+    return value / scale if scale > 0 else math.inf if value > 0 else 0.0
