@@ -22,13 +22,16 @@ BUILD = Path("build") / "bench"
 SCALE = 5.0
 # Triton demands the file name model.py, so the sampler's own model.py gets this name when _FORGETFUL takes its place.
 _DEPLOYED_SAMPLER = "deployed_sampler"
-_INSTANT = '''"""A denoiser that answers at once, so that only the sampler's own work is measured."""
+_INSTANT = '''"""A denoiser that answers at once, or after a delay, so that only the sampler's own work is measured."""
+
+import time
 
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
     def execute(self, requests):
+        time.sleep({delay_s})
         return [pb_utils.InferenceResponse([self._velocity(request)]) for request in requests]
 
     def _velocity(self, request):
@@ -64,11 +67,14 @@ def repository() -> Path:
     return BUILD / "repository"
 
 
-def instant_repository(*, name: str, hold_context: bool) -> Path:
-    """A repository whose guided denoiser answers at once; without `hold_context` the context is copied again at every step."""
+def instant_repository(*, name: str, hold_context: bool, delay_s: float = 0.0) -> Path:
+    """A repository whose guided denoiser answers with its latents after a delay, as a large network would.
+
+    Without `hold_context` the context is copied again at every step.
+    """
     folder = BUILD / name
     deploy(artifacts(), folder)
-    (folder / contract.DIT_GUIDED / "1" / "model.py").write_text(_INSTANT)
+    (folder / contract.DIT_GUIDED / "1" / "model.py").write_text(_INSTANT.replace("{delay_s}", str(delay_s)))
     if not hold_context:
         model = folder / contract.SAMPLER / "1" / "model.py"
         model.replace(model.with_stem(_DEPLOYED_SAMPLER))  # moving the file is safe, because deploy has just written a new copy

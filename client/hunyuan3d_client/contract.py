@@ -230,7 +230,9 @@ SAMPLER_OUTPUTS = (
     TensorSpec("t", "FP32", (1,), "flow time reached"),
     TensorSpec("batch", "INT32", (1,), "samples of this step's last denoiser call, those of other requests included"),
     TensorSpec("path", "BYTES", (1,), "how each velocity is evaluated: " + ", ".join(PATHS)),
-    TensorSpec("evaluated", "INT32", (1,), "samples evaluated at this step, not forecast; 0 for a step of size 0", optional=True),
+    TensorSpec(
+        "evaluated", "INT32", (1,), "samples evaluated at this step, not forecast; 0 for a step of size 0", optional=True
+    ),
     TensorSpec("network_evaluations", "INT32", ("B",), "evaluations of each sample; in the final response", optional=True),
     TensorSpec("forecast_error", "FP32", ("B",), "mean relative error of the velocities; in the final response", optional=True),
     TensorSpec(

@@ -40,14 +40,11 @@ class Step:
 
     `latents` [B, L, 64] are there in previews and in the last step. `path` says how each velocity is evaluated, see
     contract.PATHS. `batch` counts the samples that shared the step's last evaluation, those of other requests included.
-<<<<<<< HEAD
     `request_id` is that of the request, by which the server logs it.
-=======
     `evaluated` counts the request's samples whose velocity was evaluated at this step; that of the others was forecast, which
     happens only with a tolerance. It is 0 for a step of size 0, such as flow_match's last. The last step has
     `network_evaluations`, how many evaluations each sample took, and the `forecast_error` of each: the mean over all steps of the
     relative error of the velocities. A server older than these outputs gives None.
->>>>>>> b0d53d1 (The sampler forecasts velocities between evaluations, up to a tolerance)
     """
 
     index: int
@@ -56,13 +53,10 @@ class Step:
     latents: npt.NDArray[np.float32] | None
     path: str
     batch: int
-<<<<<<< HEAD
     request_id: str = ""
-=======
     evaluated: int | None = None
     network_evaluations: tuple[int, ...] | None = None
     forecast_error: tuple[float, ...] | None = None
->>>>>>> b0d53d1 (The sampler forecasts velocities between evaluations, up to a tolerance)
 
 
 def denoise(
@@ -236,12 +230,10 @@ def step(answer: Tensors, *, request_id: str = "") -> Step:
         raise ModelFailed(f"each response of {contract.SAMPLER} must carry {missing}, got {sorted(answer)}\nhint: redeploy it")
     latents = answer["latents"].copy() if "latents" in answer else None
     index, total, t, batch = (answer[name][0] for name in ("step", "total", "t", "batch"))
-<<<<<<< HEAD
-    return Step(int(index), int(total), float(t), latents, answer["path"][0].decode(), int(batch), request_id)
-=======
     forecasts = {name: tuple(answer[name].tolist()) for name in ("network_evaluations", "forecast_error") if name in answer}
     evaluated = int(answer["evaluated"][0]) if "evaluated" in answer else None
-    return Step(int(index), int(total), float(t), latents, answer["path"][0].decode(), int(batch), evaluated, **forecasts)
+    path = answer["path"][0].decode()
+    return Step(int(index), int(total), float(t), latents, path, int(batch), request_id, evaluated, **forecasts)
 
 
 def _tolerance(value: Any) -> Array:
@@ -249,7 +241,6 @@ def _tolerance(value: Any) -> Array:
     if not 0 <= tolerance[0] < 1:
         raise invalid("tolerance", "in [0, 1)", value, "it is a relative error; 0 evaluates every step")
     return tolerance
->>>>>>> b0d53d1 (The sampler forecasts velocities between evaluations, up to a tolerance)
 
 
 def mesh(answer: Tensors) -> MeshProgress | Mesh:

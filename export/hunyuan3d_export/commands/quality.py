@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..files import atomic_path
-from ..shapes import gate
+from ..shapes import gate, sweep
 from .options import EXIT_FAILED, CheckpointOption, errors, plain
 from .watched import watched
 
@@ -23,10 +23,34 @@ def quality(
     seeds: Annotated[int, typer.Option(help="Samples of each prompt.", min=2)] = 16,
     num_latents: Annotated[int | None, typer.Option(help="Points of each cloud; default the preset's.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the preset's.", min=1)] = None,
+    tolerance: Annotated[float, typer.Option(help="For served: forecast velocities up to this relative error.", min=0)] = 0.0,
+    swept: Annotated[
+        str | None, typer.Option("--sweep", help="tolerance: of any weights' server, deviation against evaluations instead.")
+    ] = None,
+    context: Annotated[
+        Path | None, typer.Option(help="For --sweep: condition tokens [N, T, 1536] as .npy; default 18 prompts of `shapes`.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="For --sweep: also draw the curves as PNG.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for all measurements as JSON.")] = None,
 ) -> None:
-    """Samples every prompt of the `shapes` preset and measures the points against the true surfaces. Fails when a bound is missed."""
-    options = gate.GateOptions(
+    """Samples every prompt of the `shapes` preset and measures the points against the true surfaces. Fails when a bound is missed.
+
+    With --sweep tolerance: what forecast velocities cost and save on a running server, whatever its weights.
+    """
+    if swept is not None:
+        options = sweep.SweepOptions(
+            swept=swept, through=through, url=url, context=context, num_latents=num_latents, steps=steps
+        )
+        with watched("quality", "settings") as watch:
+            rows = sweep.run(options, watch)
+        _save(report, rows)
+        if picture is not None:
+            sweep.draw(rows, picture)
+        plain(*sweep.table(rows))
+        return
+    if context is not None or picture is not None:
+        raise ValueError("--context and --picture must be left out without --sweep\nhint: --sweep tolerance")
+    gated = gate.GateOptions(
         through=through,
         guidance=guidance,
         checkpoint=checkpoint,
@@ -35,14 +59,19 @@ def quality(
         seeds=seeds,
         num_latents=num_latents,
         steps=steps,
+        tolerance=tolerance,
     )
     with watched("quality", "prompts") as watch:
-        found, missed = gate.run(options, watch)
-    if report is not None:
-        with atomic_path(report) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        found, missed = gate.run(gated, watch)
+    _save(report, found)
     plain(*gate.table(found))
     for line in missed:
         errors.print(f"missed: {line}", markup=False, highlight=False, soft_wrap=True)
     if missed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _save(report: Path | None, found: object) -> None:
+    if report is not None:
+        with atomic_path(report) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")

@@ -29,7 +29,8 @@ _METRICS = ("mean", "p95", "coverage", "accuracy", "energy")
 class GateOptions:
     """What to measure. None means the `shapes` preset's own number, or the shipped checkpoint.
 
-    Raises ValueError for an unknown path or guidance, for onnx without artifacts, and for artifacts without onnx.
+    Raises ValueError for an unknown path or guidance, for onnx without artifacts, for artifacts without onnx, and for a tolerance
+    without a server.
     """
 
     through: str = "torch"
@@ -40,6 +41,7 @@ class GateOptions:
     seeds: int = 16
     num_latents: int | None = None
     steps: int | None = None
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.through not in THROUGH:
@@ -50,6 +52,8 @@ class GateOptions:
             raise ValueError(
                 f"artifacts must be given for onnx and for nothing else, got {self.artifacts}\nhint: --artifacts DIR"
             )
+        if self.tolerance and self.through != "served":
+            raise ValueError(f"tolerance must be 0 unless the path is served, got {self.tolerance:g}\nhint: --through served")
 
 
 def run(options: GateOptions, watch: Watch | None = None) -> tuple[Report, list[str]]:
@@ -78,7 +82,7 @@ def _sampler(options: GateOptions, steps: int) -> Iterator[Sample]:
     guidance = cast(Guidance, options.guidance)
     if options.through == "served":
         with Client(options.url) as client:
-            yield served_sampler(client, steps=steps, guidance=guidance)
+            yield served_sampler(client, steps=steps, guidance=guidance, tolerance=options.tolerance)
     elif options.artifacts is not None:
         yield torch_sampler(OnnxDenoiser(options.artifacts), steps=steps, guidance=guidance)
     else:

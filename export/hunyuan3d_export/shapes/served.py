@@ -11,7 +11,9 @@ from .quality import Latents, Sample
 from .reference import Guidance
 
 
-def served_sampler(client: Client, *, steps: int = 50, guidance: Guidance = "guided", timeout_s: float = 600) -> Sample:
+def served_sampler(
+    client: Client, *, steps: int = 50, guidance: Guidance = "guided", tolerance: float = 0.0, timeout_s: float = 600
+) -> Sample:
     """A sampler for quality.evaluate that calls the server's model hunyuan3d_sampler.
 
     For two-batch guidance it sends an all-zero negative context: the server then takes the two-batch path, and the result is
@@ -26,6 +28,7 @@ def served_sampler(client: Client, *, steps: int = 50, guidance: Guidance = "gui
             steps=steps,
             guidance_scale=guidance_scale,
             negative_context=negative,
+            tolerance=tolerance or None,  # a server that knows no tolerance refuses even 0
             timeout_s=timeout_s,
         )
 
