@@ -52,9 +52,11 @@ def test_importing_has_no_effect(tmp_path: Path) -> None:
     assert (found.stdout, found.stderr) == ("1 []\n", "")
 
 
-@pytest.mark.parametrize(("package", "extra"), [("hunyuan3d_client", "cli"), ("hunyuan3d_export", "export")])
-def test_a_command_without_its_extra_says_what_to_install(package: str, extra: str) -> None:
-    code = f"import runpy; sys.argv = ['command', '--help']; sys.modules.pop('{package}', None)\n"
+@pytest.mark.parametrize(
+    ("package", "argument", "extra"), [("hunyuan3d_client", "--help", "cli"), ("hunyuan3d_export", "onnx", "export")]
+)
+def test_a_command_without_its_extra_says_what_to_install(package: str, argument: str, extra: str) -> None:
+    code = f"import runpy; sys.argv = ['command', '{argument}']; sys.modules.pop('{package}', None)\n"
     blocked = PRELUDE.replace("'hunyuan3d_export'", "'nothing'")
     found = subprocess.run(
         [sys.executable, "-c", blocked + code + f"runpy.run_module('{package}', run_name='__main__')"],
@@ -88,7 +90,7 @@ def resolved(root: Path, *names: str) -> set[str]:
     return found
 
 
-ADDED = ("cli", "rtx", "embedded", "conditioner", "shapes", "test", "dev")
+ADDED = ("cli", "rtx", "embedded", "mesh", "conditioner", "shapes", "test", "dev")
 
 
 def test_an_environment_gets_one_onnx_runtime(root: Path) -> None:
@@ -121,7 +123,7 @@ def test_setup_gpu_exchanges_the_onnx_runtime_and_setup_keeps_it(root: Path, tmp
     assert not (tmp_path / ".venv" / ".gpu").exists(), "a dry run changes nothing"
     first, second, *_ = asked("setup-gpu")
     assert first == "uninstall --quiet --yes onnxruntime"
-    assert second == "install --quiet --constraint constraints.txt --editable .[dev,gpu]"
+    assert second == "install --constraint constraints.txt --editable .[dev,gpu]"
     assert asked("setup") == [], "nothing has changed"
     (tmp_path / ".venv" / ".installed").unlink()
     assert ".[dev,gpu]" in asked("setup")[0]
