@@ -19,7 +19,7 @@ def test_one_trajectory(request_for: Make) -> None:
     request = request_for(batch=2, steps=4)
     (sink,) = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), [request]))
     assert denoiser.calls == [("guided", 2, 5)] * 3, "the last of four steps has size 0"
-    assert sink.steps == [1, 2, 4]
+    assert sink.steps == [1, 2, 3, 4]
     np.testing.assert_allclose(sink.final, expected(request), rtol=1e-6)
 
 
@@ -32,7 +32,9 @@ def test_equal_shapes_share_calls_whatever_their_time_scale_and_schedule(request
     ]
     sinks = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), requests))
     assert denoiser.rows == [4, 4, 4, 1, 1, 1]
-    assert [sink.batches for sink in sinks] == [[4, 4, 4], [4, 4, 4, 1, 1, 1], [4, 4, 4]], "each hears who shared its step"
+    assert [sink.batches for sink in sinks] == [[4, 4, 4, 4], [4, 4, 4, 1, 1, 1, 1], [4, 4, 4]], (
+        "each hears who shared its step"
+    )
     for request, sink in zip(requests, sinks, strict=True):
         np.testing.assert_allclose(sink.final, expected(request), rtol=1e-6)
 
@@ -115,7 +117,7 @@ def test_a_failing_denoiser_ends_its_group_alone(request_for: Make) -> None:
     denoiser.bad = fail_long
     requests = [request_for(steps=4, latents=length) for length in (5, 6, 6)]
     fine, *failed = asyncio.run(run_together(make_stepper(denoiser, max_batch=8), requests))
-    assert fine.error is None and fine.steps == [1, 2, 4]
+    assert fine.error is None and fine.steps == [1, 2, 3, 4]
     assert [str(sink.error) for sink in failed] == ["out of memory"] * 2 and all(sink.steps == [] for sink in failed)
 
 
@@ -163,7 +165,7 @@ def test_a_cancelled_request_leaves_within_a_step(request_for: Make) -> None:
     stays, leaves = asyncio.run(scenario())
     assert denoiser.rows == [2, 2, 2, 1, 1, 1, 1, 1]
     assert str(leaves.error) == "gone" and leaves.steps == [1, 2], "its client had gone before the third step was told"
-    assert stays.steps == [1, 2, 3, 4, 5, 6, 7, 9]
+    assert stays.steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_a_sink_that_fails_ends_its_own_trajectory(request_for: Make) -> None:
@@ -183,7 +185,7 @@ def test_a_sink_that_fails_ends_its_own_trajectory(request_for: Make) -> None:
         return broken, fine
 
     broken, fine = asyncio.run(scenario())
-    assert str(broken.error) == "nobody there" and fine.steps == [1, 2, 4]
+    assert str(broken.error) == "nobody there" and fine.steps == [1, 2, 3, 4]
 
 
 def test_the_stepper_works_again_after_it_was_idle(request_for: Make) -> None:

@@ -114,7 +114,7 @@ def test_a_step_of_size_zero_is_not_evaluated(steps: int, evaluations: int, requ
     np.testing.assert_allclose(trajectory.latents, trajectory.request.latents + 1, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("every", "previews"), [(0, [5]), (1, [1, 2, 3, 5]), (2, [2, 5]), (9, [5])])
+@pytest.mark.parametrize(("every", "previews"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
 def test_previews(every: int, previews: list[int], request_for: Make) -> None:
     trajectory = Trajectory(request_for(steps=5, preview_every=every), "guided")
     due = []
