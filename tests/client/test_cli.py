@@ -66,7 +66,7 @@ def test_denoise_guided(run: Run, kserve: Any) -> None:
 
 def test_sample(run: Run, kserve: Any) -> None:
     np.save("noise.npy", np.ones((2, 3, 64), np.float32))
-    args = "sample --context pair.npz --negative-context pair.npz --steps 4 --guidance-scale 2 --schedule flow_match"
+    args = "sample --context pair.npz --negative-context pair.npz --steps 4 --guidance-scale 2 --schedule flow_match --tolerance 0.125"
     result = run(*args.split(), "--seed", "6", "--num-latents", "3", "--out", "x.npy", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout).items() >= {"steps": 4, "path": "plain", "shape": [2, 3, 64]}.items()

@@ -205,6 +205,7 @@ def test_every_option_is_encoded_by_the_contract() -> None:
         "seed": 2**40,
         "schedule": "consistency",
         "preview_every": 2,
+        "tolerance": 0.125,
     }
     inputs = {**sample(**everything), **sample(latents=latents())}
     assert set(inputs) == {spec.name for spec in contract.SAMPLER_INPUTS}
@@ -234,6 +235,8 @@ def test_every_option_is_encoded_by_the_contract() -> None:
         ({"seed": 2**63}, "seed"),
         ({"guidance_scale": [1.0, 2.0]}, "guidance_scale"),
         ({"guidance_scale": np.inf}, "guidance_scale"),
+        ({"tolerance": 1.0}, "tolerance"),
+        ({"tolerance": -0.1}, "tolerance"),
         ({"latents": latents(), "num_latents": 3}, "num_latents and seed"),
         ({"latents": latents(), "seed": 1}, "num_latents and seed"),
         ({"latents": latents(2)}, "latents"),
