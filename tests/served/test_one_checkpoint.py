@@ -133,5 +133,5 @@ def test_an_id_on_the_hub_is_served_by_one_command(workplace: Path, tmp_path: Pa
             rest, _ = server.communicate(timeout=120)
     err = log.read_text()
     assert (rest, server.returncode) == ("", 0), err
-    assert f"try: hunyuan3d generate picture.png --steps 10 --out latents.npy --url {endpoints['grpc']}" in err
+    assert f"try: hunyuan3d generate picture.png --steps 10 --out mesh.glb --url {endpoints['grpc']}" in err
     assert (workplace / "build" / f"{SUBFOLDER}-fp32-repository" / contract.VAE / "config.pbtxt").is_file()

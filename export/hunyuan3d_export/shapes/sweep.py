@@ -5,10 +5,12 @@ Any weights can be swept, because nothing is measured but the distance between a
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,20 +108,21 @@ def sweep(
 def _drawn(
     client: Client, contexts: Mapping[str, NDArray[np.float16]], noise: Latents, **options: Any
 ) -> list[tuple[Step, Latents]]:
-    jobs = [
-        client.submit(context[None], latents=start[None], preview_every=0, **options)
-        for context, start in zip(contexts.values(), noise, strict=True)
-    ]
-    results = [job.result() for job in jobs]
-    return [(_last(job.progress), latents) for job, latents in zip(jobs, results, strict=True)]
+    def last(context: NDArray[np.float16], start: Latents) -> Step:
+        stream = client.stream(context[None], latents=start[None], preview_every=0, **options)
+        return _checked(collections.deque(stream, maxlen=1)[0])
+
+    with ThreadPoolExecutor(len(noise)) as pool:
+        steps = list(pool.map(last, contexts.values(), noise))
+    return [(step, cast(Latents, step.latents)) for step in steps]
 
 
-def _last(progress: Step | None) -> Step:
-    if progress is None or progress.network_evaluations is None or progress.forecast_error is None:
+def _checked(last: Step) -> Step:
+    if last.network_evaluations is None or last.forecast_error is None:
         raise ValueError(
             "the server's sampler must know tolerances, got an older one\nhint: deploy this version's model repository"
         )
-    return progress
+    return last
 
 
 def _compared(found: list[tuple[Step, Latents]], full: list[tuple[Step, Latents]]) -> Row:

@@ -30,15 +30,15 @@ def cast(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def twins(names: Collection[str]) -> list[str]:
-    """The names that belong to float32 twins.
+def twins(names: Collection[str], declared: Collection[str] = (REQUIRED,)) -> list[str]:
+    """The names that belong to float32 twins. declared: all inputs that the model has.
 
-    Raises ValueError when an input was given in both types, or when the context was given in neither.
+    Raises ValueError when an input was given in both types, or when the model's context was given in neither.
     """
     found = [name for name in names if name.endswith(FLOAT32_TWIN)]
     for name in found:
         if name.removesuffix(FLOAT32_TWIN) in names:
             raise ValueError(f"{name} must be left out beside {name.removesuffix(FLOAT32_TWIN)}, got both")
-    if not {REQUIRED, REQUIRED + FLOAT32_TWIN} & set(names):
+    if REQUIRED in declared and not {REQUIRED, REQUIRED + FLOAT32_TWIN} & set(names):
         raise ValueError(f"{REQUIRED} or {REQUIRED + FLOAT32_TWIN} must be given, got neither")
     return found

@@ -52,7 +52,7 @@ class TritonPythonModel:
         """The request's tensors as the called model declares them: what came in float32 in place of float16 is cast."""
         found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
         given = {name: tensor for name, tensor in found.items() if tensor is not None}
-        arrays = {name: given.pop(name).as_numpy() for name in half.twins(given)}
+        arrays = {name: given.pop(name).as_numpy() for name in half.twins(given, self._inputs)}
         return [*given.values(), *(pb_utils.Tensor(name, array) for name, array in half.cast(arrays).items())]
 
     async def _final_outputs(self, request: object) -> list:
