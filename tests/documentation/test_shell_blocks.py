@@ -74,9 +74,18 @@ SCENES: dict[str, tuple[str, ...]] = {
         'hunyuan3d sample --prompt "two flat tori" --out latents.npy --picture tori.png --ply tori.ply',
     ),
     "first server": ("make serve", "hunyuan3d health"),
+    "meshes": (
+        "hunyuan3d-export onnx --preset tiny --graph all --out build/random",
+        "hunyuan3d-export conditioner --out build/random",
+        "hunyuan3d-export vae --preset tiny --out build/random",
+        "hunyuan3d-export deploy --artifacts build/random --repository build/repository",
+        "hunyuan3d-export serve --repository build/repository",
+        "hunyuan3d generate picture.png --out chair.glb --save-latents chair.npy --resolution 32 --max-faces 40000",
+        "hunyuan3d decode chair.npy --out chair.ply --resolution 48",
+    ),
     "demo": ("make demo",),
 }
-SLOW = {"torch runtime", "pictures", "prompts", "first server", "demo"}
+SLOW = {"torch runtime", "pictures", "meshes", "prompts", "first server", "demo"}
 
 TESTS = "starts these tests, or is started beside them by CI"
 CLONE = "needs the network; the tests run in an environment that is set up and active"

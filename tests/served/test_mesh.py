@@ -6,6 +6,9 @@ import io
 import json
 import queue
 import random
+import re
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -284,6 +287,18 @@ def test_a_mesh_error_of_an_ensemble_reaches_its_caller(raw: triton.InferenceSer
     tensors = tensors_of([ROCKET.read_bytes()], **SAMPLING, resolution=4000)
     with pytest.raises(InferenceServerException, match="resolution must be in 8..1024, got 4000"):
         raw.infer(contract.PICTURE_MESH_UNARY, inputs_of(tensors), client_timeout=WAIT_S)
+
+
+def test_the_documents_call_over_http(endpoints: Endpoints, client: Client, root: Path, tmp_path: Path) -> None:
+    """The sh block of docs/mesh.md, which is one script, in a folder with a picture."""
+    (script,) = re.findall(r"^```sh\n(.*?)^```", (root / "docs" / "mesh.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert script.count("localhost:8000") == 1
+    shutil.copy(ROCKET, tmp_path / "picture.png")
+    command = script.replace("localhost:8000", endpoints.http)
+    subprocess.run(["sh", "-euc", command], cwd=tmp_path, timeout=WAIT_S, check=True)
+    mesh = Mesh((tmp_path / "chair.glb").read_bytes(), "glb", {}).to_trimesh()
+    latents = client.sample(client.condition(ROCKET))
+    np.testing.assert_allclose(np.linalg.norm(mesh.vertices, axis=1), radius_of(latents), rtol=0, atol=0.01)
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
