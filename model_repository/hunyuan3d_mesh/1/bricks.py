@@ -148,12 +148,10 @@ class Bricks:
     def missing(self, changed: np.ndarray) -> np.ndarray:
         """The addresses of unknown points that mixed cells need, after points in the bricks `changed` [N] became known."""
         near = self.around(changed)
-        after = self.neighbours(near)
-        here, above = words.halo(self.flags, after)
-        self.mixed[near] = words.both(words.any_corner(here, above))
+        after, before = self.neighbours(near), self.neighbours(near, -1)
+        self.mixed[near] = words.both(words.any_corner(self.flags, after))
         count = self.count
-        before = self.neighbours(near, -1)
-        self._spread(near, after == 0, (before == 0) & words.crossed_beside(here, above))
+        self._spread(near, after, before)
         if self.count > count:
             near = self.around(changed)
             before = self.neighbours(near, -1)
@@ -161,16 +159,19 @@ class Bricks:
         flags = self.flags[near]
         return words.addresses(needed & ~(flags | (flags >> _BIT)), near)
 
-    def _spread(self, rows: np.ndarray, lacking: np.ndarray, before: np.ndarray) -> None:
-        """Makes the bricks that mixed cells of the bricks `rows` [N] reach into, and those before them that share a crossed edge.
+    def _spread(self, rows: np.ndarray, after: np.ndarray, before: np.ndarray) -> None:
+        """Makes the bricks that mixed cells at the borders of the bricks `rows` reach into, or have mixed neighbours in.
 
-        lacking [N, 8]: the neighbours that do not exist. before [N, 8]: those to make in the other direction.
+        after, before: the neighbours [N, 8] of `rows` in both directions.
         """
         mixed = self.mixed[rows]
-        x, y = (np.bitwise_or.reduce(layer, axis=1) > 0 for layer in (mixed[:, -1], mixed[:, :, -1]))
-        z = np.bitwise_or.reduce(mixed, axis=(1, 2)) >> words.LAST_BYTE > 0
-        reach = np.stack([x, y, z], axis=1)
-        brick, corner = np.nonzero(lacking & (reach[:, None] >= CORNERS).all(axis=2))
-        other_brick, other_corner = np.nonzero(before)
-        after = self.origins[rows[brick]] + CORNERS[corner]
-        self.ensure(np.concatenate([after, self.origins[rows[other_brick]] - CORNERS[other_corner]]))
+        whole_z = np.bitwise_or.reduce(mixed, axis=(1, 2))
+        wanted = []
+        for last, last_z, direction, there in ((7, words.LAST_BYTE, 1, after), (0, np.uint64(0), -1, before)):
+            x = np.bitwise_or.reduce(mixed[:, last], axis=1) > 0
+            y = np.bitwise_or.reduce(mixed[:, :, last], axis=1) > 0
+            z = (whole_z >> last_z & np.uint64(1)) > 0
+            reach = np.stack([x, y, z], axis=1)
+            brick, corner = np.nonzero((there == 0) & (reach[:, None] >= CORNERS).all(axis=2))
+            wanted.append(self.origins[rows[brick]] + direction * CORNERS[corner])
+        self.ensure(np.concatenate(wanted))

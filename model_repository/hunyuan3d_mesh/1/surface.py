@@ -95,8 +95,8 @@ def extract(
         points = 2 * points - 1
         bricks = Bricks(resolution, stride=bricks.stride // 2, points=points, level=level, parent=bricks)
         asking.next_level()
-        # What the parent knows of an edge's ends counts only in bricks that exist. The lower end is in the middle's own brick.
-        bricks.ensure((middles + 1) >> 3)
+        for step in (-1, 0, 1):  # the ends of the edges too: what the parent knows of them counts only in bricks that exist
+            bricks.ensure((middles + step) >> 3)
         yield from _close(bricks, bricks.unknown(middles), asking)
         seeds = _nearer(bricks, seeds)
     asking.check_sides(level)

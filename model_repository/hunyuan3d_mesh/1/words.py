@@ -16,40 +16,19 @@ ONES = np.uint64(0x0101010101010101)
 BYTE, LAST_BYTE = np.uint64(8), np.uint64(56)
 
 
-def halo(words: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Twice [N, 9, 9]: the words of bricks and of the first layer of their neighbours; and the same, a point further along z."""
-    here, beyond = _upper_halo(words, rows[:, ::2]), _upper_halo(words, rows[:, 1::2])
-    return here, (here >> BYTE) | (beyond << LAST_BYTE)
-
-
 def corners(words: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Eight times [N, 8, 8]: at the place of each cell, the bytes of its corner (0, 0, 0), then of (0, 0, 1), and so on."""
-    here, above = halo(words, rows)
+    here, beyond = _upper_halo(words, rows[:, ::2]), _upper_halo(words, rows[:, 1::2])
+    above = (here >> BYTE) | (beyond << LAST_BYTE)
     for x, y, z in CORNERS:
         yield (above if z else here)[:, x : x + 8, y : y + 8]
 
 
-def any_corner(here: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """[N, 8, 8]: the bytes of a cell's eight corners, combined by or, from the two arrays of halo()."""
-    return _both_axes(here | above)
-
-
-def crossed_beside(here: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """[N, 8] bool: whether an edge that has both flags lies on what a brick shares with the neighbour before it, by CORNERS.
-
-    With a neighbour along one axis a brick shares a side, along two axes an edge, and along three only a point.
-    """
-    first = here[:, :8, :8]
-    along_x, along_y, along_z = both(first | here[:, 1:, :8]), both(first | here[:, :8, 1:]), both(first | above[:, :8, :8])
-    beside = np.zeros((len(here), 8), bool)
-    lowest = np.uint64(1)  # the point z = 0 of a row
-    beside[:, 1] = ((along_x | along_y) & lowest).any(axis=(1, 2))
-    beside[:, 2] = (along_x[:, :, 0] | along_z[:, :, 0]).any(axis=1)
-    beside[:, 3] = (along_x[:, :, 0] & lowest).any(axis=1)
-    beside[:, 4] = (along_y[:, 0] | along_z[:, 0]).any(axis=1)
-    beside[:, 5] = (along_y[:, 0] & lowest).any(axis=1)
-    beside[:, 6] = along_z[:, 0, 0] > 0
-    return beside
+def any_corner(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """[N, 8, 8]: the bytes of a cell's eight corners, combined by or."""
+    here, beyond = _upper_halo(words, rows[:, ::2]), _upper_halo(words, rows[:, 1::2])
+    here |= (here >> BYTE) | (beyond << LAST_BYTE)
+    return _both_axes(here)
 
 
 def any_cell(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
