@@ -34,6 +34,7 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
 def plan(**changes: Any) -> Manifest:
     made_from = {
         "target": "tensorrt",
+        "precision": "fp16",
         "library_version": "11.1.0.1",
         "compute_capabilities": ["SM89"],
         "version_compatible": False,

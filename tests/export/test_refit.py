@@ -81,7 +81,7 @@ def test_without_a_gpu_the_library_refuses_to_strip(rtx: Target, artifacts: Call
         with pytest.raises(BuildError, match="must build the graph, got:\n  .*Myelin") as caught:
             build_engines(artifacts(precision="fp16"), tmp_path / "out", rtx, STRIPPED)
         assert "hint: a plan whose weights can be exchanged compiles only on a GPU" in str(caught.value)
-        assert list((tmp_path / "out").iterdir()) == []
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_stripped_plan_is_not_deployed(stripped: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_stripped_plan_is_not_deployed(stripped: Path, tmp_path: Path) -> None
 def test_without_a_gpu_a_plan_does_not_load(stripped: Path, artifacts: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(PlanLoadError, match="must load on this machine, got:\n  .*[Cc]uda.*(\n.*)*hint: it needs the GPU"):
         refit_plans(stripped, artifacts(precision="fp16", seed=1), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refit_that_is_there_is_kept(rtx: Target, stripped: Path, artifacts: Callable[..., Path], tmp_path: Path) -> None:

@@ -148,7 +148,11 @@ def test_serve_on_a_terminal_is_a_summary(artifacts: Callable[..., Path], tmp_pa
     assert code == 0 and "tritonserver: " not in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("{")]
     address = json.loads(line)["grpc"]
-    assert f"ready at {address} (gRPC)" in shown and "serves custom fp32 from " in shown and f"--url {address}" in shown
+    assert (
+        f"ready at {address} (gRPC)" in shown
+        and "runtime cpu: denoiser: custom fp32, " in shown
+        and f"--url {address}" in shown
+    )
     code, shown = on_a_terminal([*serve, "--log"], "try: ", signal.SIGINT)
     assert code == 0 and "tritonserver: I" in shown
 
