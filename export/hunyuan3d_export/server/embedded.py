@@ -184,7 +184,7 @@ class EmbeddedServer:
         texts = [f"{loads[0]['model']} failed to load: {loads[0]['why']}"] if loads else self._errors[:1]
         if not texts:
             return "\n".join(["\nlast log lines:", *(f"  {line}" for line in self._log), hint])
-        said, _, where = _PREFIX.sub("", texts[0]).replace("\\n", "\n").partition("\n\nAt:")
+        said, _, where = _PREFIX.sub("", texts[0]).replace("\\n", "\n").replace('\\"', '"').partition("\n\nAt:")
         place = next(iter(where.strip().splitlines()), "")
         return "\n".join([f": {said.strip(chr(34)).strip()}", *([f"  at {place.strip()}"] if place else []), hint])
 
