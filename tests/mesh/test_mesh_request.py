@@ -26,9 +26,8 @@ DEFAULTS = settings().defaults
 
 
 def test_the_servers_tables_are_the_contracts() -> None:
-    assert mesh_request.FORMATS == contract.MESH_FORMATS == mesh_files.FORMATS
-    assert mesh_request.METHODS == contract.MESH_METHODS == surface.METHODS
-    assert mesh_request.RESOLUTIONS == contract.RESOLUTIONS == (surface.LEAST_RESOLUTION, surface.MOST_RESOLUTION)
+    assert mesh_files.FORMATS == contract.MESH_FORMATS and surface.METHODS == contract.MESH_METHODS
+    assert contract.RESOLUTIONS == (surface.LEAST_RESOLUTION, surface.MOST_RESOLUTION)
     assert (mesh_request.CHANNELS, mesh_request.MOST_LATENTS) == (contract.LATENT_CHANNELS, contract.AXES["L"].max)
     fields = [field.name for field in dataclasses.fields(mesh_request.MeshRequest)]
     assert fields == [spec.name for spec in contract.MESH_OPTIONS]

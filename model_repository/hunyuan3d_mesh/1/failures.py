@@ -24,8 +24,7 @@ class EmptyField(FieldError):
     def __init__(self, evaluations: int, level: float) -> None:
         super().__init__(
             f"The field has no surface: all {evaluations} values are at or below the level {level:g}, which is outside.\n"
-            "hint: check the latents, or lower level; a shape smaller than the coarse grid's cells needs a larger coarse, or "
-            "method=dense"
+            "hint: check the latents, or lower level; method=dense finds shapes that lie between the points of the coarse grid"
         )
 
 
@@ -35,7 +34,7 @@ class FullField(FieldError):
     def __init__(self, evaluations: int, level: float) -> None:
         super().__init__(
             f"The field has no surface: all {evaluations} values are above the level {level:g}, which is inside.\n"
-            "hint: check the latents, or raise level or bounds"
+            "hint: check the latents, or raise level"
         )
 
 

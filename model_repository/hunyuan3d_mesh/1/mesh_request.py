@@ -11,12 +11,11 @@ from collections.abc import Mapping
 
 import numpy as np
 from finite import all_finite
+from mesh_files import FORMATS
+from surface import LEAST_RESOLUTION, METHODS, MOST_RESOLUTION
 
 CHANNELS = 64
 MOST_LATENTS = 4096
-FORMATS = ("glb", "obj", "stl", "ply")
-METHODS = ("follow", "dense")
-RESOLUTIONS = (8, 1024)
 _MOST_FACES = 2**31 - 1
 _LARGEST_LEVEL = 0.9  # the field is about 1 far inside and -1 far outside a shape
 _KINDS = {"resolution": int, "format": str, "max_faces": int, "keep": float, "level": float, "method": str}
@@ -37,9 +36,10 @@ class MeshRequest:
 
     def check(self) -> None:
         """Raises ValueError for a value outside its range."""
-        low, high = RESOLUTIONS
-        if not low <= self.resolution <= high:
-            raise ValueError(f"resolution must be in {low}..{high}, got {self.resolution}\nhint: 256 or 384 are usual")
+        if not LEAST_RESOLUTION <= self.resolution <= MOST_RESOLUTION:
+            raise ValueError(
+                f"resolution must be in {LEAST_RESOLUTION}..{MOST_RESOLUTION}, got {self.resolution}\nhint: 256 or 384 are usual"
+            )
         for name, choices in (("format", FORMATS), ("method", METHODS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}\nhint: leave it out")

@@ -11,8 +11,8 @@ _LEAST = {"max_evaluations": 1, "max_decodes": 1, "max_queued": 0, "field_calls"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshSettings:
-    """A request's defaults are resolution, format, max_faces (0: no limit), keep, level and method; see mesh_request.py.
+class MeshSettings(MeshRequest):
+    """The fields of MeshRequest are the values of the options that a request leaves out.
 
     A decode that would evaluate the field at more than max_evaluations points fails. max_decodes requests are decoded at the same
     time; max_queued more may wait, each at most queue_timeout_s. total_timeout_s: how long a request may take from its arrival to
@@ -22,12 +22,6 @@ class MeshSettings:
     Raises ValueError for a value outside its range.
     """
 
-    resolution: int
-    format: str
-    max_faces: int
-    keep: float
-    level: float
-    method: str
     max_evaluations: int
     max_decodes: int
     max_queued: int
@@ -38,7 +32,7 @@ class MeshSettings:
     evaluation_timeout_s: float
 
     def __post_init__(self) -> None:
-        self.defaults.check()
+        self.check()
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

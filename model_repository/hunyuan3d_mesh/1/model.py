@@ -82,7 +82,9 @@ class TritonPythonModel:
             return await self._decoder.decode(latents, wanted, stream, check)
 
     def finalize(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._calls):
+            if threads is not None:
+                threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Stream(Stream):
