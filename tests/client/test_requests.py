@@ -263,7 +263,7 @@ def test_seeds(seed: int, batch: int) -> None:
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**62), batch=st.integers(1, 3), length=st.integers(1, 9))
 def test_noise_is_what_the_server_draws(seed: int, batch: int, length: int) -> None:
-    from trajectory import noise as served
+    from sample_request import noise as served
 
     found = noise(seed, length, batch=batch)
     assert found.dtype == np.float32

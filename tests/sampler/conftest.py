@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from doubles import PARAMETERS
 from parameters import parse
+from sample_request import SampleRequest, decode
 from settings import Settings
-from trajectory import SampleRequest, decode
 
 
 @pytest.fixture(scope="session")

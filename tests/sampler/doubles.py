@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from parameters import parse
+from sample_request import SampleRequest, SamplingPath
 from settings import Settings
 from stepper import CONTEXTS_HELD, Stepper
-from trajectory import Progress, SampleRequest, SamplingPath, Trajectory
+from trajectory import Progress, Trajectory
 
 PARAMETERS = {
     "steps": "50",

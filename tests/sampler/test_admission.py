@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from outcomes import OUTCOMES, Cancelled, Ended, Expired, NoDenoiser, Overloaded, code, outcome
+from sample_request import SampleRequest
 from stepper import Stepper
-from trajectory import Progress, SampleRequest, Trajectory
+from trajectory import Progress, Trajectory
 
 Make = Callable[..., SampleRequest]
 WAIT_S = 20.0

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from arrays import Arrays
 from doubles import Denoiser, expected, make_stepper, run_together
-from trajectory import PATHS, SampleRequest
+from sample_request import PATHS, SampleRequest
 
 Make = Callable[..., SampleRequest]
 WAIT_S = 20.0

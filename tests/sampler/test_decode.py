@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import trajectory
+import sample_request
 from doubles import PARAMETERS
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from outcomes import NoDenoiser
 from parameters import parse
+from sample_request import SampleRequest, choose_path, decode, noise
 from settings import Settings
-from trajectory import SampleRequest, choose_path, decode, noise
 
 from hunyuan3d_client import contract
 
@@ -241,9 +241,9 @@ def test_path(
 
 
 def test_constants_are_the_contracts() -> None:
-    assert trajectory.CHANNELS == contract.LATENT_CHANNELS
-    assert contract.AXES["L"].max == trajectory.MOST_LATENTS and contract.AXES["T"].max == trajectory.MOST_CONTEXT
-    assert trajectory.PATHS == ("plain", "guided", "two-batch", "distilled") == contract.PATHS
-    assert trajectory.SamplingPath == contract.SamplingPath
+    assert sample_request.CHANNELS == contract.LATENT_CHANNELS
+    assert contract.AXES["L"].max == sample_request.MOST_LATENTS and contract.AXES["T"].max == sample_request.MOST_CONTEXT
+    assert sample_request.PATHS == ("plain", "guided", "two-batch", "distilled") == contract.PATHS
+    assert sample_request.SamplingPath == contract.SamplingPath
     assert set(DTYPES) | {"schedule"} == {tensor.name for tensor in contract.SAMPLER_INPUTS}
     assert {tensor.name: tensor.numpy_dtype for tensor in contract.SAMPLER_INPUTS if tensor.dtype != "BYTES"} == DTYPES

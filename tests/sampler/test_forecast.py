@@ -15,7 +15,8 @@ from forecast import Forecast, off_reason
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from trajectory import SampleRequest, Trajectory
+from sample_request import SampleRequest
+from trajectory import Trajectory
 
 Make = Callable[..., SampleRequest]
 Velocity = Callable[[np.ndarray, float], np.ndarray]

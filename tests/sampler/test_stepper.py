@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from doubles import Denoiser, Recorder, expected, make_stepper, run_together
 from outcomes import Ended
-from trajectory import SampleRequest, Trajectory
+from sample_request import SampleRequest
+from trajectory import Trajectory
 
 Make = Callable[..., SampleRequest]
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from outcomes import Ended
+from sample_request import SampleRequest
 from settings import Settings
-from trajectory import Progress, SampleRequest, Trajectory, combine, context_rows, state_rows
+from trajectory import Progress, Trajectory, combine, context_rows, state_rows
 
 from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import Hunyuan3DDiT

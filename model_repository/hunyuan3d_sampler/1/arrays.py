@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from rehearsal import rehearse
-from trajectory import SampleRequest
+from sample_request import SampleRequest
 
 logger = logging.getLogger(__name__)
 

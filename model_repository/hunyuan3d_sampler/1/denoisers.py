@@ -16,8 +16,8 @@ import numpy as np
 from arrays import Arrays
 from metrics import Metrics
 from outcomes import Ended, NoDenoiser
+from sample_request import CHANNELS, SamplingPath
 from settings import Settings
-from trajectory import CHANNELS, SamplingPath
 
 PLAIN, GUIDED = "hunyuan3d_dit", "hunyuan3d_dit_guided"
 # This request parameter tells a Python denoiser that the values are checked: requests on arrival, states after every step.

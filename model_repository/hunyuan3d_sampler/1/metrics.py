@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from outcomes import OUTCOMES
-from trajectory import PATHS
+from sample_request import PATHS
 
 _ROWS = [1, 2, 4, 8, 16, 32, 64]
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]

@@ -13,10 +13,11 @@ from denoisers import GUIDED, Denoisers
 from identity import deployed_weights
 from metrics import Metrics
 from outcomes import outcome
+from sample_request import SampleRequest, SamplingPath, choose_path, decode
 from settings import Settings
 from stepper import CONTEXTS_HELD, Stepper
 from streaming import FINAL, Drain, Stream, input_tensors, log_to_triton
-from trajectory import Progress, SampleRequest, SamplingPath, Trajectory, choose_path, decode
+from trajectory import Progress, Trajectory
 
 _PRESET_FILE = "preset.json"
 SERVED = "served"  # a request that asks for this output alone is answered with the weights of each model, also while draining

@@ -10,8 +10,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
+from sample_request import CHANNELS, PATHS, SampleRequest
 from schedules import flow_match
-from trajectory import CHANNELS, PATHS, SampleRequest, Trajectory, combine, context_rows, shares, state_rows
+from trajectory import Trajectory, combine, context_rows, shares, state_rows
 
 if TYPE_CHECKING:
     from arrays import Arrays

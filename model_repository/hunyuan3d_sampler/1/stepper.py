@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from outcomes import Expired, Overloaded, outcome
+from sample_request import SamplingPath
 from settings import Settings
-from trajectory import Group, Part, Progress, SamplingPath, Trajectory, combine, context_rows, shares, state_rows
+from trajectory import Group, Part, Progress, Trajectory, combine, context_rows, shares, state_rows
 
 _TICK_S = 0.1  # while nothing else happens, time limits and cancellations are noticed at most this late
 CONTEXTS_HELD = 4
