@@ -7,7 +7,8 @@ CHECKPOINT ?=
 PRECISION ?= fp32
 TARGET ?= tensorrt
 REPOSITORY ?= model_repository
-# Official files share one name, so OUT has their folder too; and a space in a path is no end of a word.
+# Official files share one name, so OUT also holds their folder's name. Spaces in a path become _ first, because make splits words
+# at spaces.
 space := $(subst ,, )
 PARTS = $(filter-out . ..,$(subst /, ,$(subst $(space),_,$(CHECKPOINT)/$(SUBFOLDER))))
 NAME = $(strip $(lastword $(wordlist 2,$(words $(PARTS)),x $(PARTS))) $(patsubst %.safetensors,%,$(lastword $(PARTS))))
@@ -77,7 +78,7 @@ verify: export-onnx
 deploy: FOR = --repository "$(REPOSITORY)"
 deploy: export-onnx
 	$(BIN)/hunyuan3d-export deploy --artifacts "$(OUT)" $(FOR) $(ONLY)
-.PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact, refuses other weights than the named
+.PHONY: serve  ## the embedded tritonserver on REPOSITORY; deploys first when it holds no artifact, refuses weights other than those named
 serve: $(STAMP)
 	test -n "$$(find "$(REPOSITORY)" -name 'model.onnx' -o -name 'model*.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
 	$(BIN)/hunyuan3d-export serve --repository "$(REPOSITORY)" --deployed $(subst --checkpoint ,,$(GIVEN)) $(EXPECTED)
@@ -85,10 +86,11 @@ serve: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py && $(BIN)/python bench/client.py
 	$(BIN)/python bench/sampler_cost.py && $(BIN)/python bench/load.py && $(BIN)/python bench/mesh.py
-.PHONY: gpu-check  ## on a GPU machine: parity, speed beside the roofline, attention, a served sample; says so where there is no GPU
+	$(BIN)/python bench/forecast.py
+.PHONY: gpu-check  ## on a GPU machine: parity, speed beside the roofline, attention, a served sample, the mesh stage; says so where there is no GPU
 gpu-check: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.gpu_check
-.PHONY: gpu-check-graphs  ## graphs of v2-0 and v2-mini without weights, to carry to a GPU machine that cannot export
+.PHONY: gpu-check-graphs  ## graphs of v2-0 and v2-mini, with their shape decoders, without weights, to carry to a GPU machine that cannot export
 gpu-check-graphs: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.gpu_check.graphs
 .PHONY: clean  ## remove build outputs and deployed artifacts, keep .venv

@@ -76,6 +76,8 @@ def test_further_weights_and_networks_reach_every_command(make: Make) -> None:
     for arguments in (calls(make(target, *variables))[0] for target in ("export-onnx", "verify", "deploy", "export-engine")):
         assert (after(arguments, "--subfolder"), after(arguments, "--vae")) == ("dit v2", "v ae")
         assert [arguments[i + 1] for i, name in enumerate(arguments) if name == "--network"] == ["dit", "vae"]
+    *_, verify = calls(make("verify", *variables))
+    assert verify[0] == "verify" and (after(verify, "--subfolder"), after(verify, "--vae")) == ("dit v2", "v ae")
     _, deploy = calls(make("deploy", *variables))
     assert [deploy[i + 1] for i, name in enumerate(deploy) if name == "--network"] == ["dit", "vae"]
     assert {"SUBFOLDER=", "VAE=", "NETWORK="} <= set(make("help").stdout.replace("NETWORK=dit", "NETWORK= dit").split())

@@ -1,4 +1,4 @@
-"""Addresses of servers, checked before gRPC sees them: gRPC would take a wrong one for a name and fail when a call is made."""
+"""Addresses of servers, checked before gRPC sees them: gRPC would take a wrong address for a host name, and would fail only when a call is made."""
 
 from __future__ import annotations
 

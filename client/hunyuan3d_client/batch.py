@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import time
 import uuid
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import contract, requests
+from . import contract
 from .batch_inputs import Item, Shard, items_of
 from .errors import Cancelled, Hunyuan3DError, ModelNotReady, Overloaded, ServerUnavailable, invalid
 from .files import atomic_path
@@ -25,11 +26,13 @@ from .ledger import Entry, Ledger, entries
 from .options import SAMPLING
 from .pictures import image_inputs
 from .round_robin import RoundRobin
+from .streams import last
+from .transport import ModelInfo
 
 if TYPE_CHECKING:
     from .client import AsyncClient
 
-# A server that restarts answers so for a while. An item is sent again after pauses of 0.5, 1, 2, ... s, about a minute in all.
+# A server that restarts answers with these errors for a while. An item is sent again after pauses of 0.5, 1, 2, ... s, about a minute in all.
 _PASSING = (Overloaded, ServerUnavailable, ModelNotReady)
 _ATTEMPTS = 9
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
@@ -50,9 +53,9 @@ class Summary:
 
 async def result(client: AsyncClient, image: Any, options: Mapping[str, Any]) -> npt.NDArray[Any]:
     """What a batch makes of one picture."""
-    requests.checked_options(options)  # before the picture is sent
-    of_call = {name: options[name] for name in ("timeout_s", "request_id", "headers")}
-    return await client.sample(await client.condition(image, **of_call), **options)
+    step = await last(client._picture_stream(image, {**options, "preview_every": 0}))
+    assert step.latents is not None  # a trajectory's last step always has them
+    return step.latents
 
 
 def write(path: Path, made: npt.NDArray[Any]) -> None:
@@ -61,6 +64,12 @@ def write(path: Path, made: npt.NDArray[Any]) -> None:
         np.save(file, made)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the ledger gives them back: Python's numbers and lists in place of NumPy's and of tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(options), default=lambda value: np.asarray(value).tolist()))
+    return found
 
 
 class Batch:
@@ -75,8 +84,9 @@ class Batch:
         if self._concurrency is not None and self._concurrency < 1:
             raise invalid("concurrency", "at least 1", self._concurrency, "leave it out for what the servers take")
         self._prefix = options.pop("request_id") or uuid.uuid4().hex[:12]
+        client._call(options["timeout_s"], request_id=self._id(""), headers=options["headers"])  # checks them
         self._client, self._out, self._options = client, out, options
-        self._sampling = {name: value for name, value in options.items() if name in SAMPLING and value is not None}
+        self._sampling = _plain({name: value for name, value in options.items() if name in SAMPLING and value is not None})
         self._shard = Shard.of(shard)
         self._items = [item for item in items_of(pictures, self._sampling) if self._shard.holds(item.name)]
         self._summary = Summary(len(self._items))
@@ -93,6 +103,7 @@ class Batch:
             try:
                 if self._queue:
                     count = min(self._concurrency or await self._capacity(), len(self._queue))
+                    await self._told(contract.IMAGE_CONTEXT)  # without it every picture would fail, each after a minute
                     self._workers = {asyncio.create_task(self._work()) for _ in range(count)}
                     await asyncio.gather(*self._workers)
             finally:
@@ -104,11 +115,14 @@ class Batch:
 
     async def _capacity(self) -> int:
         """How many requests keep the servers busy: two batches of each, one that runs and one that is prepared."""
-        told = (await self._client.model_info(contract.SAMPLER)).parameters
+        told = (await self._told(contract.SAMPLER)).parameters
         batch, most = (int(told.get(name, _USUAL_BATCH)) for name in ("max_batch", "max_trajectories"))
         transport = self._client.transport
         servers = len(transport.servers) if isinstance(transport, RoundRobin) else 1
         return servers * max(1, min(2 * batch, most))
+
+    async def _told(self, model: str) -> ModelInfo:
+        return await self._client.model_info(model, timeout_s=self._options["timeout_s"], headers=self._options["headers"])
 
     async def _work(self) -> None:
         while self._queue:
@@ -129,7 +143,7 @@ class Batch:
                 await self._failed(item, attempt, error)
 
     async def _one(self, item: Item, attempt: int) -> None:
-        sampling = {**self._sampling, **item.options}
+        sampling = {**self._sampling, **_plain(item.options)}
         views = list((await asyncio.to_thread(image_inputs, item.image))[contract.IMAGE.name])
         digest = hashlib.sha256(b"".join(hashlib.sha256(view).digest() for view in views)).hexdigest()
         output = f"{item.name}{SUFFIX}"
@@ -139,7 +153,7 @@ class Batch:
             await self._tell()
             return
         started = time.monotonic()
-        request_id = self._id(item)
+        request_id = self._id(item.name)
         made = await result(self._client, views, {**self._options, **item.options, "request_id": request_id})
         entry = Entry(item.name, output, digest, sampling, round(time.monotonic() - started, 3), request_id, attempt)
         await self._finish(functools.partial(self._keep, entry, made))
@@ -154,8 +168,8 @@ class Batch:
         if self._on_error == "raise":
             raise error
         told = {"type": type(error).__name__, "message": str(error)}
-        sampling = {**self._sampling, **item.options}
-        entry = Entry(item.name, f"{item.name}{SUFFIX}", "", sampling, 0.0, self._id(item), attempt, told)
+        sampling = {**self._sampling, **_plain(item.options)}
+        entry = Entry(item.name, f"{item.name}{SUFFIX}", "", sampling, 0.0, self._id(item.name), attempt, told)
         await self._finish(functools.partial(self._ledger.add, entry))
         self._summary.failed[item.name] = f"{type(error).__name__}: {error}"
         await self._tell()
@@ -171,8 +185,8 @@ class Batch:
         if self._progress is not None:
             await asyncio.to_thread(self._progress, self._summary)
 
-    def _id(self, item: Item) -> str:
-        return f"{self._prefix}-{hashlib.sha256(item.name.encode()).hexdigest()[:12]}"
+    def _id(self, name: str) -> str:
+        return f"{self._prefix}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
     def _sweep(self) -> None:
         """Remove what a killed run of this shard left half-written."""

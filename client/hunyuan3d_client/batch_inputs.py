@@ -47,12 +47,22 @@ class Shard:
         index = environ.get("JOB_COMPLETION_INDEX")
         if text is None:
             if index is not None:
-                raise invalid("shard", "given in an Indexed Job", "none", "--shard N, the number of completions of the job")
+                raise invalid(
+                    "shard",
+                    "given in an Indexed Job",
+                    "none",
+                    "shard=N (in the shell --shard N), the number of completions of the job",
+                )
             return cls()
         found = re.fullmatch(r"(?:(\d+)/)?(\d+)", text)
         part = found and (found[1] or index)
         if not (found and part and 0 <= int(part) < int(found[2])):
-            raise invalid("shard", "I/N with I from 0 to N - 1, or N beside JOB_COMPLETION_INDEX", repr(text), "--shard 0/4")
+            raise invalid(
+                "shard",
+                "I/N with I from 0 to N - 1, or N beside JOB_COMPLETION_INDEX",
+                repr(text),
+                "shard='0/4', in the shell --shard 0/4",
+            )
         return cls(int(part), int(found[2]))
 
 
@@ -70,7 +80,7 @@ def items_of(pictures: Any, options: Mapping[str, Any]) -> list[Item]:
     for item in found:
         path = PurePosixPath(item.name)
         if not item.name or path.is_absolute() or ".." in path.parts or path.name.startswith("."):
-            raise invalid("name", "a path inside the output folder", repr(item.name), "leave it out for the picture's own")
+            raise invalid("name", "a path inside the output folder", repr(item.name), "leave `name` out for the picture's own")
         if item.name in seen:
             both = f"{seen[item.name].image} and {item.image}"
             raise invalid("names", "different for each picture", f"{item.name!r} of {both}", "rename one, or name it in JSONL")
@@ -108,7 +118,9 @@ def _of_lines(path: Path) -> Iterator[Item]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise invalid(f"line {number} of {path}", "an object with `image`", line[:80], hint) from error
         views = [path.parent / view for view in (image if isinstance(image, list) else [image])]
-        name = fields.pop("name", Path(str(image[0] if isinstance(image, list) else image)).with_suffix("").as_posix())
+        first = Path(str(image[0] if isinstance(image, list) else image)).with_suffix("")
+        elsewhere = first.is_absolute() or ".." in first.parts
+        name = fields.pop("name", first.name if elsewhere else first.as_posix())
         if unknown := fields.keys() - set(SAMPLING):
             raise invalid(f"line {number} of {path}", f"of the keys image, name, {', '.join(SAMPLING)}", sorted(unknown), hint)
         try:

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .background import Loop
 from .client import AsyncClient
-from .environment import Connection, timeout_s_from_env
+from .environment import DEFAULT_TIMEOUT_S, Connection, timeout_s_from_env
 from .grpc_transport import SharedMemory
 from .mesh import Mesh, MeshProgress
 from .options import show
@@ -52,7 +52,7 @@ class Client:
         url: str | Sequence[str] | None = None,
         *,
         transport: Transport | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         max_in_flight: int = 64,
         retries: int = 2,
         shared_memory: SharedMemory = False,
@@ -73,7 +73,7 @@ class Client:
         """A client of the servers that the environment names, see AsyncClient.from_env. Raises InvalidInput, OSError."""
         return cls(
             transport=Connection.from_env().transport(),
-            timeout_s=timeout_s_from_env(300.0),
+            timeout_s=timeout_s_from_env(),
             max_in_flight=max_in_flight,
             retries=retries,
         )
@@ -96,6 +96,7 @@ class Client:
     decode_stream = _facade(Stream, AsyncClient.decode_stream, returns=Stream[MeshProgress | Mesh])
     generate = _facade(Loop.run, AsyncClient.generate)
     generate_stream = _facade(Stream, AsyncClient.generate_stream, returns=Stream[Step | MeshProgress | Mesh])
+    _picture_stream = _facade(Stream, AsyncClient._picture_stream, returns=Stream[Step])
     generate_many = _facade(Loop.run, AsyncClient.generate_many)
     health = _facade(Loop.run, AsyncClient.health)
     model_info = _facade(Loop.run, AsyncClient.model_info)

@@ -29,7 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import contract, errors, requests
+from . import contract, errors
 from .array_files import WRITTEN, load, save, writable
 from .batch import Summary
 from .blocking import Client
@@ -120,7 +120,10 @@ _CONNECTING: Mapping[str, tuple[Any, Any]] = {
         ],
         (),
     ),
-    "tls": (Annotated[bool, typer.Option("--tls", help="TLS with the system's authorities.", rich_help_panel=_PANEL)], False),
+    "tls": (
+        Annotated[bool, typer.Option("--tls", help="TLS with the authorities that gRPC trusts.", rich_help_panel=_PANEL)],
+        False,
+    ),
     "ca": (
         Annotated[
             Path | None,
@@ -365,7 +368,7 @@ def _state(client: Client, timeout_s: float) -> Health | errors.Hunyuan3DError:
 def _client(url: str) -> Client:
     """A client of one address, or of several servers with the same models, whose addresses have commas between."""
     transport = dataclasses.replace(_connection.get(), url=url).transport()
-    return Client(transport=transport, timeout_s=timeout_s_from_env(300.0))
+    return Client(transport=transport, timeout_s=timeout_s_from_env())
 
 
 _MESH_OPTIONS = [spec.name for spec in contract.MESH_OPTIONS]
@@ -378,10 +381,7 @@ def _generated(
     if format is not None:
         yield from client.generate_stream(images, **options, format=format, preview_every=0)
         return
-    sampling = {name: value for name, value in options.items() if name not in _MESH_OPTIONS}
-    requests.checked_options(sampling)  # before the picture is sent
-    context = client.condition(images, timeout_s=options["timeout_s"], request_id=options["request_id"])
-    yield from client.stream(context, **sampling, preview_every=0)
+    yield from client._picture_stream(images, {**options, "headers": None, "preview_every": 0})
 
 
 def _followed(answers: Iterator[Any]) -> tuple[Step | None, Mesh | None]:
@@ -458,8 +458,11 @@ def _check_served(state: Health) -> None:
 
 def _check_picture(path: Path | None) -> None:
     """Raises InvalidInput for a picture of no known kind, before the sampling."""
-    if path is not None and path.suffix.lower() not in pictures.FORMATS:
-        raise errors.invalid("--picture", " or ".join(pictures.FORMATS), str(path), "--picture tori.png")
+    if path is not None:
+        try:
+            pictures.picture_format(path)
+        except ValueError as error:
+            raise errors.invalid("--picture", " or ".join(pictures.FORMATS), str(path), "--picture tori.png") from error
 
 
 def _draw(latents: npt.NDArray[Any], prompt: str, picture: Path | None, ply: Path | None) -> None:

@@ -23,7 +23,7 @@ from . import contract, requests
 from .batch import Batch, Summary
 from .calls import Call
 from .calls import call as call_
-from .environment import DEFAULT_URL, Connection, timeout_s_from_env
+from .environment import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, timeout_s_from_env
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, left_s, one
 from .grpc_transport import GrpcTransport, SharedMemory
@@ -34,7 +34,7 @@ from .options import BatchOptions, DecodeOptions, GenerateOptions, GenerateStrea
 from .pictures import checked_views, image_inputs
 from .requests import Scalars, Step
 from .round_robin import RoundRobin
-from .streams import AsyncStream
+from .streams import AsyncStream, last
 from .transport import Health, ModelInfo, Request, Transport
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AsyncClient:
         url: str | Sequence[str] | None = None,
         *,
         transport: Transport | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         max_in_flight: int = 64,
         retries: int = 2,
         shared_memory: SharedMemory = False,
@@ -86,7 +86,7 @@ class AsyncClient:
         """
         return cls(
             transport=Connection.from_env().transport(),
-            timeout_s=timeout_s_from_env(300.0),
+            timeout_s=timeout_s_from_env(),
             max_in_flight=max_in_flight,
             retries=retries,
         )
@@ -99,7 +99,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the channel. Calls in flight raise Cancelled, and open streams end."""
-        for stream in tuple(self._streams):  # one by one from outside, because asyncio.run() would close all generators at once
+        streams = () if self._exchange.is_elsewhere() else tuple(self._streams)  # in a forked child gRPC would crash
+        for stream in streams:  # one by one from outside, because asyncio.run() would close all generators at once
             with suppress(RuntimeError):  # another task waits for its next piece and gets Cancelled
                 await stream.aclose()
         await self._exchange.close()
@@ -148,7 +149,9 @@ class AsyncClient:
         An option that is None is left to the deployed preset. `seed` may also be a list of B seeds, one for each sample.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
-        return await _last(self.stream(context, **options, preview_every=0))
+        step = await last(self.stream(context, **options, preview_every=0))
+        assert step.latents is not None  # _trajectory raises ModelFailed otherwise
+        return step.latents
 
     @takes(StreamOptions)
     def stream(self, context: Any, **options: Unpack[StreamOptions]) -> AsyncStream[Step]:
@@ -277,23 +280,23 @@ class AsyncClient:
         request = self._request(contract.SAMPLER, inputs, call, streamed=True)
         request = dataclasses.replace(request, outputs=requests.STEP_OUTPUTS)
         parse = functools.partial(requests.step, request_id=request.request_id)
-        last = None
+        step = None
         async with aclosing(self._exchange.infer(request, parse, call=call)) as steps:
-            async for last in steps:
-                yield last
-        if last is None or last.index != last.total or last.latents is None:
-            message = f"a trajectory must end with its last step's latents, got {last}\nhint: {ModelFailed.hint}"
+            async for step in steps:
+                yield step
+        if step is None or step.index != step.total or step.latents is None:
+            message = f"a trajectory must end with its last step's latents, got {step}\nhint: {ModelFailed.hint}"
             raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
     async def _decoded(self, inputs: Inputs, call: Call) -> AsyncGenerator[MeshProgress | Mesh, None]:
         _, inputs = await self._conform(contract.MESH, inputs, call)
         request = self._request(contract.MESH, inputs, call, streamed=True)
-        last = None
+        answer = None
         async with aclosing(self._exchange.infer(request, requests.mesh, call=call)) as answers:
-            async for last in answers:
-                yield last
-        if not isinstance(last, Mesh):
-            message = f"a decode must end with a mesh, got {last}\nhint: {ModelFailed.hint}"
+            async for answer in answers:
+                yield answer
+        if not isinstance(answer, Mesh):
+            message = f"a decode must end with a mesh, got {answer}\nhint: {ModelFailed.hint}"
             raise ModelFailed(message, request_id=request.request_id, model=request.model, attempt=1)
 
     async def _after_cast(
@@ -305,6 +308,31 @@ class AsyncClient:
             async for answer in opened:
                 yield answer
 
+    def _picture_stream(self, image: Any, options: Mapping[str, Any]) -> AsyncStream[Step]:
+        """The Steps of a picture's trajectory, for this package's callers that want latents and no mesh.
+
+        options: those of GenerateStreamOptions; the options of meshes may be missing.
+        """
+        options = dict(options)
+        call = self._call_of(options)
+        return self._opened(self._sampled(checked_views(image), requests.checked_options(options), call))
+
+    async def _sampled(
+        self, views: list[Any], sampling: Inputs, call: Call, *, meshes: bool = False
+    ) -> AsyncGenerator[Step, None]:
+        """The condition of a picture, then the sampler's stream. What the server lacks is noticed before the picture is sent.
+
+        meshes: whether the server must also make meshes.
+        """
+        pictured = await self._pictured(views, call)
+        await self._conform(contract.SAMPLER, sampling, call)
+        if meshes:
+            await self._require_meshes(call)
+        context = await self._encoded(pictured, call)
+        async with aclosing(self._trajectory({**sampling, "context": context}, call)) as steps:
+            async for step in steps:
+                yield step
+
     async def _from_image(
         self, views: list[Any], sampling: Inputs, options: Mapping[str, Any], call: Call
     ) -> AsyncGenerator[Step | MeshProgress | Mesh, None]:
@@ -314,12 +342,8 @@ class AsyncClient:
         Triton (24.10, among others) does not pass the cancelling of an ensemble's request on to its models, and an ensemble
         cannot stream both the steps and the progress of the mesh.
         """
-        pictured = await self._pictured(views, call)
-        await self._conform(contract.SAMPLER, sampling, call)  # before the picture is sent
-        await self._require_meshes(call)
-        context = await self._encoded(pictured, call)
         latents = None
-        async with aclosing(self._trajectory({**sampling, "context": context}, call)) as steps:
+        async with aclosing(self._sampled(views, sampling, call, meshes=True)) as steps:
             async for step in steps:
                 latents = step.latents
                 yield step
@@ -334,7 +358,8 @@ class AsyncClient:
         except ModelNotReady as error:
             raise ModelNotReady(
                 f"{contract.MESH} must be ready on the server for generate(), got no such model\n"
-                "hint: for latents, call condition() and then sample(); for meshes, deploy a shape decoder: hunyuan3d-export vae",
+                "hint: for latents, call condition() and then sample(), or hunyuan3d generate --out latents.npy; for meshes, deploy a "
+                "shape decoder: hunyuan3d-export vae",
                 status=error.status,
                 model=contract.MESH,
             ) from error
@@ -352,24 +377,11 @@ class AsyncClient:
         return self._call(options.pop("timeout_s"), request_id=options.pop("request_id"), headers=options.pop("headers"))
 
 
-async def _last(trajectory: AsyncStream[Step]) -> Latents:
-    """The latents at the end of a trajectory."""
-    latents = None
-    async with trajectory:
-        async for step in trajectory:
-            latents = step.latents
-    assert latents is not None  # AsyncClient._trajectory raises ModelFailed otherwise
-    return latents
-
-
 async def _mesh(answers: AsyncStream[Any]) -> Mesh:
     """The Mesh at the end of a decode."""
-    last = None
-    async with answers:
-        async for answer in answers:
-            last = answer
-    assert isinstance(last, Mesh)  # AsyncClient._decoded raises ModelFailed otherwise
-    return last
+    mesh = await last(answers)
+    assert isinstance(mesh, Mesh)  # AsyncClient._decoded raises ModelFailed otherwise
+    return mesh
 
 
 def _connected(url: str | Sequence[str], shared_memory: SharedMemory) -> Transport:

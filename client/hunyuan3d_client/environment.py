@@ -15,16 +15,7 @@ from .round_robin import RoundRobin
 from .transport import Transport
 
 DEFAULT_URL = "localhost:8001"
-# Variable -> what it holds. The options of the `hunyuan3d` command read the same variables.
-VARIABLES: Mapping[str, str] = {
-    "HUNYUAN3D_URL": "HOST:PORT of the server, or of several with commas between",
-    "HUNYUAN3D_TLS": "1 turns TLS on, with the authorities that gRPC trusts",
-    "HUNYUAN3D_CA": "PEM file of the authority behind the server's certificate; turns TLS on",
-    "HUNYUAN3D_CERT": "PEM file of the client's own certificate, for mutual TLS; turns TLS on",
-    "HUNYUAN3D_KEY": "PEM file of the key of that certificate",
-    "HUNYUAN3D_HEADER": "'name: value', sent with every call; one a line",
-    "HUNYUAN3D_TIMEOUT_S": "seconds that a call may take",
-}
+DEFAULT_TIMEOUT_S = 300.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +48,9 @@ class Connection:
         for header in self.headers:
             name, separator, value = header.partition(": ")
             if not (name and separator and value):
-                raise invalid("--header", "'name: value'", "another form", "--header 'authorization: Bearer TOKEN'")
+                raise invalid(
+                    "--header and HUNYUAN3D_HEADER", "'name: value'", "another form", "such as 'authorization: Bearer TOKEN'"
+                )
 
     def transport(self) -> Transport:
         """A transport to the server, or to all servers. Raises InvalidInput, OSError for a file that cannot be read."""
@@ -70,9 +63,9 @@ class Connection:
         return transports[0] if len(transports) == 1 else RoundRobin(transports)
 
 
-def timeout_s_from_env(default: float) -> float:
-    """The timeout of the variable HUNYUAN3D_TIMEOUT_S. Raises InvalidInput."""
-    text = os.environ.get("HUNYUAN3D_TIMEOUT_S") or str(default)
+def timeout_s_from_env() -> float:
+    """The timeout of the variable HUNYUAN3D_TIMEOUT_S, or the default. Raises InvalidInput."""
+    text = os.environ.get("HUNYUAN3D_TIMEOUT_S") or str(DEFAULT_TIMEOUT_S)
     try:
         return float(text)
     except ValueError:

@@ -54,9 +54,13 @@ class Exchange:
         self._closed = False
         self._home = Home()
 
+    def is_elsewhere(self) -> bool:
+        """Whether the first call was made in another process or event loop; see Home.is_elsewhere."""
+        return self._home.is_elsewhere()
+
     async def close(self) -> None:
         self._closed = True
-        if not self._home.is_elsewhere():  # the channel ended with the event loop, or belongs to the parent of a forked child
+        if not self.is_elsewhere():  # the channel ended with the event loop, or belongs to the parent of a forked child
             await self._transport.close()
 
     async def infer(self, request: Request, parse: Callable[[Tensors], R], *, call: Call) -> AsyncGenerator[R, None]:
@@ -67,7 +71,7 @@ class Exchange:
                 async for answer in answers:
                     yield parse(answer)
 
-        async with aclosing(self._answers(send, request.model, request.request_id, call.deadline)) as answers:
+        async with aclosing(self._answers(send, request.model, request.request_id, call)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -81,7 +85,7 @@ class Exchange:
         async def send(timeout_s: float) -> AsyncGenerator[R, None]:
             yield await asked(timeout_s)
 
-        return await one(self._answers(send, model, None, call.deadline))
+        return await one(self._answers(send, model, None, call))
 
     async def model(self, name: str, *, call: Call, fresh: bool = False) -> ModelInfo:
         """What the server says of a model. The answer is remembered until a call of the model fails; `fresh` asks again."""
@@ -92,7 +96,7 @@ class Exchange:
         return self._models[name]
 
     async def _answers(
-        self, send: Callable[[float], AsyncGenerator[R, None]], model: str, request_id: str | None, deadline: float
+        self, send: Callable[[float], AsyncGenerator[R, None]], model: str, request_id: str | None, call: Call
     ) -> AsyncGenerator[R, None]:
         """The answers of `send(timeout_s)`.
 
@@ -102,6 +106,7 @@ class Exchange:
         if self._closed:
             raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
         self._home.check()
+        deadline = call.deadline
         what = f"{model} {request_id}" if request_id else f"a question about {model or 'the server'}"
         started = time.monotonic()
         for attempt in itertools.count(1):
@@ -117,7 +122,7 @@ class Exchange:
                 logger.log(_level(request_id), "%s: answered in %.3f s, attempt %d", what, seconds, attempt)
                 return
             except StatusError as failure:
-                error = await self._typed(failure, model, deadline, answered=answered)
+                error = await self._typed(failure, model, call, answered=answered)
             except Hunyuan3DError as own:
                 error = own
             except asyncio.CancelledError:
@@ -154,17 +159,18 @@ class Exchange:
         finally:
             self._slots.release()
 
-    async def _typed(self, failure: StatusError, model: str, deadline: float, *, answered: bool) -> Hunyuan3DError:
+    async def _typed(self, failure: StatusError, model: str, call: Call, *, answered: bool) -> Hunyuan3DError:
         """The client's error for a failure, chosen by its status and by whether the model is ready; see errors.py."""
         kind = BY_STATUS.get(failure.status, ModelFailed)
         if failure.status is grpc.StatusCode.CANCELLED and self._closed:
             kind = Cancelled
-        elif failure.status in _OF_A_LATE_STREAM and time.monotonic() >= deadline:
+        elif failure.status in _OF_A_LATE_STREAM and time.monotonic() >= call.deadline:
             kind = DeadlineExceeded  # the server knows the deadline too and may act on it before the client does
         elif failure.status in (grpc.StatusCode.UNAVAILABLE, None) and not answered:
             try:
-                probe_s = max(LEAST_S, min(_PROBE_S, deadline - time.monotonic()))
-                ready = await (failure.server or self._transport).model_ready(model, timeout_s=probe_s)
+                probe_s = max(LEAST_S, min(_PROBE_S, call.deadline - time.monotonic()))
+                with of_question(call.headers):
+                    ready = await (failure.server or self._transport).model_ready(model, timeout_s=probe_s)
                 kind = ModelNotReady if not ready else Overloaded if failure.status else ModelFailed
             except StatusError:
                 kind = ServerUnavailable

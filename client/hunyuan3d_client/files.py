@@ -62,7 +62,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with naming_a_full_disk(path):  # inside `finally`'s block, because the disk is asked while the file still fills it
+        with naming_a_full_disk(path):  # asks the disk before `finally` removes the file, which would free the space
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(path)

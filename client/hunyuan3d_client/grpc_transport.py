@@ -98,7 +98,8 @@ class GrpcTransport:
         """
         left = until(timeout_s)
         for again in (True, False):
-            segment = await self._pool.take(request, timeout_s=left()) if self._pool else None
+            with headers_.of_question(request.headers):
+                segment = await self._pool.take(request, timeout_s=left()) if self._pool else None
             landed = False
             try:
                 async with aclosing(self._answers(request, segment, left())) as answers:
@@ -109,7 +110,8 @@ class GrpcTransport:
             except StatusError as failure:
                 if not (self._pool and segment) or failure.status in GONE:
                     raise
-                landed = await self._pool.knows(segment, timeout_s=left())
+                with headers_.of_question(request.headers):
+                    landed = await self._pool.knows(segment, timeout_s=left())
                 if landed or not again:
                     raise
             finally:

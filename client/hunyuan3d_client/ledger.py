@@ -51,7 +51,10 @@ class Ledger:
         except BlockingIOError as error:
             os.close(self._file)
             raise invalid(
-                "out", "written by one run at a time", f"{self._path}, which another run holds", "wait for it, or use --shard"
+                "out",
+                "written by one run at a time",
+                f"{self._path}, which another run holds",
+                "wait for it, or give each run a shard",
             ) from error
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":

@@ -78,7 +78,7 @@ class StreamOptions(SampleOptions, _Previews, total=False):
 
 
 class BatchOptions(_Sampling, _Timeout, total=False):
-    """The options of generate(), which hold for each picture of a batch, and those of the batch."""
+    """The options of sampling, which hold for each picture of a batch, and those of the batch."""
 
     resume: Annotated[bool, "Skip the inputs whose results an earlier run has written, by the ledger in the output folder."]
     concurrency: Annotated[int | None, "Pictures in flight. Left out: two batches of each server's sampler."]

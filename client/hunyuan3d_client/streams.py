@@ -36,6 +36,15 @@ class AsyncStream(AsyncIterator[T]):
         await self.aclose()
 
 
+async def last(stream: AsyncStream[T]) -> T:
+    """The last piece of a stream that has at least one. The stream is closed then."""
+    found: list[T] = []
+    async with stream:
+        async for piece in stream:
+            found = [piece]
+    return found[0]
+
+
 class Stream(Iterator[T]):
     """What a server sends, piece by piece. Leaving its `with` block, or close(), cancels the request on the server.
 

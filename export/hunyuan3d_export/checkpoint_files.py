@@ -48,7 +48,7 @@ def find_files(checkpoint: Path, subfolder: str | None = None) -> CheckpointFile
 
 
 def _name(path: Path) -> str:
-    """The name of a file or folder, for folders that are made from it. Files with the same weights in other forms have others.
+    """The name of a file or folder, for folders that are made from it. A .ckpt and a .safetensors of the same weights get different names.
 
     Official files all share a few names, such as model.fp16.safetensors, so a file's folder belongs into its name.
     """

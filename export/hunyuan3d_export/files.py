@@ -16,6 +16,7 @@ __all__ = [
     "ONNX_FILE",
     "PLAN_FILE",
     "RTX_PLAN_FILE",
+    "VERSION",
     "DiskFull",
     "atomic_folder",
     "atomic_path",
@@ -25,6 +26,8 @@ __all__ = [
     "sha256",
 ]
 
+# The only version folder of a model. server/loadable.py has its own, because the container runs that file without this package.
+VERSION = "1"
 # Triton's backends expect these names in a version folder, so the artifact folders use them too.
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"

@@ -10,11 +10,10 @@ from typing import Any, NoReturn
 from hunyuan3d_client import contract
 from hunyuan3d_client.identity import ServedWeights
 
+from .files import VERSION
 from .manifest import NAME as MANIFEST
 from .manifest import Manifest
 from .networks import network_of
-
-VERSION = "1"
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ def export_onnx(source: Source, out: Path, *, graph: str = "all", options: OnnxO
     values = graphs.resolve(network.options, options, graphs=chosen)
     how = _how_made(source, network, options)
     if is_random(how["weights"]):
-        logger.warning("%s: RANDOM WEIGHTS %s", network.title, how["weights"])
+        logger.warning("%s: RANDOM WEIGHTS from seed %s", network.title, how["weights"].get("seed"))
     made_from = {
         name: {**how, "graph": name, "spec": each.described(), "options": _options_of(name, network, values)}
         for name, each in chosen.items()

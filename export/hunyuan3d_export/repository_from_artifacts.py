@@ -15,7 +15,7 @@ from typing import Any
 from .engines import server_image
 from .engines.gpu import first_gpu
 from .engines.targets import PLAN_FILES, installed_version
-from .files import CHECKPOINT_FILE, ONNX_FILE, atomic_path, naming_a_full_disk, new_folders, sha256
+from .files import CHECKPOINT_FILE, ONNX_FILE, VERSION, atomic_path, naming_a_full_disk, new_folders, sha256
 from .graphs import Source
 from .identity import warn_of_random
 from .manifest import NAME as MANIFEST
@@ -29,7 +29,6 @@ _CHECKOUT = Path(__file__).parent.parent.parent / "model_repository"
 # The repository that is copied: the one in git or, in an installation without a checkout, the one inside the package.
 SOURCE = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "model_repository"
 DEFAULT_REPOSITORY = _CHECKOUT if _CHECKOUT.is_dir() else Path("model_repository")
-VERSION = "1"
 # "{}*" also matches the files of external weights, and ".{}*.partial" the files that a killed copy left.
 _ARTIFACT_FILES = tuple(
     form.format(name)
@@ -126,16 +125,17 @@ def deploy_checkpoint(
     made_from = {"weights": weights.identity(), "precision": precision, "runtime": "torch"}
     new, configs = [_Deployed(network, serving, {})], {network.name: network.configs(serving, torch)}
     _check_in_git(repository, new, configs)
-    _prepare(repository, new, configs)
     holder, *others = network.models
-    for model in others:
-        _remove_artifact(repository / model / VERSION)
     version = repository / holder / VERSION
-    if reusable(version, made_from):
+    kept = reusable(version, made_from)
+    loaded = None if kept else weights.load(dtype)  # before anything is removed, because loading checks the values
+    _prepare(repository, new, configs)
+    for model in others if kept else network.models:
+        _remove_artifact(repository / model / VERSION)
+    if kept:
         logger.info("%s: unchanged, kept", version / CHECKPOINT_FILE)
         return models
-    _remove_artifact(version)
-    network.save(weights.load(dtype), version / CHECKPOINT_FILE, dtype=dtype)
+    network.save(loaded, version / CHECKPOINT_FILE, dtype=dtype)
     manifest = Manifest(
         model=holder,
         made_from=made_from,

@@ -262,6 +262,14 @@ def test_the_shard_of_an_indexed_job(root: Path) -> None:
             Shard.of(text, environ)
     job = yaml.safe_load((root / "docker" / "kubernetes" / "batch-job.yaml").read_text())
     assert job["spec"]["completionMode"] == "Indexed"
+    policy = yaml.safe_load((root / "docker" / "kubernetes" / "base" / "network-policy.yaml").read_text())
+    (wanted,) = [
+        peer["podSelector"]["matchLabels"]
+        for rule in policy["spec"]["ingress"]
+        for peer in rule.get("from", [])
+        if "hunyuan3d-client" in peer.get("podSelector", {}).get("matchLabels", {})
+    ]
+    assert job["spec"]["template"]["metadata"]["labels"].items() >= wanted.items(), "the servers let these pods in"
     (container,) = job["spec"]["template"]["spec"]["containers"]
     arguments = container["args"]
     assert arguments[arguments.index("--shard") + 1] == str(job["spec"]["completions"]), "all parts, and no part twice"

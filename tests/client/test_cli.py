@@ -230,7 +230,7 @@ def test_a_header_goes_with_every_call(run: Run, kserve: Any, monkeypatch: pytes
     monkeypatch.setenv("HUNYUAN3D_HEADER", "key: secret")
     assert "told to holders" not in run("health").stdout
     refused = run("--header", "secret", "health")
-    assert refused.exit_code == 2 and "--header must be 'name: value', got another form" in refused.stderr
+    assert refused.exit_code == 2 and "--header and HUNYUAN3D_HEADER must be 'name: value', got another form" in refused.stderr
     assert "secret" not in refused.stderr
 
 

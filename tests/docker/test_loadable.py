@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hunyuan3d_client import Client, contract
+from hunyuan3d_export import files
 from hunyuan3d_export.repository_from_artifacts import SOURCE, deploy, deploy_checkpoint
 from hunyuan3d_export.server import loadable as rule
 from hunyuan3d_export.server.embedded import loadable_models
@@ -38,6 +39,7 @@ def whole(artifacts: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_the_same_as_serve_loads(loadable: Any, whole: Path, micro: Any, tmp_path: Path) -> None:
+    assert rule.VERSION == files.VERSION
     assert loadable(whole, "cpu") == set(loadable_models(whole, "cpu"))
     (whole / contract.DIT_GUIDED / "1" / "model.onnx").unlink()
     assert loadable(whole, "cpu") == set(loadable_models(whole, "cpu"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hunyuan3d_client import contract
+from hunyuan3d_export.checkpoints import CheckpointError
 from hunyuan3d_export.dit import load_checkpoint
 from hunyuan3d_export.dit.configs import torch_parameters
 from hunyuan3d_export.dit.weights import Weights
@@ -85,11 +86,26 @@ def test_a_precision_we_do_not_have(micro: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "repository").exists()
 
 
-def test_an_interrupted_write_leaves_nothing(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_loaded_leave_the_deployment_as_it_was(
+    micro: Any, micro_weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy_checkpoint(micro, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
     def load(_weights: Weights, _dtype: torch.dtype) -> Any:
-        raise KeyboardInterrupt
+        raise CheckpointError("NaN")
 
     monkeypatch.setattr(Weights, "load", load)
+    with pytest.raises(CheckpointError, match="NaN"):
+        deploy_checkpoint(micro_weights(seed=1), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_write_leaves_nothing(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", save)
     with pytest.raises(KeyboardInterrupt):
         deploy_checkpoint(micro, tmp_path)
     version = tmp_path / contract.DIT / "1"

@@ -93,7 +93,7 @@ def test_random_weights_are_told_in_capitals(
     """Where they are made and where they are deployed; trained ones are not."""
     with caplog.at_level(logging.WARNING, "hunyuan3d_export"):
         made = artifacts(Weights(preset="tiny"))
-        assert "denoiser: RANDOM WEIGHTS {'preset': 'tiny', 'seed': 0}" in caplog.text
+        assert "denoiser: RANDOM WEIGHTS from seed 0" in caplog.text
         caplog.clear()
         deploy(made, tmp_path / "random")
         assert "denoiser: tiny fp32, RANDOM WEIGHTS from seed 0: its results are noise" in caplog.text
@@ -120,7 +120,7 @@ def test_export_says_what_it_found(
 ) -> None:
     with caplog.at_level(logging.INFO, "hunyuan3d_export"):
         call("onnx", "--checkpoint", micro.checkpoint, "--out", artifacts())
-    assert f"{micro.checkpoint}: 4.6 MB, in which are\n" in caplog.text
+    assert f"{micro.checkpoint} (4.6 MB) holds:\n" in caplog.text
     assert "denoiser: custom (base), 1,136,960 parameters, width 128, 1 double and 1 single blocks" in caplog.text
 
 
@@ -129,7 +129,9 @@ def test_info_of_a_folder_has_a_line_for_each_artifact(repository: Path, artifac
         code, out, _ = call("info", folder)
         first, second, more = out.splitlines()
         assert code == 0 and first.startswith("hunyuan3d_dit: custom fp32, weights ") and "model.onnx.data, " in first
-        assert second.startswith("hunyuan3d_dit_guided: ") and more.startswith(f"more of one: hunyuan3d-export info {folder}")
+        assert second.startswith("hunyuan3d_dit_guided: ") and more.startswith(
+            f"a whole manifest: hunyuan3d-export info {folder}"
+        )
     assert '"made_from"' in call("info", artifacts() / contract.DIT)[1]
     assert call("info", repository / "nothing")[0] == 2
 

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.served
 
 
 def blocks(root: Path) -> list[str]:
-    return re.findall(r"^```bash\n(.*?)^```", (root / "docs" / "protocol.md").read_text(), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```bash\n(.*?)^```", (root / "docs" / "protocol.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(found) == 2, "each block needs a test that runs it"
+    return found
 
 
 def run(line: str, served: Endpoints, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -24,8 +24,9 @@ from ..engines import server_image
 from ..engines.memory import PlanMemory
 from ..engines.refit import refit_plans
 from ..engines.targets import Target, find_target
+from ..files import VERSION
 from ..graphs import Source
-from ..identity import VERSION, weights_of
+from ..identity import weights_of
 from ..manifest import NAME as MANIFEST
 from ..manifest import Manifest, read_artifacts
 from ..networks import NETWORKS, network_of
@@ -107,7 +108,7 @@ def _say_found(sources: list[Source]) -> None:
     """Logs what a checkpoint holds: its size, and the variant and sizes of each network that will be exported."""
     for file in dict.fromkeys(source.checkpoint for source in sources):
         if file is not None and file.is_file():
-            logger.info("%s: %.1f MB, in which are", file, file.stat().st_size / 1e6)
+            logger.info("%s (%.1f MB) holds:", file, file.stat().st_size / 1e6)
         for source in (each for each in sources if each.checkpoint == file):
             network = NETWORKS[source.network]
             logger.info("  %s: %s", network.title, network.sizes(source.serving()))
@@ -344,7 +345,7 @@ def _artifact_info(artifact: Path) -> None:
     if artifact.is_dir() and several and not (folder / MANIFEST).is_file():
         for each in several:
             _print_line(each)
-        console.print(f"more of one: hunyuan3d-export info {several[0]}", soft_wrap=True, highlight=False)
+        console.print(f"a whole manifest: hunyuan3d-export info {several[0]}", soft_wrap=True, highlight=False)
         return
     manifest = Manifest.read(folder, hint="pass a folder that onnx or engine wrote")
     manifest.check_files(folder, hint="make it again")

@@ -194,7 +194,7 @@ def _check_mesh(mesh: Mesh, latents: NDArray[np.float32], precision: str) -> boo
     error = demo_mesh.error_in_cells(mesh, latents, _DECODER)
     passed = precision != "fp32" or error <= demo_mesh.TOLERANCE
     console.print(f"mesh of {mesh.faces} faces, watertight {mesh.watertight}: {MESH}, picture: {MESH_PICTURE}")
-    verdict = "ok" if passed else "[red]FAILED[/red]"
+    verdict = "not judged" if precision != "fp32" else "ok" if passed else "[red]FAILED[/red]"
     console.print(f"mesh against torch's field: {error:.1e} cells (tolerance {demo_mesh.TOLERANCE:.0e} in fp32) {verdict}")
     return passed
 

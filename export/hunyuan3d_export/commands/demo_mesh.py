@@ -30,7 +30,9 @@ def decode(client: Client, latents: NDArray[np.float32], path: Path) -> Mesh:
 
 
 def error_in_cells(mesh: Mesh, latents: NDArray[np.float32], weights: ShapeVAESource) -> float:
-    """The largest distance, in cells, from a vertex of torch's field by scikit-image's marching cubes to the served mesh.
+    """The largest distance, in cells, between the vertices of the served mesh and those of torch's field, in both directions.
+
+    torch's field becomes vertices by scikit-image's marching cubes.
 
     Raises ImportError without scikit-image, scipy or trimesh.
     """
@@ -45,8 +47,9 @@ def error_in_cells(mesh: Mesh, latents: NDArray[np.float32], weights: ShapeVAESo
         field = torch.cat([decoder.field(part, *shape) for part in points.split(_POINTS, dim=1)], dim=1)
     vertices, *_ = marching_cubes(field.numpy().reshape((RESOLUTION + 1,) * 3), 0.0)
     cell = 2 * _BOUNDS / RESOLUTION
-    distances, _ = cKDTree(mesh.to_trimesh().vertices).query(vertices * cell - _BOUNDS)
-    return float(distances.max() / cell)
+    expected, served = vertices * cell - _BOUNDS, mesh.to_trimesh().vertices
+    largest = max(cKDTree(one).query(other)[0].max() for one, other in ((served, expected), (expected, served)))
+    return float(largest / cell)
 
 
 def draw(mesh: Mesh, path: Path) -> None:

@@ -131,18 +131,15 @@ def serve(
     """
     grpc, http, metrics = ports(grpc_port, http_port, metrics_port)
     options = ServerOptions(config=config, grpc_port=grpc, http_port=http, metrics_port=metrics)
-    if deployed:
-        wanted = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=tuple(network or ()))
-        check_named(wanted, precision, repository or DEFAULT_REPOSITORY)
-    elif checkpoint or preset:
-        networks = tuple(network or ())
-        named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=networks)
-        pipeline = find_pipeline(named)
-        repository = repository_of(pipeline, precision or "fp16", repository)
-    elif subfolder or vae or network or precision:
+    named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, networks=tuple(network or ()))
+    if (subfolder or network or ((vae or precision) and not deployed)) and not (checkpoint or preset or (vae and deployed)):
         raise ValueError(
             "--subfolder, --vae, --network and --precision must come with weights, got none\nhint: hunyuan3d-export serve CHECKPOINT"
         )
+    if deployed:
+        check_named(named, precision, repository or DEFAULT_REPOSITORY)
+    elif checkpoint or preset:
+        repository = repository_of(find_pipeline(named), precision or "fp16", repository)
     if not (log if log is not None else not errors.is_terminal):
         raw_log.setLevel(logging.ERROR)
     _run(EmbeddedServer(repository or DEFAULT_REPOSITORY, options))
@@ -151,10 +148,14 @@ def serve(
 def check_named(named: Named, precision: str | None, repository: Path) -> None:
     """Raises AnotherDeployed when `repository` holds other weights than those that were named; see identity.check_deployed."""
     digests: dict[str, str] = {}
+    preset = named.preset
     if named.checkpoint or named.vae:
-        identities = {name: source.identity() for name, source in find_pipeline(named).sources.items()}
+        sources = find_pipeline(named).sources
+        identities = {name: source.identity() for name, source in sources.items()}
         digests = {NETWORKS[name].title: each["checkpoint_sha256"] for name, each in identities.items() if not is_random(each)}
-    check_deployed(repository, digests, preset=named.preset, precision=precision)
+        if preset and named.checkpoint and "dit" in sources:
+            preset = sources["dit"].serving().name  # `custom` for a size that was never published
+    check_deployed(repository, digests, preset=preset, precision=precision)
 
 
 def repository_of(pipeline: Pipeline, precision: str, repository: Path | None) -> Path:

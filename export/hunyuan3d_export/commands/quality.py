@@ -13,6 +13,8 @@ from ..shapes import gate, sweep
 from .options import EXIT_FAILED, CheckpointOption, errors, plain
 from .watched import watched
 
+_SEEDS = 16
+
 
 def quality(
     through: Annotated[str, typer.Option(help="Runtime that evaluates the velocities: torch, onnx or served.")] = "torch",
@@ -20,7 +22,7 @@ def quality(
     checkpoint: CheckpointOption = None,
     artifacts: Annotated[Path | None, typer.Option(help="For onnx: the folder that `onnx --preset shapes` wrote.")] = None,
     url: Annotated[str, typer.Option(help="For served: a server of the `shapes` preset.")] = "localhost:8001",
-    seeds: Annotated[int, typer.Option(help="Samples of each prompt.", min=2)] = 16,
+    seeds: Annotated[int, typer.Option(help="Samples of each prompt.", min=2)] = _SEEDS,
     num_latents: Annotated[int | None, typer.Option(help="Points of each cloud; default the preset's.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the preset's.", min=1)] = None,
     tolerance: Annotated[float, typer.Option(help="For served: forecast velocities up to this relative error.", min=0)] = 0.0,
@@ -38,15 +40,15 @@ def quality(
     With --sweep tolerance: what forecast velocities cost and save on a running server, whatever its weights.
     """
     if swept is not None:
+        if checkpoint or artifacts or tolerance or guidance != "guided" or seeds != _SEEDS:
+            raise ValueError(
+                "--guidance, --checkpoint, --artifacts, --seeds and --tolerance must be left out with --sweep\n"
+                "hint: --context, --num-latents and --steps choose what is swept"
+            )
         options = sweep.SweepOptions(
             swept=swept, through=through, url=url, context=context, num_latents=num_latents, steps=steps
         )
-        with watched("quality", "settings") as watch:
-            rows = sweep.run(options, watch)
-        _save(report, rows)
-        if picture is not None:
-            sweep.draw(rows, picture)
-        plain(*sweep.table(rows))
+        _sweep(options, report, picture)
         return
     if context is not None or picture is not None:
         raise ValueError("--context and --picture must be left out without --sweep\nhint: --sweep tolerance")
@@ -69,6 +71,15 @@ def quality(
         errors.print(f"missed: {line}", markup=False, highlight=False, soft_wrap=True)
     if missed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _sweep(options: sweep.SweepOptions, report: Path | None, picture: Path | None) -> None:
+    with watched("quality", "settings") as watch:
+        rows = sweep.run(options, watch)
+    _save(report, rows)
+    plain(*sweep.table(rows))
+    if picture is not None:  # last, because a picture that cannot be drawn must not cost the table
+        sweep.draw(rows, picture)
 
 
 def _save(report: Path | None, found: object) -> None:

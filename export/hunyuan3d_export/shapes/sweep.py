@@ -71,12 +71,14 @@ def run(options: SweepOptions, watch: Watch | None = None) -> list[Row]:
 def _told(found: Iterable[Row], watch: Watch) -> Iterator[Row]:
     settings = len(SCALES) * (len(TOLERANCES) + len(FEWER_STEPS))
     watch.plan(settings, settings)
+    watch.begin("the first setting")
     for row in found:
         watch.advance(1)
         watch.finish(
             f"scale {row['scale']:g}, tolerance {row['tolerance']:g}, {row['steps']} steps: "
             f"median deviation {np.median(row['deviation']):.4f}"
         )
+        watch.begin("the next setting")
         yield row
 
 

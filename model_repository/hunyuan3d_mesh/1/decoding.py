@@ -65,7 +65,7 @@ class MeshFile:
 
 
 class Sink(Protocol):
-    """Who waits for the mesh."""
+    """The client's side of one decode: it hears of each wave."""
 
     request_id: str
 
@@ -73,7 +73,7 @@ class Sink(Protocol):
 
 
 class Observer(Protocol):
-    """Who counts."""
+    """Counts events for the metrics."""
 
     def evaluated(self, points: int) -> None: ...
 
@@ -123,11 +123,11 @@ class Decoder:
 
         async def work() -> None:
             for start in rest:  # all workers take from the same iterator
-                if failed:
-                    return
                 part = queries[start : start + POINT_BUCKETS[-1]]
                 try:
                     async with self._calls:
+                        if failed:
+                            return
                         check()
                         found = await self._networks.field(padded(part), keys_values, sink.request_id)
                 except BaseException as error:

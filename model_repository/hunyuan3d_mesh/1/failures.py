@@ -44,5 +44,5 @@ class TooManyEvaluations(FieldError):
     def __init__(self, needed: int, allowed: int) -> None:
         super().__init__(
             f"The surface needs more than the allowed {allowed} evaluations of the field: with the next ones it would be {needed}.\n"
-            "hint: lower resolution, or raise max_evaluations; latents that are noise have a surface everywhere"
+            "hint: lower resolution, or raise max_evaluations in hunyuan3d_mesh's config.pbtxt; latents that are noise have a surface everywhere"
         )

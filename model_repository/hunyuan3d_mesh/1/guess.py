@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from bricks import SIZE, Bricks
+from bricks import AROUND, Bricks
 
 _SMALL = 2048  # points of a wave that is worth enlarging
 _FARTHEST = 16  # layers
 _SHARE = 0.03  # of all evaluations may be guesses that were wrong
-_DIRECTIONS = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], [-1, 0, 1], indexing="ij"), axis=-1).reshape(27, 3)
 _KEY = np.array([2**24, 2**12, 1])
-_DIRECTIONS = _DIRECTIONS[_DIRECTIONS.any(axis=1)]
+_DIRECTIONS = AROUND[AROUND.any(axis=1)]
 
 
 class Guess:
@@ -45,9 +44,7 @@ class Guess:
         ahead = (grid[known_direction] + steps * moved[known_direction]).reshape(-1, 3)
         # The last layers may lie far outside of the grid, where there are no bricks.
         ahead = ahead[((ahead >= 0) & (ahead < 8 * self._bricks.across)).all(axis=1)]
-        self._bricks.ensure(ahead >> 3)
         addresses = self._bricks.unknown(ahead)
-        addresses = addresses[addresses >= SIZE]
         self._before = np.union1d(self._before, self._keys(last))  # the next wave is one step after the last layer
         self._layers = min(2 * layers, _FARTHEST)
         self._pending = len(addresses)

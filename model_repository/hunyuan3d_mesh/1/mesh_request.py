@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from cleaning import LEAST_FACES
 from finite import all_finite
 from mesh_files import FORMATS
 from surface import LEAST_RESOLUTION, METHODS, MOST_RESOLUTION
@@ -43,8 +44,10 @@ class MeshRequest:
         for name, choices in (("format", FORMATS), ("method", METHODS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}\nhint: leave it out")
-        if not (self.max_faces == 0 or 4 <= self.max_faces <= _MOST_FACES):
-            raise ValueError(f"max_faces must be 0 or 4..{_MOST_FACES}, got {self.max_faces}\nhint: 0 keeps all faces")
+        if not (self.max_faces == 0 or LEAST_FACES <= self.max_faces <= _MOST_FACES):
+            raise ValueError(
+                f"max_faces must be 0 or {LEAST_FACES}..{_MOST_FACES}, got {self.max_faces}\nhint: 0 keeps all faces"
+            )
         if not 0 <= self.keep <= 1:  # false for NaN too
             raise ValueError(f"keep must be in 0..1, got {self.keep:g}\nhint: 0 keeps all parts, 1 only the largest")
         if not (math.isfinite(self.level) and abs(self.level) <= _LARGEST_LEVEL):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -60,12 +61,14 @@ class TritonPythonModel:
     async def _answer(self, request: object, stream: _Stream) -> None:
         try:
             mesh = await self._decode(request, stream)
-            self._metrics.decoded(mesh)
-            self._metrics.ended("done")
             stream.finish(mesh)
         except Exception as error:  # only this request fails
             self._metrics.ended(outcome(error))
-            stream.fail(error)
+            with contextlib.suppress(Exception):  # the client may be gone
+                stream.fail(error)
+        else:
+            self._metrics.decoded(mesh)
+            self._metrics.ended("done")
 
     async def _decode(self, request: object, stream: _Stream) -> MeshFile:
         self._drain.check("meshes")

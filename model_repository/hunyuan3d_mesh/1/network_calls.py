@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+import model_calls
 import numpy as np
 from outcomes import Ended, NoDenoiser
 
 VAE, FIELD = "hunyuan3d_vae", "hunyuan3d_field"
 KEYS_VALUES = ("k", "v")
-# This request parameter tells a Python model that the values are checked: latents on arrival, and of the field every value is.
-CHECKED = "checked"
 
 
 class NetworkCalls:
@@ -45,26 +43,13 @@ class NetworkCalls:
         return values[0]
 
     async def _call(self, model: str, inputs: list[Any], outputs: tuple[str, ...], request_id: str, **memory: Any) -> list[Any]:
-        request = self._triton.InferenceRequest(
-            request_id=request_id,
-            model_name=model,
-            requested_output_names=list(outputs),
-            inputs=inputs,
-            parameters={CHECKED: True},
-            **memory,
-        )
+        limit_s = self._timeout_s
+        options = {"request_id": request_id, **memory}
         try:
-            response = await asyncio.wait_for(request.async_exec(), self._timeout_s)
-        except asyncio.TimeoutError as error:
-            hint = "hint: raise evaluation_timeout_s in hunyuan3d_mesh's config.pbtxt"
-            raise Ended(f"{model} must answer within {self._timeout_s:g} s, got nothing\n{hint}") from error
-        except self._triton.TritonModelException as error:
-            raise self._failed(model, str(error)) from error
-        if response.has_error():
-            raise self._failed(model, response.error().message())
-        return [self._triton.get_output_tensor_by_name(response, name) for name in outputs]
-
-    def _failed(self, model: str, text: str) -> Ended:
-        if not self._triton.is_model_ready(model):
-            return NoDenoiser(f"{model} must stay loaded, got unloaded\nhint: load it again")
-        return Ended(f"{model} must answer, got {text}\nhint: the server's log says more")
+            return await model_calls.call(
+                self._triton, model, inputs, outputs, limit_s=limit_s, caller="hunyuan3d_mesh", **options
+            )
+        except Ended as error:
+            if not self._triton.is_model_ready(model):
+                raise NoDenoiser(f"{model} must stay loaded, got unloaded\nhint: load it again") from error
+            raise

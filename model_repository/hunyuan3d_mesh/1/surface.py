@@ -75,7 +75,7 @@ def extract(
     """Yields queries [P, 3] float32, is sent the field's values [P] (positive inside), and returns the Surface.
 
     The fine grid has resolution cells along each axis of the box [-bounds, bounds]. coarse: the coarse grid has at least so many
-    (default 48); parts that fall between its points can be missed, and method "dense" evaluates every point instead. closed:
+    (default 48), or half of resolution if that is less; parts that fall between its points can be missed, and method "dense" evaluates every point instead. closed:
     whether a surface that runs through the box is closed there. progress(level, levels, evaluations) is called before each wave.
 
     Raises ValueError for arguments, NotFinite, EmptyField, FullField and TooManyEvaluations (all FieldErrors) for fields.
@@ -167,7 +167,7 @@ def _seeds(bricks: Bricks) -> np.ndarray:
     values = blocks.transpose(0, 3, 1, 4, 2, 5).reshape((EDGE * bricks.across,) * 3)
     last = (bricks.resolution + 1) // bricks.stride
     here = values[1 : last + 1, 1 : last + 1, 1 : last + 1]
-    nearest = np.abs(here) < _NEAR
+    nearest = np.abs(here + np.float32(bricks.level)) < _NEAR  # the network saturates at about 1, whatever the level
     for axis in range(3):
         for side in (-1, 1):
             other = np.roll(values, side, axis)[1 : last + 1, 1 : last + 1, 1 : last + 1]
@@ -242,7 +242,7 @@ def _check(resolution: int, bounds: float, level: float, method: str, coarse: in
             "method", f"one of {', '.join(METHODS)}", repr(method), "follow is exact for all parts that coarse points see"
         )
     if coarse is not None and not 4 <= coarse <= resolution:
-        raise _wrong("coarse", f"in 4..{resolution}, which is resolution", coarse, "leave it out for 48 cells")
+        raise _wrong("coarse", f"in 4..{resolution}, which is resolution", coarse, "leave it out for the default")
     if max_evaluations is not None and max_evaluations < 1:
         raise _wrong("max_evaluations", "at least 1", max_evaluations, "leave it out for no limit")
 

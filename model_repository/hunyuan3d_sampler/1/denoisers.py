@@ -12,6 +12,7 @@ import asyncio
 import logging
 from typing import Any
 
+import model_calls
 import numpy as np
 from arrays import Arrays
 from metrics import Metrics
@@ -20,8 +21,6 @@ from sample_request import CHANNELS, SamplingPath
 from settings import Settings
 
 PLAIN, GUIDED = "hunyuan3d_dit", "hunyuan3d_dit_guided"
-# This request parameter tells a Python denoiser that the values are checked: requests on arrival, states after every step.
-CHECKED = "checked"
 _CONTEXT_WIDTH = 1536
 _PROBE_TIMEOUT_S = 60.0  # long, because the smallest evaluation may have to wait for large ones
 
@@ -75,25 +74,17 @@ class Denoisers:
         return velocity
 
     async def _call(self, model: str, tensors: list[Any], limit_s: float, request_id: str) -> Any:
-        request = self._triton.InferenceRequest(
+        (velocity,) = await model_calls.call(
+            self._triton,
+            model,
+            tensors,
+            ["velocity"],
+            limit_s=limit_s,
+            caller="hunyuan3d_sampler",
             request_id=request_id,
-            model_name=model,
-            requested_output_names=["velocity"],
-            inputs=tensors,
-            parameters={CHECKED: True},
             **self._arrays.call_options(),
         )
-        try:
-            response = await asyncio.wait_for(request.async_exec(), limit_s)
-        except asyncio.TimeoutError as error:
-            raise Ended(
-                f"{model} must answer within {limit_s:g} s, got nothing\nhint: raise evaluation_timeout_s in hunyuan3d_sampler's config.pbtxt"
-            ) from error
-        except self._triton.TritonModelException as error:
-            raise Ended(f"{model} must answer, got {error}") from error
-        if response.has_error():
-            raise Ended(f"{model} must answer, got {response.error().message()}")
-        return self._arrays.array(self._triton.get_output_tensor_by_name(response, "velocity"))
+        return self._arrays.array(velocity)
 
     async def _revive(self, model: str) -> None:
         try:

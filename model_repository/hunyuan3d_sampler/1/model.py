@@ -16,7 +16,7 @@ from outcomes import outcome
 from sample_request import SampleRequest, SamplingPath, choose_path, decode
 from settings import Settings
 from stepper import CONTEXTS_HELD, Stepper
-from streaming import FINAL, Drain, Stream, input_tensors, log_to_triton
+from streaming import Drain, Stream, input_tensors, log_to_triton
 from trajectory import Progress, Trajectory
 
 _PRESET_FILE = "preset.json"
@@ -48,12 +48,12 @@ class TritonPythonModel:
 
     async def execute(self, requests: list) -> None:
         for request in requests:
-            if request.requested_output_names() == {SERVED}:
-                _tell(request, self._served)
-                continue
             stream = _Stream(request, self._arrays, self._metrics, self._scale_factor)
             try:
-                self._admit(request, stream)
+                if stream.requested == {SERVED}:
+                    stream.send([pb_utils.Tensor(SERVED, np.array([self._served.encode()], np.object_))], final=True)
+                else:
+                    self._admit(request, stream)
             except Exception as error:  # only this request is refused
                 self._metrics.ended(outcome(error))
                 stream.fail(error)
@@ -117,11 +117,6 @@ class _Stream(Stream):
             scaled = self._arrays.host(progress.latents) / np.float32(self._scale_factor)
             outputs.append(pb_utils.Tensor(VAE_LATENTS, scaled))
         return outputs
-
-
-def _tell(request: object, served: str) -> None:
-    tensor = pb_utils.Tensor(SERVED, np.array([served.encode()], np.object_))
-    request.get_response_sender().send(pb_utils.InferenceResponse([tensor]), flags=FINAL)
 
 
 def _deployed_preset(folder: Path) -> dict[str, object]:

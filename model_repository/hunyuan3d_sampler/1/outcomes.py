@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Ended(Exception):
-    """The denoiser failed, or its answer cannot be used."""
+    """A network failed, or its answer cannot be used."""
 
     code = "INTERNAL"
     outcome = "failed"
@@ -17,7 +17,7 @@ class NoDenoiser(Ended, LookupError):
 
 
 class Overloaded(Ended):
-    """The request was refused on arrival, because too many samples are in progress and waiting."""
+    """The request was refused on arrival, because too many requests are in progress and waiting."""
 
     code = "UNAVAILABLE"
     outcome = "rejected"
@@ -45,7 +45,7 @@ def code(error: Exception) -> str:
 
 
 def outcome(error: Exception) -> str:
-    """The value of the label `outcome` in the metric hunyuan3d_requests_total."""
+    """The value of the label `outcome` in the metrics hunyuan3d_requests_total and hunyuan3d_mesh_requests_total."""
     if isinstance(error, Ended):
         return error.outcome
     return "invalid" if isinstance(error, ValueError) else "failed"

@@ -25,7 +25,9 @@ def cast(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             narrow = array.astype(np.float16)
         if np.isinf(narrow).sum() > np.isinf(array).sum():
             most = np.abs(array[np.isfinite(array)]).max()
-            raise ValueError(f"{name} must be within float16's range of 65504, got magnitude {most:g}")
+            raise ValueError(
+                f"{name} must be within float16's range of 65504, got magnitude {most:g}\nhint: scale the tokens down"
+            )
         found[name.removesuffix(FLOAT32_TWIN)] = narrow
     return found
 
@@ -38,7 +40,11 @@ def twins(names: Collection[str], declared: Collection[str] = (REQUIRED,)) -> li
     found = [name for name in names if name.endswith(FLOAT32_TWIN)]
     for name in found:
         if name.removesuffix(FLOAT32_TWIN) in names:
-            raise ValueError(f"{name} must be left out beside {name.removesuffix(FLOAT32_TWIN)}, got both")
+            raise ValueError(
+                f"{name} must be left out beside {name.removesuffix(FLOAT32_TWIN)}, got both\nhint: send one of the two"
+            )
     if REQUIRED in declared and not {REQUIRED, REQUIRED + FLOAT32_TWIN} & set(names):
-        raise ValueError(f"{REQUIRED} or {REQUIRED + FLOAT32_TWIN} must be given, got neither")
+        raise ValueError(
+            f"{REQUIRED} or {REQUIRED + FLOAT32_TWIN} must be given, got neither\nhint: send the tokens of an encoder"
+        )
     return found

@@ -14,14 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import half
 import parameters
 import triton_python_backend_utils as pb_utils
+from streaming import ERROR, ERRORS_AS_OUTPUTS, FINAL
 
 _SUFFIX = "_unary"
 _MOST_REQUESTS = 256  # more than the called models admit at the same time
-# hunyuan3d_sampler/1/streaming.py says why errors come as an output.
-ERRORS_AS_OUTPUTS = "errors_as_outputs"
-ERROR = "error"
 VAE_LATENTS = "vae_latents"
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
@@ -42,11 +39,17 @@ class TritonPythonModel:
             task.add_done_callback(self._running.discard)
 
     async def _answer(self, request: object, sender: object) -> None:
+        # Referenced until the response is sent, because Triton 24.10 frees outputs that the caller did not ask for, and the
+        # iterator of a finished call, in threads that do not hold Python's lock. As long as there are references here, nothing
+        # of Python's is freed there.
+        kept: list[object] = []
         try:
-            response = pb_utils.InferenceResponse(await self._final_outputs(request))
+            outputs = await self._final_outputs(request, kept)
+            response = pb_utils.InferenceResponse(outputs)
         except Exception as error:  # only this request fails
             response = pb_utils.InferenceResponse(error=_as_triton_error(error))
-        sender.send(response, flags=_FINAL)
+        sender.send(response, flags=FINAL)
+        kept.clear()
 
     def _called_inputs(self, request: object) -> list:
         """The request's tensors as the called model declares them: what came in float32 in place of float16 is cast."""
@@ -55,8 +58,8 @@ class TritonPythonModel:
         arrays = {name: given.pop(name).as_numpy() for name in half.twins(given, self._inputs)}
         return [*given.values(), *(pb_utils.Tensor(name, array) for name, array in half.cast(arrays).items())]
 
-    async def _final_outputs(self, request: object) -> list:
-        """The outputs of the called model's last response.
+    async def _final_outputs(self, request: object, kept: list[object]) -> list:
+        """The outputs of the called model's last response. The responses and the outputs are added to `kept`.
 
         Raises CalledModelError when it answers with an error, ValueError for a bad input.
         """
@@ -71,8 +74,11 @@ class TritonPythonModel:
             parameters={ERRORS_AS_OUTPUTS: True},
         )
         responses = await call.async_exec(decoupled=True)
+        kept.append(responses)
         # In a thread, because the wait for the next response would stop the event loop and with it all other requests.
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _last, responses)
+        outputs: list = await asyncio.get_running_loop().run_in_executor(self._threads, _last, responses)
+        kept.append(outputs)
+        return outputs
 
     def finalize(self) -> None:
         self._threads.shutdown(wait=False)
