@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = {"hunyuan3d_client": "client", "hunyuan3d_export": "export"}
-FOLDERS = {"dit", "conditioner", "shapevae", "attention", "engines", "server", "commands", "shapes", "gpu_check"}
+FOLDERS = {"dit", "conditioner", "background", "shapevae", "attention", "engines", "server", "commands", "shapes", "gpu_check"}
 
 
 def modules(root: Path) -> dict[str, Path]:

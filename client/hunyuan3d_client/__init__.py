@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .batch import Summary
     from .blocking import Client
     from .client import AsyncClient
+    from .cutouts import Cutout
     from .errors import (
         Cancelled,
         DeadlineExceeded,
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncStream",
     "Cancelled",
     "Client",
+    "Cutout",
     "DeadlineExceeded",
     "GrpcTransport",
     "Health",
@@ -63,6 +65,7 @@ if not TYPE_CHECKING:
                 "batch",
                 "blocking",
                 "client",
+                "cutouts",
                 "errors",
                 "grpc_transport",
                 "identity",

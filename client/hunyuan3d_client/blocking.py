@@ -92,6 +92,7 @@ class Client:
     sample = _facade(Loop.run, AsyncClient.sample)
     stream = _facade(Stream, AsyncClient.stream, returns=Stream[Step])
     condition = _facade(Loop.run, AsyncClient.condition)
+    cutout = _facade(Loop.run, AsyncClient.cutout)
     decode = _facade(Loop.run, AsyncClient.decode)
     decode_stream = _facade(Stream, AsyncClient.decode_stream, returns=Stream[MeshProgress | Mesh])
     generate = _facade(Loop.run, AsyncClient.generate)

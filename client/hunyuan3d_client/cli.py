@@ -1,4 +1,4 @@
-"""The `hunyuan3d` command: health, denoise, sample, decode, generate, batch.
+"""The `hunyuan3d` command: health, denoise, sample, decode, cutout, generate, batch.
 
 Annotations are not postponed here (no `from __future__ import annotations`): typer reads them from signatures that _takes has
 extended, where Python does not evaluate text.
@@ -93,7 +93,11 @@ _NOT_IN_SHELL = {
     "format",
     "headers",
     "progress",
-}  # the ending of --out names the format; --header sends headers with every call
+    "remove_background",
+}  # the ending of --out names the format; --header sends headers with every call; --keep-background turns the removal off
+KeepBackground = Annotated[
+    bool, typer.Option("--keep-background", help="Encode the whole picture: the server would cut the subject out.")
+]
 
 
 def _takes(kind: type) -> Callable[[F], F]:
@@ -285,6 +289,24 @@ def decode(
 
 @app.command()
 @_connects
+def cutout(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP.")],
+    out: Annotated[Path, typer.Option(help="Where the PNG goes, with transparency around the subject. Whole or not at all.")],
+    url: Url = DEFAULT_URL,
+    timeout_s: Timeout = None,
+    as_json: Json = False,
+) -> None:
+    """Cut the subject out of a photograph, as `generate` does before it encodes a picture."""
+    started = time.perf_counter()
+    with _reported(), writable(out, (".png",)) as partial, _client(url) as client:
+        found = client.cutout(image, timeout_s=timeout_s)
+        partial.write_bytes(found.data)
+    facts = {"background": found.background, "subject_share": found.subject_share}
+    _report(out, started, facts, as_json=as_json)
+
+
+@app.command()
+@_connects
 @_takes(GenerateOptions)
 def generate(
     images: Annotated[
@@ -295,6 +317,7 @@ def generate(
     save_latents: Annotated[
         Path | None, typer.Option(help="With a mesh: also write its latents, .npy or .safetensors, for `hunyuan3d decode`.")
     ] = None,
+    keep_background: KeepBackground = False,
     *,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
@@ -302,6 +325,7 @@ def generate(
 ) -> None:
     """Make a mesh, or latents alone, from a picture. Options left out are the deployed preset's and the server's."""
     started = time.perf_counter()
+    options["remove_background"] = False if keep_background else None
     meshing = {name: options[name] for name in _MESH_OPTIONS if options.get(name) is not None}
     with _reported(), contextlib.ExitStack() as files:
         partial = files.enter_context(writable(out, (*_MESH_SUFFIXES, *WRITTEN)))
@@ -328,12 +352,14 @@ def generate(
 def batch(
     pictures: Annotated[str, typer.Argument(help="A folder, a glob in quotes, or a JSONL file with `image` and options.")],
     out: Annotated[Path, typer.Option(help="The folder of the results and of ledger.jsonl.")],
+    keep_background: KeepBackground = False,
     *,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
     **options: Any,
 ) -> None:
     """Generate from many pictures. The same command again resumes. Exit code 1 if a picture failed; the ledger says why."""
+    options["remove_background"] = False if keep_background else None
     with _reported(), _progress(TextColumn("{task.fields[rate]}")) as progress, _client(url) as client:
         task = progress.add_task("pictures", total=None, rate="")
         started = time.perf_counter()
@@ -419,7 +445,8 @@ def _latents(step: Step | None, partial: Path, suffix: str) -> npt.NDArray[Any]:
 
 def _mesh_facts(mesh: Mesh | None) -> dict[str, object]:
     known = cast(Mesh, mesh)
-    return {"vertices": known.vertices, "faces": known.faces, "watertight": known.watertight}
+    told = {name: known.statistics[name] for name in ("background", "subject_share") if name in known.statistics}
+    return {"vertices": known.vertices, "faces": known.faces, "watertight": known.watertight, **told}
 
 
 def _step_facts(step: Step | None) -> dict[str, object]:

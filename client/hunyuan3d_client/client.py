@@ -23,6 +23,7 @@ from . import contract, requests
 from .batch import Batch, Summary
 from .calls import Call
 from .calls import call as call_
+from .cutouts import Cutout
 from .environment import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, timeout_s_from_env
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, left_s, one
@@ -31,11 +32,11 @@ from .headers import Headers
 from .mesh import Mesh, MeshProgress
 from .offload import in_thread, is_small
 from .options import BatchOptions, DecodeOptions, GenerateOptions, GenerateStreamOptions, SampleOptions, StreamOptions, takes
-from .pictures import checked_views, image_inputs
+from .pictures import checked_views, image_inputs, removal_inputs
 from .requests import Scalars, Step
 from .round_robin import RoundRobin
 from .streams import AsyncStream, last
-from .transport import Health, ModelInfo, Request, Transport
+from .transport import Health, ModelInfo, Request, Tensors, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone: the package does not need it installed
@@ -44,6 +45,7 @@ T = TypeVar("T")
 Inputs = dict[str, npt.NDArray[Any]]
 Latents = npt.NDArray[np.float32]
 Context = npt.NDArray[np.float16]
+PictureFacts = dict[str, list[Any]]
 
 
 class AsyncClient:
@@ -167,16 +169,43 @@ class AsyncClient:
         return self._opened(self._after_cast(self._trajectory, inputs, call))
 
     async def condition(
-        self, image: Any, *, timeout_s: float | None = None, request_id: str | None = None, headers: Headers | None = None
+        self,
+        image: Any,
+        *,
+        remove_background: bool | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Headers | None = None,
     ) -> Context:
         """The condition tokens [1, T, 1536] float16 of a picture, as sample() and stream() take them.
 
         A picture is a path, the bytes of a PNG, JPEG or WebP file, a PIL image or a uint8 array [H, W, 3 or 4]. For
-        multi-view weights, a list of up to four pictures stands for the views front, left, back, right.
+        multi-view weights, a list of up to four pictures stands for the views front, left, back, right. The server cuts the subject
+        out of pictures without transparency, unless `remove_background` is False or it has no model for that.
         Raises InvalidInput, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable, ModelFailed, Cancelled.
         """
         call = self._call(timeout_s, request_id=request_id, headers=headers)
-        return await self._encoded(await self._pictured(checked_views(image), call), call)
+        views = checked_views(image)
+        context, _ = await self._encoded(await self._pictured(views, call, remove_background), call)
+        return context
+
+    async def cutout(
+        self, image: Any, *, timeout_s: float | None = None, request_id: str | None = None, headers: Headers | None = None
+    ) -> Cutout:
+        """The Cutout of a picture: what condition() would encode, with transparency around its subject.
+
+        A picture that has transparency already comes back as it is. The picture is of any kind that condition() takes.
+        Raises InvalidInput, also where the picture has no subject, ModelNotReady, Overloaded, DeadlineExceeded, ServerUnavailable,
+        ModelFailed, Cancelled.
+        """
+        call = self._call(timeout_s, request_id=request_id, headers=headers)
+        views = checked_views(image)
+        if len(views) != 1:
+            raise invalid("image", "one picture", f"{len(views)} views", "call cutout() for each")
+        inputs = await in_thread(functools.partial(image_inputs, views, True), timeout_s=left_s(call.deadline))
+        _, inputs = await self._conform(contract.PREPROCESS, inputs, call)
+        request = dataclasses.replace(self._request(contract.PREPROCESS, inputs, call), outputs=requests.CUTOUT_OUTPUTS)
+        return await one(self._exchange.infer(request, requests.cutout, call=call))
 
     @takes(DecodeOptions)
     async def decode(self, latents: Any, **options: Unpack[DecodeOptions]) -> Mesh:
@@ -218,6 +247,7 @@ class AsyncClient:
         """
         call = self._call_of(options)
         requests.check_meshing(options)
+        removal_inputs(options["remove_background"])  # checks it
         sampling = requests.checked_options(options)
         return self._opened(self._from_image(checked_views(image), sampling, options, call))
 
@@ -266,14 +296,18 @@ class AsyncClient:
         request = dataclasses.replace(request, output_bytes={"velocity": latents.nbytes})
         return await one(self._exchange.infer(request, functools.partial(requests.velocity, like=latents), call=call))
 
-    async def _pictured(self, views: list[Any], call: Call) -> Inputs:
+    async def _pictured(self, views: list[Any], call: Call, remove_background: bool | None) -> Inputs:
         """The image encoder's inputs for the views. Their number is checked against the server's encoder."""
-        inputs = await in_thread(functools.partial(image_inputs, views), timeout_s=left_s(call.deadline))
+        inputs = await in_thread(functools.partial(image_inputs, views, remove_background), timeout_s=left_s(call.deadline))
         return (await self._conform(contract.IMAGE_CONTEXT, inputs, call))[1]
 
-    async def _encoded(self, inputs: Inputs, call: Call) -> Context:
+    async def _encoded(self, inputs: Inputs, call: Call) -> tuple[Context, PictureFacts]:
         request = self._request(contract.IMAGE_CONTEXT, inputs, call)
-        return await one(self._exchange.infer(request, requests.context, call=call))
+
+        def parsed(answer: Tensors) -> tuple[Context, PictureFacts]:
+            return requests.context(answer), requests.picture_facts(answer)
+
+        return await one(self._exchange.infer(request, parsed, call=call))
 
     async def _trajectory(self, inputs: Inputs, call: Call) -> AsyncGenerator[Step, None]:
         _, inputs = await self._conform(contract.SAMPLER, inputs, call)
@@ -315,23 +349,32 @@ class AsyncClient:
         """
         options = dict(options)
         call = self._call_of(options)
-        return self._opened(self._sampled(checked_views(image), requests.checked_options(options), call))
+        remove = options.get("remove_background")
+        removal_inputs(remove)  # checks it
+        return self._opened(self._sampled(checked_views(image), requests.checked_options(options), remove, call))
 
     async def _sampled(
-        self, views: list[Any], sampling: Inputs, call: Call, *, meshes: bool = False
+        self, views: list[Any], sampling: Inputs, remove_background: bool | None, call: Call
     ) -> AsyncGenerator[Step, None]:
-        """The condition of a picture, then the sampler's stream. What the server lacks is noticed before the picture is sent.
-
-        meshes: whether the server must also make meshes.
-        """
-        pictured = await self._pictured(views, call)
-        await self._conform(contract.SAMPLER, sampling, call)
-        if meshes:
-            await self._require_meshes(call)
-        context = await self._encoded(pictured, call)
+        """The condition of a picture, then the sampler's stream."""
+        pictured = await self._prepared(views, sampling, remove_background, call)
+        context, _ = await self._encoded(pictured, call)
         async with aclosing(self._trajectory({**sampling, "context": context}, call)) as steps:
             async for step in steps:
                 yield step
+
+    async def _prepared(
+        self, views: list[Any], sampling: Inputs, remove_background: bool | None, call: Call, *, meshes: bool = False
+    ) -> Inputs:
+        """The image encoder's inputs. What the server lacks is noticed before the picture is sent.
+
+        meshes: whether the server must also make meshes.
+        """
+        pictured = await self._pictured(views, call, remove_background)
+        await self._conform(contract.SAMPLER, sampling, call)
+        if meshes:
+            await self._require_meshes(call)
+        return pictured
 
     async def _from_image(
         self, views: list[Any], sampling: Inputs, options: Mapping[str, Any], call: Call
@@ -343,13 +386,15 @@ class AsyncClient:
         cannot stream both the steps and the progress of the mesh.
         """
         latents = None
-        async with aclosing(self._sampled(views, sampling, call, meshes=True)) as steps:
+        pictured = await self._prepared(views, sampling, options["remove_background"], call, meshes=True)
+        context, facts = await self._encoded(pictured, call)
+        async with aclosing(self._trajectory({**sampling, "context": context}, call)) as steps:
             async for step in steps:
                 latents = step.latents
                 yield step
         async with aclosing(self._decoded(requests.decode(latents, options), call)) as answers:
             async for answer in answers:
-                yield dataclasses.replace(answer, latents=latents) if isinstance(answer, Mesh) else answer
+                yield _with(answer, latents, facts) if isinstance(answer, Mesh) else answer
 
     async def _require_meshes(self, call: Call) -> None:
         """Raises ModelNotReady where the server makes no meshes, before minutes of sampling."""
@@ -382,6 +427,11 @@ async def _mesh(answers: AsyncStream[Any]) -> Mesh:
     mesh = await last(answers)
     assert isinstance(mesh, Mesh)  # AsyncClient._decoded raises ModelFailed otherwise
     return mesh
+
+
+def _with(mesh: Mesh, latents: Latents | None, facts: PictureFacts) -> Mesh:
+    """The mesh of a picture: with its latents, and with what preprocessing told of the picture in the statistics."""
+    return dataclasses.replace(mesh, latents=latents, statistics={**mesh.statistics, **facts})
 
 
 def _connected(url: str | Sequence[str], shared_memory: SharedMemory) -> Transport:

@@ -25,6 +25,7 @@ SAMPLER = "hunyuan3d_sampler"
 SAMPLER_UNARY = "hunyuan3d_sampler_unary"
 PREPROCESS = "hunyuan3d_preprocess"
 CONDITIONER = "hunyuan3d_conditioner"
+BACKGROUND = "hunyuan3d_background"
 IMAGE_CONTEXT = "hunyuan3d_context"
 VAE = "hunyuan3d_vae"
 FIELD = "hunyuan3d_field"
@@ -57,6 +58,10 @@ MESH_FORMATS = ("glb", "obj", "stl", "ply")
 MESH_METHODS = ("follow", "dense")
 RESOLUTIONS = (8, 1024)  # cells along each side of the grid, smallest and largest
 
+# What became of a picture's background: it was cut away; the picture's own transparency was used; it stayed, because the request or
+# the server's config says so; it stayed, because the server has no hunyuan3d_background.
+REMOVED, TRANSPARENT, KEPT, NO_REMOVER = BACKGROUNDS = ("removed", "transparent", "kept", "kept: no remover")
+
 # Triton's name of a dtype -> NumPy's type. BF16 is not used, because tritonclient encodes it in a slow Python loop.
 NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
     "FP16": np.float16,
@@ -65,6 +70,7 @@ NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
     "INT64": np.int64,
     "UINT8": np.uint8,
     "BYTES": np.object_,
+    "BOOL": np.bool_,
 }
 
 
@@ -160,6 +166,8 @@ GUIDANCE = TensorSpec("guidance", "FP32", ("B",), "raw guidance scale of guidanc
 GUIDANCE_SCALE = TensorSpec("guidance_scale", "FP32", ("B",), "classifier-free guidance scale")
 IMAGE = TensorSpec("image", "BYTES", ("V",), "PNG, JPEG or WebP files of the views front, left, back, right")
 PIXELS = TensorSpec("pixels", "FP32", ("B", "V", 3, "side", "side"), "square pictures, ImageNet's mean and deviation taken out")
+RGB = TensorSpec("rgb", "FP32", ("B", 3, "side", "side"), "square pictures, levels of 0 to 255", values=(0, 255))
+SALIENCY = TensorSpec("saliency", "FP32", ("B", 1, "side", "side"), "how likely a pixel is of the subject, 0 to 1")
 VELOCITY = TensorSpec("velocity", "FP32", ("B", "L", LATENT_CHANNELS), "points from noise to data")
 QUERIES = TensorSpec("queries", "FP32", ("B", "P", 3), "points x, y, z in about [-1.01, 1.01]")
 FIELD_VALUES = TensorSpec("field", "FP32", ("B", "P"), "positive inside the shape, about +1 or -1 away from its surface")
@@ -222,6 +230,14 @@ SAMPLER_INPUTS = (
     _scalar("preview_every", "INT32", "latents in every k-th step's response; 0: in the final one only"),
     _scalar("tolerance", "FP32", "forecast velocities between evaluations, up to this relative error; 0: evaluate all steps"),
 )
+REMOVE_BACKGROUND = _scalar("remove_background", "BOOL", "the subject is cut out of pictures without transparency")
+PICTURE_FACTS = (
+    TensorSpec(
+        "background", "BYTES", ("V",), "what became of each picture's background: " + ", ".join(BACKGROUNDS), optional=True
+    ),
+    TensorSpec("subject_share", "FP32", ("V",), "the part of each picture that is subject, 0 to 1", optional=True),
+)
+CUTOUT = TensorSpec("cutout", "BYTES", ("V",), "PNG files of the subjects, with transparency around them", optional=True)
 VAE_LATENTS = "vae_latents"
 SAMPLER_OUTPUTS = (
     dataclasses.replace(LATENTS, meaning="the state after this step; in previews and the final response", optional=True),
@@ -295,7 +311,7 @@ def _in_the_only_response(outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, 
 
 
 _UNARY_INPUTS = _for_one_response(SAMPLER_INPUTS)
-_PICTURE_INPUTS = (IMAGE, *_for_ensembles(_UNARY_INPUTS), *MESH_OPTIONS)
+_PICTURE_INPUTS = (IMAGE, REMOVE_BACKGROUND, *_for_ensembles(_UNARY_INPUTS), *MESH_OPTIONS)
 # An ensemble asks its steps for all of its outputs, whatever its caller asks for, so vae_latents would always be computed.
 _ENSEMBLE_STEPS = tuple(spec for spec in SAMPLER_OUTPUTS if spec.name != VAE_LATENTS)
 _PICTURE_STEPS = (PREPROCESS, CONDITIONER)
@@ -307,18 +323,26 @@ MODELS: dict[str, ModelSpec] = {
         denoiser(guided=True),
         ModelSpec(SAMPLER, SAMPLER_INPUTS, (*SAMPLER_OUTPUTS, ERROR, SERVED), needs=((DIT, DIT_GUIDED),)),
         ModelSpec(SAMPLER_UNARY, _with_float32_twins(_UNARY_INPUTS), SAMPLER_OUTPUTS),
-        ModelSpec(PREPROCESS, (IMAGE,), (PIXELS,), needs=((CONDITIONER,),)),
+        # It calls hunyuan3d_background too, where that is served.
+        ModelSpec(PREPROCESS, (IMAGE, REMOVE_BACKGROUND), (PIXELS, *PICTURE_FACTS, CUTOUT), needs=((CONDITIONER,),)),
+        ModelSpec(BACKGROUND, (RGB,), (SALIENCY,)),
         ModelSpec(CONDITIONER, (PIXELS,), (CONTEXT,)),
         vae(),
         field(),
         ModelSpec(MESH, MESH_INPUTS, (*MESH_PROGRESS, *MESH_RESULT, ERROR), needs=((VAE,), (FIELD,))),
         ModelSpec(MESH_UNARY, MESH_INPUTS, _in_the_only_response(MESH_RESULT), needs=((MESH,),)),
-        ModelSpec(IMAGE_CONTEXT, (IMAGE,), (CONTEXT,), steps=_PICTURE_STEPS),
-        ModelSpec(PICTURE_LATENTS, (IMAGE, *_for_ensembles(SAMPLER_INPUTS)), _ENSEMBLE_STEPS, steps=(*_PICTURE_STEPS, SAMPLER)),
+        # Only ensembles that do not stream have the facts about the pictures: see below.
+        ModelSpec(IMAGE_CONTEXT, (IMAGE, REMOVE_BACKGROUND), (CONTEXT, *PICTURE_FACTS), steps=_PICTURE_STEPS),
+        ModelSpec(
+            PICTURE_LATENTS,
+            (IMAGE, REMOVE_BACKGROUND, *_for_ensembles(SAMPLER_INPUTS)),
+            _ENSEMBLE_STEPS,
+            steps=(*_PICTURE_STEPS, SAMPLER),
+        ),
         ModelSpec(
             PICTURE_LATENTS_UNARY,
-            (IMAGE, *_for_ensembles(_UNARY_INPUTS)),
-            _ENSEMBLE_STEPS,
+            (IMAGE, REMOVE_BACKGROUND, *_for_ensembles(_UNARY_INPUTS)),
+            (*_ENSEMBLE_STEPS, *PICTURE_FACTS),
             steps=(*_PICTURE_STEPS, SAMPLER_UNARY),
         ),
         # All outputs are the mesh model's. Triton would not load an ensemble whose outputs come from a streaming step and from
@@ -327,7 +351,7 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             PICTURE_MESH_UNARY,
             _PICTURE_INPUTS,
-            _in_the_only_response(MESH_RESULT),
+            (*_in_the_only_response(MESH_RESULT), *PICTURE_FACTS),
             steps=(*_PICTURE_STEPS, SAMPLER_UNARY, MESH_UNARY),
         ),
     )

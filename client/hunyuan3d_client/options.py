@@ -42,6 +42,14 @@ class _Meshing(TypedDict, total=False):
     method: Annotated[str | None, "follow evaluates the field near the surface, dense at every point of the grid."]
 
 
+class _Picturing(TypedDict, total=False):
+    """What every way to begin with a picture takes."""
+
+    remove_background: Annotated[
+        bool | None, "Cut the subject out of pictures without transparency. Left out: as the server is set, usually True."
+    ]
+
+
 class _Timeout(TypedDict, total=False):
     timeout_s: Annotated[
         float | None, "Seconds to wait for the whole answer. Left out: the client's own limit, 300 unless set."
@@ -54,8 +62,8 @@ class DecodeOptions(_Meshing, _Timeout, total=False):
     """The options of decode()."""
 
 
-class GenerateOptions(_Sampling, _Meshing, _Timeout, total=False):
-    """The options of generate(): those of sampling and of meshing."""
+class GenerateOptions(_Sampling, _Meshing, _Picturing, _Timeout, total=False):
+    """The options of generate(): those of the picture, of sampling and of meshing."""
 
 
 class SampleOptions(_Sampling, _Timeout, total=False):
@@ -77,7 +85,7 @@ class StreamOptions(SampleOptions, _Previews, total=False):
     """The options of sample(), and previews."""
 
 
-class BatchOptions(_Sampling, _Timeout, total=False):
+class BatchOptions(_Sampling, _Picturing, _Timeout, total=False):
     """The options of sampling, which hold for each picture of a batch, and those of the batch."""
 
     resume: Annotated[bool, "Skip the inputs whose results an earlier run has written, by the ledger in the output folder."]
@@ -107,7 +115,7 @@ def options_of(kind: type) -> list[Option]:
 
 
 # The options that change what a sample is, and not how it is asked for.
-SAMPLING = tuple(o.name for o in options_of(_Sampling))
+SAMPLING = tuple(o.name for kind in (_Sampling, _Picturing) for o in options_of(kind))
 
 
 def takes(kind: type) -> Callable[[F], F]:

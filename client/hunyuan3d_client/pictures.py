@@ -21,13 +21,28 @@ _EXPECTED = "a path, the bytes of a file, a PIL image or a uint8 array [H, W, 3 
 _PNG_COLORS = {1: 0, 3: 2, 4: 6}  # number of channels -> PNG's number for the colour type
 
 
-def image_inputs(image: Any) -> dict[str, npt.NDArray[Any]]:
-    """The tensor of one picture, or of a list of views. Files are read and arrays compressed here. Raises InvalidInput."""
+def image_inputs(image: Any, remove_background: bool | None = None) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of one picture, or of a list of views. Files are read and arrays compressed here. Raises InvalidInput.
+
+    remove_background: None is not sent, so that the server's own setting holds.
+    """
     views = checked_views(image)
+    removal = removal_inputs(remove_background)
     tensor = np.empty(len(views), np.object_)  # filled element by element, because np.array() cuts trailing zero bytes off
     for index, view in enumerate(views):
         tensor[index] = _file(view)
-    return {contract.IMAGE.name: tensor}
+    return {contract.IMAGE.name: tensor, **removal}
+
+
+def removal_inputs(remove_background: Any) -> dict[str, npt.NDArray[Any]]:
+    """The tensor of this option, if it is given. Raises InvalidInput."""
+    if remove_background is None:
+        return {}
+    if not isinstance(remove_background, bool | np.bool_):
+        raise invalid(
+            "remove_background", "True or False", repr(remove_background), "leave it out for the server's own setting"
+        )
+    return {contract.REMOVE_BACKGROUND.name: np.array([remove_background])}
 
 
 def checked_views(image: Any) -> list[Any]:

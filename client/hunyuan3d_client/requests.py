@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import contract
+from .cutouts import Cutout
 from .errors import ModelFailed, ModelNotReady, invalid
 from .mesh import Mesh, MeshProgress
 from .transport import ModelInfo, Tensors
@@ -221,6 +222,33 @@ def context(answer: Tensors) -> Array:
         got = "nothing" if found is None else _found(found)
         raise ModelFailed(f"context must be float16 [1, T, {contract.CONTEXT_WIDTH}], got {got}\nhint: redeploy the model")
     return found
+
+
+def picture_facts(answer: Tensors) -> dict[str, list[Any]]:
+    """What became of each view's background, and the part that is subject; nothing of a server that does not tell."""
+    if any(spec.name not in answer for spec in contract.PICTURE_FACTS):
+        return {}
+    shares = [round(float(share), 4) for share in answer["subject_share"]]
+    return {"background": [text.decode() for text in answer["background"]], "subject_share": shares}
+
+
+def cutout(answer: Tensors) -> Cutout:
+    """The Cutout of preprocessing's answer. Raises ModelFailed if an output is missing, ModelNotReady without a remover."""
+    facts = picture_facts(answer)
+    if not facts or contract.CUTOUT.name not in answer:
+        raise ModelFailed(f"{contract.PREPROCESS} must answer with a cutout, got {sorted(answer)}\nhint: redeploy it")
+    (background,), (share,) = facts["background"], facts["subject_share"]
+    if background == contract.NO_REMOVER:
+        raise ModelNotReady(
+            f"{contract.BACKGROUND} must be ready on the server for cutout(), got no such model\n"
+            "hint: hunyuan3d-export background --out build/background, then hunyuan3d-export deploy --artifacts build/background",
+            model=contract.BACKGROUND,
+        )
+    return Cutout(bytes(answer[contract.CUTOUT.name][0]), background, share)
+
+
+# What cutout() asks preprocessing for. The pixels for the image encoder would only cost time.
+CUTOUT_OUTPUTS = (*(spec.name for spec in contract.PICTURE_FACTS), contract.CUTOUT.name)
 
 
 def step(answer: Tensors, *, request_id: str = "") -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch import nn
 from hunyuan3d_client import contract
 
 from .precisions import check_precision
+
+if TYPE_CHECKING:
+    import onnx
 
 ATTENTION_FORMS = ("op", "decomposed")
 
@@ -120,13 +123,15 @@ class Graph:
 
     spec: the tensors, where an axis that this export fixes is replaced by its size. axes: the range of each free axis. example:
     the sizes that the exporter traces with; none may be 0 or 1, because the exporter treats these as constants. module: turns
-    the loaded network into the module whose forward is traced.
+    the loaded network into the module whose forward is traced. ready: turns the loaded network into the graph itself, where the
+    weights come as an ONNX graph; nothing is traced then, and `module` is what the graph is compared with.
     """
 
     spec: contract.ModelSpec
     axes: Axes
     example: Mapping[str, int]
     module: Callable[[Any], nn.Module] = whole
+    ready: Callable[[Any], onnx.ModelProto] | None = None
 
     def described(self) -> dict[str, Any]:
         """The graph's tensors and axes as JSON for the manifest. A graph whose manifest holds other values is stale."""

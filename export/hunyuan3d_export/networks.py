@@ -16,6 +16,8 @@ from torch import nn
 
 from hunyuan3d_client import contract
 
+from .background import network as background
+from .background.weights import BackgroundServing
 from .checks import Check, Profile
 from .conditioner import network as conditioner
 from .conditioner.weights import ConditionerServing
@@ -192,6 +194,26 @@ NETWORKS: dict[str, Network[Any]] = {
         plan_sizes=shapevae.plan_sizes,
         base=SHAPEVAE_PRESETS["v2-0"],
         save=save_shapevae,
+    ),
+    # Preprocessing, which comes with the image encoder, is the only caller.
+    "background": Network[BackgroundServing](
+        name="background",
+        title="background remover",
+        models=(contract.BACKGROUND,),
+        command="hunyuan3d-export background",
+        beside=("conditioner",),
+        code=_sources("background"),
+        packages=("onnxruntime",),
+        attention_forms=background.ATTENTION_FORMS,
+        read_serving=background.serving_from_json,
+        label=lambda serving: f"the background remover {serving.name}",
+        sizes=lambda serving: f"{serving.name}, pictures of {serving.side} pixels",
+        graphs=background.graphs,
+        weights_of=background.weights_of,
+        checks=background.checks,
+        configs=background.config_files,
+        plan_sizes=background.plan_sizes,
+        base=BackgroundServing(),
     ),
 }
 

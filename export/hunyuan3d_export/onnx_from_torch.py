@@ -1,4 +1,4 @@
-"""torch -> ONNX: one artifact folder for each graph of a network, with its weights file and manifest."""
+"""torch, or a graph that is ONNX already -> ONNX: one artifact folder for each graph of a network, with its weights and manifest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ def export_onnx(source: Source, out: Path, *, graph: str = "all", options: OnnxO
     if is_random(how["weights"]):
         logger.warning("%s: RANDOM WEIGHTS from seed %s", network.title, how["weights"].get("seed"))
     made_from = {
-        name: {**how, "graph": name, "spec": each.described(), "options": _options_of(name, network, values)}
+        name: {
+            **how,
+            "graph": name,
+            "spec": each.described(),
+            "options": _options_of(name, network, values),
+            "opset": OPSET if each.ready is None else None,  # a graph that is ready has the opset of its source
+        }
         for name, each in chosen.items()
     }
     folders = {name: out / each.spec.name for name, each in chosen.items()}
@@ -80,7 +86,6 @@ def _how_made(source: Source, network: Network[Any], options: OnnxOptions) -> di
         "weights": source.identity(),
         "precision": options.precision,
         "attention": options.attention,
-        "opset": OPSET,
         "code": code_digest([Path(__file__), Path(graphs.__file__), *network.code]),
         "versions": versions_of("torch", "onnx", "onnxscript", *network.packages),
     }
@@ -95,11 +100,7 @@ def _write_graph(graph: Graph, network: nn.Module, folder: Path, *, made_from: d
     """Writes one artifact folder, which appears whole or not at all."""
     spec = graph.spec
     with atomic_folder(folder) as temporary:
-        with _stage(f"{spec.name}: trace and convert"):
-            program = _trace(graph, graph.module(network))
-        with _stage(f"{spec.name}: write weights"):
-            program.save(str(temporary / ONNX_FILE), external_data=True)
-            del program
+        _write_model(graph, network, temporary / ONNX_FILE)
         with _stage(f"{spec.name}: check and digest"):
             onnx.checker.check_model(str(temporary / ONNX_FILE))
             Manifest(
@@ -109,6 +110,18 @@ def _write_graph(graph: Graph, network: nn.Module, folder: Path, *, made_from: d
                 versions=made_from["versions"],
                 files=file_digests(temporary),
             ).write(temporary)
+
+
+def _write_model(graph: Graph, network: nn.Module, path: Path) -> None:
+    name = graph.spec.name
+    if graph.ready is not None:
+        with _stage(f"{name}: write the graph"):
+            onnx.save(graph.ready(network), str(path))
+        return
+    with _stage(f"{name}: trace and convert"):
+        program = _trace(graph, graph.module(network))
+    with _stage(f"{name}: write weights"):
+        program.save(str(path), external_data=True)
 
 
 def _trace(graph: Graph, module: nn.Module) -> torch.onnx.ONNXProgram:

@@ -25,13 +25,17 @@ from .graphs import Source
 from .networks import NETWORKS, check_names
 from .shapevae.weights import ShapeVAESource
 
-# Network -> a key that its weights have, in every layout that its checkpoint module reads.
+# Network -> a key that its weights have, in every layout that its checkpoint module reads. A network that is missing here is never
+# part of a checkpoint.
 PROBES: Mapping[str, re.Pattern[str]] = {
     "dit": re.compile(r"(model\.)?latent_in\.weight"),
     "conditioner": re.compile(r"(.*\.)?embeddings\.cls_token"),
     "vae": re.compile(r"(.*\.)?(post_kl|geo_decoder)\..*"),
 }
-_MISSING_HINTS = {"vae": "--vae FILE adds the file or folder of a VAE, such as hunyuan3d-vae-v2-0"}
+_MISSING_HINTS = {
+    "vae": "--vae FILE adds the file or folder of a VAE, such as hunyuan3d-vae-v2-0",
+    "background": "its graph comes from a file of its own: hunyuan3d-export background",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +170,10 @@ def _random(named: Named, vae: CheckpointFiles | None) -> dict[str, Source]:
     wanted = named.networks or (("vae",) if vae and named.preset is None else ("dit", "vae") if vae else ("dit",))
     found: dict[str, Source] = {}
     for name in wanted:
+        if name not in PROBES:
+            raise ValueError(
+                f"network must be one of {', '.join(PROBES)} for a preset, got {name}\nhint: {_MISSING_HINTS[name]}"
+            )
         if name == "conditioner":
             variant = "tiny" if named.preset in (None, "tiny", "shapes") else "giant"
             found[name] = ConditionerSource(variant=variant, seed=named.seed, **encoder_sizes(named.preset))

@@ -42,6 +42,7 @@ VALUES: dict[str, Any] = {
     "keep": 0.25,
     "level": 0.5,
     "method": "dense",
+    "remove_background": False,
     "timeout_s": 7.0,
     "request_id": "mine-7",
     "headers": {"traceparent": "00-1-2-01"},
@@ -60,7 +61,7 @@ def test_the_options_of_a_decode_are_the_mesh_models_inputs() -> None:
     inputs = {spec.name for spec in contract.MESH_INPUTS} - {"latents"}
     assert {option.name for option in options.options_of(options.DecodeOptions)} == inputs | OF_A_CALL
     sampling = {option.name for option in options.options_of(options.SampleOptions)} - {"latents", "negative_context"}
-    assert {option.name for option in options.options_of(options.GenerateOptions)} == inputs | sampling
+    assert {option.name for option in options.options_of(options.GenerateOptions)} == inputs | sampling | {"remove_background"}
 
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)
@@ -125,6 +126,7 @@ def test_each_method_passes_each_option_on(name: str, option: str) -> None:
         assert all(getattr(request, option) != VALUES[option] for request in before.requests)
         return
     takes = contract.MESH if option in [spec.name for spec in contract.MESH_OPTIONS] else contract.SAMPLER
+    takes = contract.IMAGE_CONTEXT if option == contract.REMOVE_BACKGROUND.name else takes
     was, now = (next(each.inputs for each in calls.requests if each.model == takes) for calls in (before, after))
     sent = now[option]
     assert option not in was or not np.array_equal(was[option], sent)

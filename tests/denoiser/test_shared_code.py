@@ -11,6 +11,7 @@ PYTHON_MODELS = (
     "dit",
     "dit_guided",
     "conditioner",
+    "background",
     "sampler",
     "sampler_unary",
     "preprocess",

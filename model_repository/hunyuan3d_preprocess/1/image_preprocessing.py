@@ -5,10 +5,11 @@ Axes: V views, P the side of the square picture in pixels.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,11 +37,18 @@ def pixels(images: Sequence[bytes], size: int) -> np.ndarray:
     """
     views = []
     for index, data in enumerate(images):
-        try:
+        with naming_view(index, len(images)):
             views.append(normalise(square(decode(data), size)))
-        except InvalidImage as error:
-            raise InvalidImage(f"view {index + 1}: {error}" if len(images) > 1 else str(error)) from error
     return np.stack(views)[None]
+
+
+@contextlib.contextmanager
+def naming_view(index: int, count: int) -> Iterator[None]:
+    """The InvalidImage of the body names the view, if there are several."""
+    try:
+        yield
+    except InvalidImage as error:
+        raise InvalidImage(f"view {index + 1}: {error}" if count > 1 else str(error)) from error
 
 
 def decode(data: bytes) -> Image.Image:

@@ -1,0 +1,1 @@
+../../hunyuan3d_dit/1/finite.py

@@ -1,0 +1,1 @@
+../../hunyuan3d_sampler/1/model_calls.py
