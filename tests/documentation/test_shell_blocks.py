@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -69,6 +70,16 @@ SCENES: dict[str, tuple[str, ...]] = {
         "hunyuan3d-export conditioner --checkpoint model.fp16.safetensors --precision fp16 --views 4 --out build/encoder-views",
         "hunyuan3d-export deploy --artifacts build/encoder-views",
     ),
+    "photographs": (
+        "make deploy CHECKPOINT=model.fp16.safetensors PRECISION=fp16",
+        "hunyuan3d-export conditioner --checkpoint model.fp16.safetensors --precision fp16 --out build/encoder",
+        "hunyuan3d-export deploy --artifacts build/encoder",
+        "hunyuan3d-export background --out build/background",
+        "hunyuan3d-export verify --artifacts build/background",
+        "hunyuan3d-export deploy --artifacts build/background",
+        "hunyuan3d-export serve --grpc-port 0",
+        "hunyuan3d cutout photo.jpg --out cut.png",
+    ),
     "prompts": (
         "make deploy serve PRESET=shapes REPOSITORY=build/repository",
         'hunyuan3d sample --prompt "two flat tori" --out latents.npy --picture tori.png --ply tori.ply',
@@ -85,7 +96,7 @@ SCENES: dict[str, tuple[str, ...]] = {
     ),
     "demo": ("make demo",),
 }
-SLOW = {"torch runtime", "pictures", "meshes", "prompts", "first server", "demo"}
+SLOW = {"torch runtime", "pictures", "photographs", "meshes", "prompts", "first server", "demo"}
 
 TESTS = "starts these tests, or is started beside them by CI"
 CLONE = "needs the network; the tests run in an environment that is set up and active"
@@ -434,6 +445,7 @@ def prepare(tree: Tree, artifacts: Callable[..., Path]) -> None:
     shutil.copytree(graphs, tree.folder / "build" / "model.fp16-fp16")
     np.save(tree.folder / "context.npy", np.random.default_rng(0).standard_normal((1, 16, 1536)).astype(np.float16))
     Image.new("RGB", (64, 48), "orange").save(tree.folder / "picture.png")
+    shutil.copy(Path(skimage.__file__).parent / "data" / "rocket.jpg", tree.folder / "photo.jpg")
 
 
 def add_encoder(checkpoint: Path) -> None:
