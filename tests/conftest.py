@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["official_decoder"]
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / "build" / "test"  # safe to keep: an artifact is reused only if its manifest still matches
 # The contract's channels and head size in the fewest, narrowest blocks.

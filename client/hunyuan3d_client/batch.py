@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import contract
+from . import contract, requests
 from .batch_inputs import Item, Shard, items_of
 from .errors import Cancelled, Hunyuan3DError, ModelNotReady, Overloaded, ServerUnavailable, invalid
 from .files import atomic_path
 from .ledger import Entry, Ledger, entries
-from .options import SAMPLING
+from .mesh import Mesh
+from .options import LATENTS_FORMAT, MESHING, SAMPLING
 from .pictures import image_inputs
 from .round_robin import RoundRobin
 from .streams import last
@@ -37,7 +38,6 @@ _PASSING = (Overloaded, ServerUnavailable, ModelNotReady)
 _ATTEMPTS = 9
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _USUAL_BATCH = 8  # of a server that does not tell its sampler's settings
-SUFFIX = ".npy"
 
 
 @dataclasses.dataclass
@@ -51,17 +51,24 @@ class Summary:
     seconds: float = 0.0
 
 
-async def result(client: AsyncClient, image: Any, options: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """What a batch makes of one picture."""
+async def result(client: AsyncClient, image: Any, options: Mapping[str, Any]) -> Mesh | npt.NDArray[Any]:
+    """What a batch makes of one picture: a mesh, or latents if that is the `format`."""
+    if options["format"] != LATENTS_FORMAT:
+        mesh = await last(client.generate_stream(image, **options, preview_every=0))
+        assert isinstance(mesh, Mesh)  # the stream of a decode raises ModelFailed otherwise
+        return mesh
     step = await last(client._picture_stream(image, {**options, "preview_every": 0}))
     assert step.latents is not None  # a trajectory's last step always has them
     return step.latents
 
 
-def write(path: Path, made: npt.NDArray[Any]) -> None:
+def write(path: Path, made: Mesh | npt.NDArray[Any]) -> None:
     """Write what `result` made, whole or not at all."""
     with atomic_path(path) as partial, partial.open("wb") as file:
-        np.save(file, made)
+        if isinstance(made, Mesh):
+            file.write(made.data)
+        else:
+            np.save(file, made)
         file.flush()
         os.fsync(file.fileno())
 
@@ -70,6 +77,15 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as the ledger gives them back: Python's numbers and lists in place of NumPy's and of tuples."""
     found: dict[str, Any] = json.loads(json.dumps(dict(options), default=lambda value: np.asarray(value).tolist()))
     return found
+
+
+def _check_format(format: str, named: Mapping[str, Any]) -> None:
+    known = (*contract.MESH_FORMATS, LATENTS_FORMAT)
+    if format not in known:
+        raise invalid("format", " or ".join(known), repr(format), f"leave it out for {known[0]}")
+    if format == LATENTS_FORMAT and (meshing := [name for name in MESHING if name in named]):
+        raise invalid("format", f"that of a mesh beside {', '.join(meshing)}", repr(format), "leave out format")
+    requests.check_meshing(named)
 
 
 class Batch:
@@ -86,9 +102,13 @@ class Batch:
         self._prefix = options.pop("request_id") or uuid.uuid4().hex[:12]
         client._call(options["timeout_s"], request_id=self._id(""), headers=options["headers"])  # checks them
         self._client, self._out, self._options = client, out, options
-        self._sampling = _plain({name: value for name, value in options.items() if name in SAMPLING and value is not None})
+        named = {name: value for name, value in options.items() if name in (*SAMPLING, *MESHING) and value is not None}
+        _check_format(options["format"], named)
+        self._suffix, self._named = f".{options['format']}", _plain(named)
         self._shard = Shard.of(shard)
-        self._items = [item for item in items_of(pictures, self._sampling) if self._shard.holds(item.name)]
+        self._items = [item for item in items_of(pictures, self._named) if self._shard.holds(item.name)]
+        for item in self._items:
+            _check_format(options["format"], item.options)
         self._summary = Summary(len(self._items))
         self._queue = collections.deque((item, 1) for item in self._items)
         self._workers: set[asyncio.Task[None]] = set()
@@ -103,7 +123,7 @@ class Batch:
             try:
                 if self._queue:
                     count = min(self._concurrency or await self._capacity(), len(self._queue))
-                    await self._told(contract.IMAGE_CONTEXT)  # without it every picture would fail, each after a minute
+                    await self._require_models()
                     self._workers = {asyncio.create_task(self._work()) for _ in range(count)}
                     await asyncio.gather(*self._workers)
             finally:
@@ -120,6 +140,17 @@ class Batch:
         transport = self._client.transport
         servers = len(transport.servers) if isinstance(transport, RoundRobin) else 1
         return servers * max(1, min(2 * batch, most))
+
+    async def _require_models(self) -> None:
+        """Without them every picture would fail, each after a minute. Raises ModelNotReady."""
+        await self._told(contract.IMAGE_CONTEXT)
+        if self._options["format"] != LATENTS_FORMAT:
+            try:
+                await self._told(contract.MESH)
+            except ModelNotReady as error:
+                hint = f"deploy a shape decoder: hunyuan3d-export vae; for latents alone: format={LATENTS_FORMAT}"
+                message = f"{contract.MESH} must be ready on the server for meshes, got no such model\nhint: {hint}"
+                raise ModelNotReady(message, status=error.status, model=contract.MESH) from error
 
     async def _told(self, model: str) -> ModelInfo:
         return await self._client.model_info(model, timeout_s=self._options["timeout_s"], headers=self._options["headers"])
@@ -143,24 +174,24 @@ class Batch:
                 await self._failed(item, attempt, error)
 
     async def _one(self, item: Item, attempt: int) -> None:
-        sampling = {**self._sampling, **_plain(item.options)}
+        named = {**self._named, **_plain(item.options)}
         views = list((await asyncio.to_thread(image_inputs, item.image))[contract.IMAGE.name])
         digest = hashlib.sha256(b"".join(hashlib.sha256(view).digest() for view in views)).hexdigest()
-        output = f"{item.name}{SUFFIX}"
+        output = f"{item.name}{self._suffix}"
         known = self._known.get(item.name)
-        if known is not None and known.is_of(digest, sampling) and (self._out / known.output).exists():
+        if known is not None and known.is_of(digest, named, output) and (self._out / output).exists():
             self._summary.skipped += 1
             await self._tell()
             return
         started = time.monotonic()
         request_id = self._id(item.name)
         made = await result(self._client, views, {**self._options, **item.options, "request_id": request_id})
-        entry = Entry(item.name, output, digest, sampling, round(time.monotonic() - started, 3), request_id, attempt)
+        entry = Entry(item.name, output, digest, named, round(time.monotonic() - started, 3), request_id, attempt)
         await self._finish(functools.partial(self._keep, entry, made))
         self._summary.done += 1
         await self._tell()
 
-    def _keep(self, entry: Entry, made: npt.NDArray[Any]) -> None:
+    def _keep(self, entry: Entry, made: Mesh | npt.NDArray[Any]) -> None:
         write(self._out / entry.output, made)
         self._ledger.add(entry)
 
@@ -168,8 +199,8 @@ class Batch:
         if self._on_error == "raise":
             raise error
         told = {"type": type(error).__name__, "message": str(error)}
-        sampling = {**self._sampling, **_plain(item.options)}
-        entry = Entry(item.name, f"{item.name}{SUFFIX}", "", sampling, 0.0, self._id(item.name), attempt, told)
+        named = {**self._named, **_plain(item.options)}
+        entry = Entry(item.name, f"{item.name}{self._suffix}", "", named, 0.0, self._id(item.name), attempt, told)
         await self._finish(functools.partial(self._ledger.add, entry))
         self._summary.failed[item.name] = f"{type(error).__name__}: {error}"
         await self._tell()
@@ -190,7 +221,7 @@ class Batch:
 
     def _sweep(self) -> None:
         """Remove what a killed run of this shard left half-written."""
-        own = {self._out / f"{item.name}{SUFFIX}" for item in self._items}
+        own = {self._out / f"{item.name}{self._suffix}" for item in self._items}
         for partial in self._out.rglob(".*.partial"):
             name = partial.name[1:].rpartition(".partial")[0].rpartition(".")[0]
             if partial.with_name(name) in own:

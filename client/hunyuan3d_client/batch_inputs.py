@@ -14,7 +14,7 @@ from typing import Any
 
 from . import requests
 from .errors import InvalidInput, invalid
-from .options import SAMPLING
+from .options import MESHING, SAMPLING
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -121,10 +121,12 @@ def _of_lines(path: Path) -> Iterator[Item]:
         first = Path(str(image[0] if isinstance(image, list) else image)).with_suffix("")
         elsewhere = first.is_absolute() or ".." in first.parts
         name = fields.pop("name", first.name if elsewhere else first.as_posix())
-        if unknown := fields.keys() - set(SAMPLING):
-            raise invalid(f"line {number} of {path}", f"of the keys image, name, {', '.join(SAMPLING)}", sorted(unknown), hint)
+        known = (*SAMPLING, *MESHING)
+        if unknown := fields.keys() - set(known):
+            raise invalid(f"line {number} of {path}", f"of the keys image, name, {', '.join(known)}", sorted(unknown), hint)
         try:
             requests.checked_options(fields)
+            requests.check_meshing(fields)
         except InvalidInput as error:
             raise InvalidInput(f"line {number} of {path}: {error}") from error
         yield Item(str(name), views if isinstance(image, list) else views[0], fields)

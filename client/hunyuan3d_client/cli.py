@@ -89,12 +89,9 @@ AnyOutput = Annotated[
 F = TypeVar("F", bound=Callable[..., Any])
 # Types of options on the command line, where they differ from Python's: an array is a file, and a seed is one number.
 _SHELL_TYPES = {"latents": Path | None, "negative_context": Path | None, "seed": int}
-_NOT_IN_SHELL = {
-    "format",
-    "headers",
-    "progress",
-    "remove_background",
-}  # the ending of --out names the format; --header sends headers with every call; --keep-background turns the removal off
+# --header sends headers with every call, and --keep-background turns the removal off.
+_NOT_IN_SHELL = {"headers", "progress", "remove_background"}
+_NAMED_BY_THE_ENDING = {"format"}  # of --out, but a batch's --out is a folder
 KeepBackground = Annotated[
     bool, typer.Option("--keep-background", help="Encode the whole picture: the server would cut the subject out.")
 ]
@@ -102,10 +99,11 @@ KeepBackground = Annotated[
 
 def _takes(kind: type) -> Callable[[F], F]:
     """A decorator for a command of `**options`: it takes the options of `kind`, with their texts as help."""
+    hidden = _NOT_IN_SHELL if kind is BatchOptions else _NOT_IN_SHELL | _NAMED_BY_THE_ENDING
     options = [
         dataclasses.replace(o, type=Annotated[_SHELL_TYPES.get(o.name, o.type), typer.Option(help=o.text)])
         for o in options_of(kind)
-        if o.name not in _NOT_IN_SHELL
+        if o.name not in hidden
     ]
     return lambda command: show(command, expanded(command, options))
 

@@ -253,11 +253,11 @@ class AsyncClient:
 
     @takes(BatchOptions)
     async def generate_many(self, pictures: Any, *, out: str | Path, **options: Unpack[BatchOptions]) -> Summary:
-        """condition() and sample() for many pictures, with the latents [1, L, 64] of each in a .npy file of the folder `out`.
+        """generate() for many pictures, with the mesh of each in a file of the folder `out`; for format="npy", the latents [1, L, 64].
 
         `pictures`: a folder, a glob, a JSONL file (lines like {"image": "a.png", "seed": 7}) or a list of pictures. The folder
         also gets ledger.jsonl, from which a later run resumes. Failures are recorded; see Summary.failed.
-        Raises InvalidInput, OSError, what sample() raises for on_error="raise", and what model_info() raises.
+        Raises InvalidInput, OSError, what generate() raises for on_error="raise", and what model_info() raises.
         """
         folder = Path(out)
         if not folder.parent.is_dir():

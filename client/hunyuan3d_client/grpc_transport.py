@@ -281,7 +281,7 @@ def _statuses() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         failure = StatusError(error.code(), error.details())
-        failure.retry_after_s = _retry_after_s(error)
+        failure.retry_after_s = _retry_after_s(error) or failure.retry_after_s
         raise failure from error
     except grpc.aio.UsageError as closed:
         raise StatusError(grpc.StatusCode.CANCELLED, str(closed)) from closed

@@ -29,9 +29,10 @@ class Entry:
     attempts: int
     error: Mapping[str, str] | None = None
 
-    def is_of(self, digest: str, options: Mapping[str, Any]) -> bool:
-        """Whether this is a result of these input bytes under these options."""
-        return self.error is None and self.digest == digest and dict(self.options) == dict(options)
+    def is_of(self, digest: str, options: Mapping[str, Any], output: str) -> bool:
+        """Whether this is a result of these input bytes under these options, in a file of that name."""
+        same = (self.digest, dict(self.options), self.output) == (digest, dict(options), output)
+        return self.error is None and same
 
 
 class Ledger:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypedDict, TypeVar, cast, get_args, get_type_
 from . import contract
 from .headers import Headers
 
+LATENTS_FORMAT = "npy"  # of a batch that makes no meshes
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -29,17 +30,20 @@ class _Sampling(TypedDict, total=False):
     schedule: Annotated[str | None, f"Schedule of the flow times: {' or '.join(contract.SCHEDULES)}."]
 
 
-class _Meshing(TypedDict, total=False):
+class _Surface(TypedDict, total=False):
     """What every way to make a mesh takes. An option that is None is left to the server's config."""
 
     resolution: Annotated[
         int | None, f"Cells along each side of the grid, {contract.RESOLUTIONS[0]} to {contract.RESOLUTIONS[1]}."
     ]
-    format: Annotated[str | None, f"Format of the file: {' or '.join(contract.MESH_FORMATS)}."]
     max_faces: Annotated[int | None, "Simplify the mesh to this many faces; 0 keeps all."]
     keep: Annotated[float | None, "Leave out parts with fewer faces than this share of the largest part's; 0 keeps all."]
     level: Annotated[float | None, "Value of the field at the surface."]
     method: Annotated[str | None, "follow evaluates the field near the surface, dense at every point of the grid."]
+
+
+class _Meshing(_Surface, total=False):
+    format: Annotated[str | None, f"Format of the file: {' or '.join(contract.MESH_FORMATS)}."]
 
 
 class _Picturing(TypedDict, total=False):
@@ -85,9 +89,12 @@ class StreamOptions(SampleOptions, _Previews, total=False):
     """The options of sample(), and previews."""
 
 
-class BatchOptions(_Sampling, _Picturing, _Timeout, total=False):
-    """The options of sampling, which hold for each picture of a batch, and those of the batch."""
+class BatchOptions(_Sampling, _Picturing, _Surface, _Timeout, total=False):
+    """The options of the picture, of sampling and of meshing, which hold for each picture of a batch, and those of the batch."""
 
+    format: Annotated[
+        str, f"Format of the results: {' or '.join(contract.MESH_FORMATS)}; {LATENTS_FORMAT}: latents, without a shape decoder."
+    ]
     resume: Annotated[bool, "Skip the inputs whose results an earlier run has written, by the ledger in the output folder."]
     concurrency: Annotated[int | None, "Pictures in flight. Left out: two batches of each server's sampler."]
     on_error: Annotated[str, "record: write a failure into the ledger and go on; raise: end the batch."]
@@ -111,11 +118,13 @@ class Option:
 def options_of(kind: type) -> list[Option]:
     """The fields of one of the classes above."""
     fields = {name: get_args(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
-    return [Option(name, hint, _DEFAULTS.get(name), text) for name, (hint, text) in fields.items()]
+    defaults = _DEFAULTS | ({"format": contract.MESH_FORMATS[0]} if kind is BatchOptions else {})
+    return [Option(name, hint, defaults.get(name), text) for name, (hint, text) in fields.items()]
 
 
-# The options that change what a sample is, and not how it is asked for.
+# The options that change what a result is, and not how it is asked for: of a sample, and of its mesh.
 SAMPLING = tuple(o.name for kind in (_Sampling, _Picturing) for o in options_of(kind))
+MESHING = tuple(o.name for o in options_of(_Surface))
 
 
 def takes(kind: type) -> Callable[[F], F]:

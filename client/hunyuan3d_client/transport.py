@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,20 +15,22 @@ from . import contract
 from .identity import ServedWeights
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+_RETRY = re.compile(r"^hint: try again in (\d+(?:\.\d+)?) s$", re.MULTILINE)  # the sampler's words
 
 
 class StatusError(Exception):
     """The only error of a transport: a gRPC status (None where the server sent a message without a status) and a text.
 
     `server` is the transport of the server that failed, where the transport that raises stands for several servers.
-    `retry_after_s` is what the server, or a proxy before it, says of when to try again.
+    `retry_after_s` is what the server, in its text, or a proxy before it says of when to try again.
     """
 
     def __init__(self, status: grpc.StatusCode | None, message: str) -> None:
         super().__init__(message)
         self.status = status
         self.server: Transport | None = None
-        self.retry_after_s: float | None = None
+        told = _RETRY.search(message)
+        self.retry_after_s: float | None = float(told[1]) if told else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle. The server is a connection of this process."""

@@ -76,6 +76,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ready = True
         self.fail: grpc.StatusCode | None = None
         self.text = ""
+        self.words = "told to fail"
         self.trailers: tuple[tuple[str, str], ...] = ()  # sent with `fail`
         self.questions: list[dict[str, str]] = []  # the headers of calls about the server and its models
         self.told: tuple[str, str] | None = None
@@ -102,7 +103,7 @@ class Kserve(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.stall.wait(20)
         if self.fail is not None:
             context.set_trailing_metadata(self.trailers)
-            context.abort(self.fail, "told to fail")
+            context.abort(self.fail, self.words)
 
     def _wait(self, name: str) -> None:
         if name in self.silent:

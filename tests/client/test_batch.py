@@ -47,8 +47,9 @@ def test_a_folder_becomes_files_and_a_ledger(pictures: Path, tmp_path: Path) -> 
     transport, out = h.MockTransport(), tmp_path / "out"
     summary = run(transport, pictures, out, seed=5)
     assert (summary.total, summary.done, summary.skipped, summary.failed) == (3, 3, 0, {})
-    assert {path.relative_to(out).as_posix() for path in out.rglob("*.npy")} == {"a.npy", "b.npy", "more/c.npy"}
-    assert np.load(out / "more" / "c.npy").shape == (1, 9, 64)
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.glb")} == {"a.glb", "b.glb", "more/c.glb"}
+    with h.Client(transport=h.MockTransport()) as client:
+        assert (out / "more" / "c.glb").read_bytes() == client.generate(b"c", num_latents=9).data
     for line in lines(out):
         assert line["options"] == {"seed": 5, "num_latents": 9} and line["error"] is None and line["seconds"] >= 0
         assert line["request_id"] in {request.request_id for request in transport.requests}
@@ -57,7 +58,7 @@ def test_a_folder_becomes_files_and_a_ledger(pictures: Path, tmp_path: Path) -> 
 def test_a_second_run_skips_what_is_done(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(h.MockTransport(), pictures, out)
-    (out / "a.npy").unlink()
+    (out / "a.glb").unlink()
     (pictures / "b.png").write_bytes(b"another picture")
     transport = h.MockTransport()
     summary = run(transport, pictures, out)
@@ -65,6 +66,30 @@ def test_a_second_run_skips_what_is_done(pictures: Path, tmp_path: Path) -> None
     assert run(h.MockTransport(), pictures, out).skipped == 3
     assert run(h.MockTransport(), pictures, out, steps=2).done == 3, "other options"
     assert run(h.MockTransport(), pictures, out, steps=2, resume=False).done == 3
+
+
+def test_latents_alone_need_no_shape_decoder(pictures: Path, tmp_path: Path) -> None:
+    """Another format is another result: the latents are made although the meshes are there, and stay beside them."""
+    out = tmp_path / "out"
+    run(h.MockTransport(), pictures, out)
+    models = [model for name, model in h.MockTransport().models.items() if name != contract.MESH]
+    transport = h.MockTransport(models=models)
+    assert run(transport, pictures, out, format="npy").done == 3
+    assert np.load(out / "more" / "c.npy").shape == (1, 9, 64) and (out / "more" / "c.glb").exists()
+    with pytest.raises(
+        h.ModelNotReady, match="hint: deploy a shape decoder: hunyuan3d-export vae; for latents alone: format=npy"
+    ):
+        run(transport, pictures, tmp_path / "other")
+
+
+def test_the_options_of_meshes_reach_the_server(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text(f'{{"image": "{pictures}/b.png", "resolution": 32}}')
+    transport, out = h.MockTransport(), tmp_path / "out"
+    run(transport, tmp_path / "list.jsonl", out, format="ply", max_faces=7, resolution=64)
+    (asked,) = [request.inputs for request in transport.requests if request.model == contract.MESH]
+    assert (asked["format"][0], asked["max_faces"][0], asked["resolution"][0]) == (b"ply", 7, 32)
+    (line,) = lines(out)
+    assert line["options"] == {"seed": 0, "num_latents": 9, "max_faces": 7, "resolution": 32} and line["output"] == "b.ply"
 
 
 def failing_for(picture: bytes, status: grpc.StatusCode, times: int = 10**9) -> h.MockTransport:
@@ -84,7 +109,7 @@ def test_failures_are_recorded_and_tried_again_by_the_next_run(pictures: Path, t
     summary = run(failing_for(b"b.png", grpc.StatusCode.INTERNAL), pictures, out)
     assert summary.done == 2 and list(summary.failed) == ["b"] and summary.failed["b"].startswith("ModelFailed: ")
     (entry,) = [line for line in lines(out) if line["error"]]
-    assert (entry["name"], entry["error"]["type"]) == ("b", "ModelFailed") and not (out / "b.npy").exists()
+    assert (entry["name"], entry["error"]["type"]) == ("b", "ModelFailed") and not (out / "b.glb").exists()
     assert run(h.MockTransport(), pictures, out).done == 1
     with pytest.raises(h.ModelFailed):
         run(failing_for(b"b.png", grpc.StatusCode.INTERNAL), pictures, out, resume=False, on_error="raise")
@@ -166,7 +191,7 @@ def test_a_cancelled_batch_resumes(pictures: Path, tmp_path: Path) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
         done = [line for line in lines(out) if line["error"] is None]
-        assert 1 <= len(done) < 3 and {path.stem for path in out.rglob("*.npy")} == {Path(line["name"]).name for line in done}
+        assert 1 <= len(done) < 3 and {path.stem for path in out.rglob("*.glb")} == {Path(line["name"]).name for line in done}
 
     asyncio.run(main())
     with h.Client(transport=h.MockTransport()) as client:
@@ -197,7 +222,7 @@ def test_jsonl_has_options_and_views_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     transport = h.MockTransport()
     assert run(transport, tmp_path / "list.jsonl", tmp_path / "out", seed=1).done == 2
-    assert (tmp_path / "out" / "pictures" / "b.npy").exists() and (tmp_path / "out" / "both" / "ab.npy").exists()
+    assert (tmp_path / "out" / "pictures" / "b.glb").exists() and (tmp_path / "out" / "both" / "ab.glb").exists()
     seeds = {request.inputs["seed"][0] for request in transport.requests if request.model == contract.SAMPLER}
     assert seeds == {7, 1} and {len(r.inputs["image"]) for r in transport.requests if "image" in r.inputs} == {1, 2}
 
@@ -209,6 +234,7 @@ def test_jsonl_has_options_and_views_of_its_own(tmp_path: Path) -> None:
         ('{"seed": 3}', "an object with `image`"),
         ('{"image": "a.png", "stepz": 3}', "of the keys image, name, steps"),
         ('{"image": "a.png", "steps": -3}', "steps must be an integer from 1"),
+        ('{"image": "a.png", "max_faces": -3}', "line 1 of .*max_faces must be an integer"),
         ('{"image": "a.png", "name": "../a"}', "name must be a path inside"),
         ('{"image": "a.png"}\n{"image": "a.jpg"}', "names must be different"),
     ],
@@ -228,6 +254,9 @@ def test_wrong_lines_are_told_before_anything_is_sent(line: str, words: str, tmp
         ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"steps": -3}, "steps must be"),
         ({"shard": "4/4"}, "shard must be I/N"),
+        ({"format": "fbx"}, "format must be glb or obj or stl or ply or npy"),
+        ({"format": "npy", "resolution": 32}, "format must be that of a mesh beside resolution"),
+        ({"resolution": 4000}, "resolution must be an integer from 8 to 1024"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], words: str, pictures: Path, tmp_path: Path) -> None:
@@ -249,7 +278,7 @@ def test_shards_are_parts_of_the_whole(tmp_path: Path) -> None:
         path.write_bytes(path.name.encode())
     sums = [run(h.MockTransport(), given, tmp_path / "out", shard=f"{index}/4") for index in range(4)]
     assert sum(each.done for each in sums) == 40 and all(each.done for each in sums)
-    assert len(list((tmp_path / "out").glob("*.npy"))) == len(lines(tmp_path / "out")) == 40
+    assert len(list((tmp_path / "out").glob("*.glb"))) == len(lines(tmp_path / "out")) == 40
     assert len(list((tmp_path / "out").glob("ledger-*-of-4.jsonl"))) == 4
     assert run(h.MockTransport(), given, tmp_path / "out").skipped == 40, "a run of the whole reads the ledgers of all shards"
 
@@ -276,7 +305,7 @@ def test_the_shard_of_an_indexed_job(root: Path) -> None:
 
 
 def entry(name: str, **fields: Any) -> Entry:
-    given = {"output": f"{name}.npy", "digest": "d", "options": {}, "seconds": 1.0, "request_id": "i", "attempts": 1}
+    given = {"output": f"{name}.glb", "digest": "d", "options": {}, "seconds": 1.0, "request_id": "i", "attempts": 1}
     return Entry(name, **{**given, **fields})
 
 
@@ -299,10 +328,10 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 def test_half_written_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".000000.npy.123.partial").touch()
-    (out / ".other.npy.123.partial").touch()
+    (out / ".000000.glb.123.partial").touch()
+    (out / ".other.glb.123.partial").touch()
     run(h.MockTransport(), [b"x"], out)
-    assert {path.name for path in out.iterdir()} == {"000000.npy", "ledger.jsonl", ".other.npy.123.partial"}
+    assert {path.name for path in out.iterdir()} == {"000000.glb", "ledger.jsonl", ".other.glb.123.partial"}
 
 
 def test_items_without_names_are_numbered() -> None:

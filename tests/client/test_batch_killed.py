@@ -1,6 +1,6 @@
 """A batch over two servers, of which one is killed and brought back, and which is itself killed and resumed.
 
-As a program, this file is one of the servers: a KServe v2 server whose latents hold the checksum of the picture.
+As a program, this file is one of the servers: a KServe v2 server whose meshes hold the checksum of the picture.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype
 
 from hunyuan3d_client import contract
 from hunyuan3d_client.wire import tensors as read
@@ -69,21 +70,35 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelStreamInfer(self, requests, context):  # noqa: ARG002
         for request in requests:
             time.sleep(WORK_S)
-            names = [tensor.name for tensor in request.inputs]
-            given = np.frombuffer(request.raw_input_contents[names.index("context")], np.float16)
-            value = int.from_bytes(bytes(int(each) for each in given[:3]), "big")
-            answer: dict[str, np.ndarray] = {name: np.ones(1, np.int32) for name in ("step", "total", "batch")}
-            answer |= {"t": np.ones(1, np.float32), "latents": np.full((1, 4, 64), value, np.float32)}
+            given = dict(zip([tensor.name for tensor in request.inputs], request.raw_input_contents, strict=True))
+            answer = decoded(given) if request.model_name == contract.MESH else sampled(given)
             response = pb.ModelInferResponse(id=request.id)
-            response.outputs.add(name="path", datatype="BYTES", shape=[1])
-            response.raw_output_contents.append(b"\5\0\0\0plain")
-            for name, array in answer.items():
-                datatype = "INT32" if array.dtype == np.int32 else "FP32"
-                response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-                response.raw_output_contents.append(array.tobytes())
+            for name, value in answer.items():
+                array = value if isinstance(value, np.ndarray) else np.array([value], np.object_)
+                response.outputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+                raw = array.tobytes() if array.dtype != np.object_ else len(value).to_bytes(4, "little") + value
+                response.raw_output_contents.append(raw)
             read(response, None)  # as the client will
-            self.samples += 1
+            self.samples += request.model_name == contract.SAMPLER
             yield pb.ModelStreamInferResponse(infer_response=response)
+
+
+def sampled(given: dict[str, bytes]) -> dict[str, np.ndarray | bytes]:
+    """Latents that are the number in the context."""
+    context = np.frombuffer(given["context"], np.float16)
+    value = int.from_bytes(bytes(int(each) for each in context[:3]), "big")
+    counts = {name: np.ones(1, np.int32) for name in ("step", "total", "batch")}
+    return {**counts, "path": b"plain", "t": np.ones(1, np.float32), "latents": np.full((1, 4, 64), value, np.float32)}
+
+
+def decoded(given: dict[str, bytes]) -> dict[str, np.ndarray | bytes]:
+    """A file that says the number in the latents, which is long enough to be written in parts."""
+    value = int(np.frombuffer(given["latents"], np.float32)[0])
+    return {"mesh": np.frombuffer(contents(value), np.uint8), "mesh_format": b"glb", "statistics": b"{}"}
+
+
+def contents(value: int) -> bytes:
+    return b"%08d" % value * 20_000
 
 
 def serve(port: int) -> None:
@@ -151,9 +166,9 @@ def results(out: Path) -> list[dict[str, Any]]:
 
 def check(out: Path, expected: dict[str, int]) -> int:
     """Every visible file is whole and right. Returns their number."""
-    found = {path.stem: np.load(path) for path in out.glob("*.npy")}
-    for name, latents in found.items():
-        assert latents.shape == (1, 4, 64) and (latents == expected[name]).all(), name
+    found = {path.stem: path.read_bytes() for path in out.glob("*.glb")}
+    for name, data in found.items():
+        assert data == contents(expected[name]), name
     return len(found)
 
 
@@ -215,7 +230,7 @@ def test_a_stopped_batch_resumes(
         batch.send_signal(number)
         assert batch.wait(30) == code
     before = len(results(out))
-    assert before == len(list(out.glob("*.npy"))) < 60 and not list(out.glob(".*"))
+    assert before == len(list(out.glob("*.glb"))) < 60 and not list(out.glob(".*"))
     facts = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
     assert (facts["skipped"], facts["done"]) == (before, 60 - before)
 

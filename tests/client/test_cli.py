@@ -248,10 +248,12 @@ def test_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("batch", "pictures", "--out", "out", "--steps", "2", "--shard", "0/1", "--concurrency", "2", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout).items() >= {"total": 3, "done": 3, "skipped": 0, "failed": 0}.items()
-    assert transport.requests[-1].inputs["steps"] == [2]
+    (steps,) = {int(request.inputs["steps"][0]) for request in transport.requests if "steps" in request.inputs}
+    assert steps == 2 and Path("out", "a.glb").exists()
     assert "skipped 3" in run("batch", "pictures", "--out", "out", "--steps", "2").stdout
     assert json.loads(run("batch", "pictures", "--out", "out", "--no-resume", "--steps", "2", "--json").stdout)["done"] == 3
     assert run("batch", "pictures", "--out", "no/out").exit_code == 2
+    assert run("batch", "pictures", "--out", "out", "--format", "npy").exit_code == 0 and Path("out", "a.npy").exists()
 
 
 def test_a_batch_with_a_failure_ends_with_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,9 +128,12 @@ def test_ids_that_a_log_could_not_show(request_id: Any, tokens: Tokens) -> None:
         ((("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"),), None),
         ((("grpc-retry-pushback-ms", "-1"),), None),
         ((), None),
+        ("too many samples\nhint: try again in 12.5 s", 12.5),
+        ("too many samples\nhint: try again later", None),
     ],
 )
 def test_the_server_says_when_to_try_again(trailers: Any, expected: float | None, kserve: Any, tokens: Tokens) -> None:
+    kserve.words, trailers = (trailers, ()) if isinstance(trailers, str) else (kserve.words, trailers)
     kserve.fail, kserve.trailers = grpc.StatusCode.RESOURCE_EXHAUSTED, trailers
     with h.Client(kserve.url, timeout_s=1) as client, pytest.raises(h.Overloaded) as error:
         client.denoise(LATENTS, 0.5, tokens())

@@ -166,8 +166,12 @@ def test_a_failed_start_gives_its_cause_once(artifacts: Callable[..., Path], tmp
     serve = [sys.executable, "-m", "hunyuan3d_export", "serve", "--repository", str(tmp_path), "--grpc-port=0", "--no-log"]
     done = subprocess.run(serve, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 1 and done.stderr.count("broken on purpose") == 1
+    # Triton 24.10 now and then crashes while it stops after a failed start.
     message = (
-        "error: tritonserver must stay up, got exit code 1: hunyuan3d_sampler failed to load: RuntimeError: broken on purpose\n"
+        r"^error: tritonserver must stay up, got (exit code 1|signal 11): "
+        r"hunyuan3d_sampler failed to load: RuntimeError: broken on purpose$"
     )
-    assert message in done.stderr and "\nhint: its whole log: hunyuan3d-export serve --log" in done.stderr
+    assert (
+        re.search(message, done.stderr, re.MULTILINE) and "\nhint: its whole log: hunyuan3d-export serve --log" in done.stderr
+    )
     assert len(done.stderr.splitlines()) <= 5

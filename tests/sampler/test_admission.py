@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,35 @@ def test_queued_requests_wait_their_turn_and_then_all_are_done(request_for: Make
         counts.outcomes == ["done"] * 5 and counts.steps == 15 and counts.rows == [("guided", rows) for rows in denoiser.rows]
     )
     assert (counts.active, counts.queued) == (0, 0)
+
+
+def test_a_refusal_says_when_a_place_will_be_free(request_for: Make) -> None:
+    """Four samples of 39 steps take turns in calls of two samples, so that the first are done after 77 calls."""
+    denoiser = Denoiser()
+
+    async def scenario() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        stepper = make_stepper(denoiser, max_batch=2, max_trajectories=4, max_queued=0)
+        velocity = denoiser.velocity
+
+        async def slow(*arguments: Any) -> np.ndarray:
+            await asyncio.sleep(0.01)
+            return await velocity(*arguments)
+
+        denoiser.velocity = slow  # type: ignore[method-assign]
+        begin = loop.time()
+        sinks = [submit(stepper, request_for(steps=40, seed=seed)) for seed in range(4)]
+        while len(denoiser.calls) < 8:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Overloaded, match=r"\nhint: try again in (\d+\.\d) s$") as error:
+            submit(stepper, request_for(steps=4))
+        told, since = float(str(error.value).split()[-2]), loop.time()
+        await ended(*sinks)
+        assert loop.time() - begin > 0.7
+        return told, loop.time() - since
+
+    told, passed = asyncio.run(scenario())
+    assert 0.3 * passed < told < 3 * passed
 
 
 def test_no_queue(request_for: Make) -> None:

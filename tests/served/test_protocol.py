@@ -35,16 +35,19 @@ def run(line: str, served: Endpoints, folder: Path) -> subprocess.CompletedProce
 
 
 def test_the_messages_can_be_taken_from_tritonclient(root: Path, served: Endpoints, tmp_path: Path) -> None:
-    describe, call = blocks(root)[0].splitlines()
+    describe, *calls = blocks(root)[0].splitlines()
     run(describe, served, tmp_path)
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "triton.protoset").read_bytes()).file:
         pool.Add(file)
     service = pool.FindServiceByName("inference.GRPCInferenceService")
     assert {"ModelReady", "ModelInfer", "ModelStreamInfer"} <= set(service.methods_by_name)
-    if shutil.which("grpcurl") is None:
-        pytest.skip("grpcurl is not on this machine; the messages that it needs are right")
-    assert json.loads(run(call, served, tmp_path).stdout) == {"ready": True}
+    assert [call.split()[0] for call in calls] == ["grpcurl", "buf"]
+    here = [call for call in calls if shutil.which(call.split()[0])]
+    for call in here:
+        assert json.loads(run(call, served, tmp_path).stdout) == {"ready": True}
+    if not here:
+        pytest.skip("neither grpcurl nor buf is on this machine; the messages that they need are right")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on this machine")

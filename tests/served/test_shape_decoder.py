@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,15 +134,19 @@ def test_bad_requests_are_refused_with_their_reason(served: triton.InferenceServ
     assert call(served, contract.FIELD, {"queries": queries(1, most), **shape})["field"].shape == (1, most)
 
 
-def dense_field(asked: np.ndarray, resolution: int) -> np.ndarray:
-    """The field of torch's decoder at every point of the grid. tests/export/shapevae compares that decoder with upstream's."""
-    decoder = SOURCE.load(torch.float32)
-    line = np.linspace(-1.01, 1.01, resolution + 1).astype(np.float32)
-    points = torch.from_numpy(np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1).reshape(1, -1, 3))
-    with torch.no_grad():
-        shape = decoder.keys_values(torch.from_numpy(asked) / SOURCE.serving().scale_factor)
-        values = torch.cat([decoder.field(part, *shape) for part in points.split(8192, dim=1)], dim=1)
-    return values.numpy().reshape((resolution + 1,) * 3)
+@pytest.fixture
+def dense_field(official: types.ModuleType, build: Callable[..., Any]) -> Callable[[np.ndarray, int], np.ndarray]:
+    """dense_field(latents, R): the values of the official code's VAE and VanillaVolumeDecoder at every point of the grid."""
+
+    def field(asked: np.ndarray, resolution: int) -> np.ndarray:
+        decoder = SOURCE.load(torch.float32)
+        theirs = build(decoder.config, decoder.state_dict(), torch.float32)
+        dense = importlib.import_module(f"{official.__package__}.volume_decoders").VanillaVolumeDecoder()
+        scaled = theirs(torch.from_numpy(asked) / SOURCE.serving().scale_factor)
+        values: torch.Tensor = dense(scaled, theirs.geo_decoder, bounds=1.01, octree_resolution=resolution, enable_pbar=False)
+        return values[0].numpy()
+
+    return field
 
 
 def triangles(faces: np.ndarray) -> set[tuple[int, ...]]:
@@ -147,7 +154,9 @@ def triangles(faces: np.ndarray) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("resolution", [20, pytest.param(64, marks=pytest.mark.slow)])
-def test_the_mesh_is_scikit_images_of_torchs_field(resolution: int, client: Client) -> None:
+def test_the_mesh_is_scikit_images_of_the_official_field(
+    resolution: int, client: Client, dense_field: Callable[[np.ndarray, int], np.ndarray]
+) -> None:
     """All of scikit-image's triangles are there, and the others close the surface where it runs through the box."""
     asked = latents(1, 12)["latents"]
     found = client.decode(asked, resolution=resolution, keep=0, method="dense", format="ply").to_trimesh()

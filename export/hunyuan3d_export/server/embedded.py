@@ -169,7 +169,7 @@ class EmbeddedServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 self._end_models(self._process)
-                raise ServerStartError(f"tritonserver must stay up, got exit code {self._process.returncode}{self._cause()}")
+                raise ServerStartError(f"tritonserver must stay up, got {_end(self._process.returncode)}{self._cause()}")
             # Triton opens its metrics port last, after it has reported that it is ready.
             metrics = "--allow-metrics=false" in self.options.extra or _answers(f"{self.endpoints.metrics}/metrics")
             if metrics and _answers(f"{self.endpoints.http}/v2/health/ready"):
@@ -191,9 +191,13 @@ class EmbeddedServer:
 
 def ended(code: int) -> str:
     """What happened to a server that ended with this exit code of subprocess, as a sentence."""
+    return f"tritonserver {'was killed by' if code < 0 else 'ended with'} {_end(code)}"
+
+
+def _end(code: int) -> str:
     if code < 0:
-        return f"tritonserver was killed by signal {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
-    return f"tritonserver ended with exit code {code}"
+        return f"signal {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
+    return f"exit code {code}"
 
 
 def loadable_models(repository: Path, config_name: str) -> list[str]:

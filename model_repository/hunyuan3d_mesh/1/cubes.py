@@ -33,21 +33,18 @@ _PLACE_IN_HALO = LOCAL @ _HALO_STEPS
 
 def triangles(bricks: Bricks, *, closed: bool) -> tuple[np.ndarray, np.ndarray, int, bool]:
     """Vertices [V, 3] float32 in fine grid indices, faces [F, 3] int32, the number of cells, and whether the box closed it."""
-    cells, signs = _cells(bricks)
+    rows = np.flatnonzero(bricks.mixed[: bricks.count].any(axis=(1, 2)))
+    corners = list(words.corners(bricks.flags, bricks.neighbours(rows)))
+    cells, signs = _cells(bricks, rows, corners)
     virtual = _virtual(bricks, bricks.grid(cells), 1)
     if not closed:
         cells, signs = cells[~virtual], signs[~virtual]
-    lows, axes = _crossing_edges(bricks, closed)
-    vertices = _on_edges(bricks, lows, axes)
-    numbers = _vertex_numbers(bricks, lows, axes)
-    unclear = _UNCLEAR[signs]
-    faces = [_clear_faces(numbers, cells[~unclear], signs[~unclear])]
-    if unclear.any():
-        more, middles = _unclear_faces(bricks, numbers, cells[unclear], len(vertices))
-        faces.append(more)
-        vertices = np.concatenate([vertices, middles])
+    lows, axes = _crossing_edges(bricks, rows, corners, closed=closed)
+    del corners
+    faces, middles = _faces(bricks, _vertex_numbers(bricks, lows, axes), cells, signs, len(lows))
+    vertices = np.concatenate([_on_edges(bricks, lows, axes), middles])
     vertices = np.clip(vertices, 0, bricks.resolution).astype(np.float32)
-    return vertices, np.concatenate(faces), len(cells), closed and bool(virtual.any())
+    return vertices, faces, len(cells), closed and bool(virtual.any())
 
 
 def in_box(vertices: np.ndarray, resolution: int, bounds: float) -> np.ndarray:
@@ -55,14 +52,13 @@ def in_box(vertices: np.ndarray, resolution: int, bounds: float) -> np.ndarray:
     return (vertices.astype(np.float64) * (2 * bounds / resolution) - bounds).astype(np.float32)
 
 
-def _cells(bricks: Bricks) -> tuple[np.ndarray, np.ndarray]:
-    """The addresses [C] of the mixed cells, and the signs [C] uint8 of their corners, a bit each."""
-    rows = np.arange(1, bricks.count)
+def _cells(bricks: Bricks, rows: np.ndarray, corners: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The addresses [C] of the mixed cells in the bricks `rows`, and the signs [C] uint8 of their corners, a bit each."""
     signs = np.zeros((len(rows), EDGE, EDGE), np.uint64)
-    for corner, flags in enumerate(words.corners(bricks.flags, bricks.neighbours(rows))):
+    for corner, flags in enumerate(corners):
         signs |= (flags & ONES) << np.uint64(corner)
-    places = np.flatnonzero(bricks.mixed[1 : bricks.count].view(bool))
-    return places + SIZE, signs.view(np.uint8).reshape(-1)[places]
+    mixed = bricks.mixed[rows]
+    return words.addresses(mixed, rows), signs.view(np.uint8)[mixed.view(bool)]
 
 
 def _virtual(bricks: Bricks, grid: np.ndarray, reach: int | np.ndarray) -> np.ndarray:
@@ -70,10 +66,10 @@ def _virtual(bricks: Bricks, grid: np.ndarray, reach: int | np.ndarray) -> np.nd
     return ((grid == 0) | (grid + reach > bricks.resolution + 1)).any(axis=1)
 
 
-def _crossing_edges(bricks: Bricks, closed: bool) -> tuple[np.ndarray, np.ndarray]:
+def _crossing_edges(
+    bricks: Bricks, rows: np.ndarray, corners: list[np.ndarray], *, closed: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The addresses [V] of the lower ends of the edges that the surface crosses, and the edges' axes [V], in rising order."""
-    rows = np.arange(1, bricks.count)
-    corners = list(words.corners(bricks.flags, bricks.neighbours(rows)))
     lows = [words.addresses(words.both(corners[0] | corners[step]), rows) for step in _STEPS]
     axes = np.repeat(np.arange(3), [len(low) for low in lows])
     addresses = np.concatenate(lows)
@@ -116,24 +112,41 @@ def _vertex_numbers(bricks: Bricks, lows: np.ndarray, axes: np.ndarray) -> tuple
     return numbers, slots
 
 
-def _number_at(numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The vertices on the edges [C, n] of the cells [C]."""
+def _faces(
+    bricks: Bricks, numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, signs: np.ndarray, first: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The triangles [F, 3] of all cells, and the vertices [M, 3] inside of cells, which are numbered from `first` on."""
+    unclear = _UNCLEAR[signs]
+    faces = _clear_faces(numbers, cells[~unclear], signs[~unclear])
+    if not unclear.any():
+        return np.concatenate(faces), np.zeros((0, 3))
+    more, middles = _unclear_faces(bricks, numbers, cells[unclear], first)
+    return np.concatenate([*faces, more]), middles
+
+
+def _offsets(table: np.ndarray) -> np.ndarray:
+    """From a cell's place in the table of vertices to those of its edges [12]."""
+    offsets = (np.arange(12) // 4) * table[0].size + CORNERS[_LOW] @ _HALO_STEPS
+    return offsets.astype(np.int32 if table.size < 2**31 else np.int64)
+
+
+def _bases(numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray) -> np.ndarray:
+    """The places [C] of cells in the table of vertices."""
     table, slots = numbers
-    number = np.int32 if table.size < 2**31 else np.int64
-    base = (slots[cells >> 9] * _HALO**3 + _PLACE_IN_HALO[cells & (SIZE - 1)]).astype(number)
-    offsets = ((np.arange(12) // 4) * table[0].size + CORNERS[_LOW] @ _HALO_STEPS).astype(number)
-    return table.reshape(-1)[base[:, None] + offsets[edges]]
+    bases = slots[cells >> 9] * _HALO**3 + _PLACE_IN_HALO[cells & (SIZE - 1)]
+    return bases.astype(np.int32 if table.size < 2**31 else np.int64)
 
 
-def _clear_faces(numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """The triangles [F, 3] of cells whose signs decide them."""
+def _clear_faces(numbers: tuple[np.ndarray, np.ndarray], cells: np.ndarray, signs: np.ndarray) -> list[np.ndarray]:
+    """The triangles, in several arrays [F, 3], of cells whose signs decide them."""
     edges, counts = _table()
+    offsets, bases = _offsets(numbers[0])[edges], _bases(numbers, cells)
     faces = []
     for triangle in range(edges.shape[1]):
         here = counts[signs] > triangle
-        cells, signs = cells[here], signs[here]
-        faces.append(_number_at(numbers, cells, edges[signs, triangle]))
-    return np.concatenate(faces)
+        bases, signs = bases[here], signs[here]
+        faces.append(numbers[0].reshape(-1)[bases[:, None] + offsets[signs, triangle]])
+    return faces
 
 
 def _unclear_faces(
@@ -144,7 +157,8 @@ def _unclear_faces(
     corners = _values(bricks, points)
     cell, edges = _triangles_of(_distinct(corners, points))
     with_middle = np.unique(cell[(edges == _MIDDLE).any(axis=1)])
-    faces = _number_at(numbers, cells[cell], np.minimum(edges, _MIDDLE - 1))
+    places = _bases(numbers, cells[cell])[:, None] + _offsets(numbers[0])[np.minimum(edges, _MIDDLE - 1)]
+    faces = numbers[0].reshape(-1)[places]
     middles = first + np.searchsorted(with_middle, cell)
     faces = np.where(edges == _MIDDLE, middles[:, None], faces).astype(np.int32)
     return faces, bricks.grid(cells[with_middle]) - 1 + _middle(corners[with_middle])

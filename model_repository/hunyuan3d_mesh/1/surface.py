@@ -101,6 +101,11 @@ def extract(
         seeds = _nearer(bricks, seeds)
     asking.check_sides(level)
     bricks.parent = None  # frees the coarser levels
+    return _surface(bricks, asking, bounds, closed)
+
+
+def _surface(bricks: Bricks, asking: _Asking, bounds: float, closed: bool) -> Surface:
+    """The result, from the finest level."""
     vertices, faces, cells, closed_at_box = cubes.triangles(bricks, closed=closed)
     shape = topology.measure(faces, len(vertices))
     statistics = Statistics(
@@ -112,7 +117,7 @@ def extract(
         watertight=shape.watertight,
         closed_at_box=closed_at_box,
     )
-    return Surface(cubes.in_box(vertices, resolution, bounds), faces, statistics, shape)
+    return Surface(cubes.in_box(vertices, bricks.resolution, bounds), faces, statistics, shape)
 
 
 def _halvings(resolution: int, coarse: int) -> int:

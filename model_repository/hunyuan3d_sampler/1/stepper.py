@@ -22,6 +22,8 @@ from trajectory import Group, Part, Progress, Trajectory, combine, context_rows,
 
 _TICK_S = 0.1  # while nothing else happens, time limits and cancellations are noticed at most this late
 CONTEXTS_HELD = 4
+_NEWEST = 0.2  # the weight of the newest call in the moving average of its seconds
+_LEAST_WAIT_S = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class Stepper:
         self._untold: list[tuple[Trajectory, _Place, Progress]] = []  # steps that are done and that no client has been told
         self._timer: asyncio.TimerHandle | None = None
         self._last_check = 0.0
+        self._sample_s = 0.0  # seconds of a denoiser call for each of its samples, averaged
 
     @property
     def samples(self) -> int:
@@ -118,9 +121,16 @@ class Stepper:
             del self._queue[trajectory]
             raise Overloaded(
                 f"samples in progress must stay within {self._settings.max_trajectories} and {self._settings.max_queued} queued, "
-                f"got {self.samples} and {self.queued} and {trajectory.samples} more\nhint: try again later"
+                f"got {self.samples} and {self.queued} and {trajectory.samples} more\nhint: try again {self._when_one_ends()}"
             )
         loop.call_soon(self._pump)  # later and not at once, so that requests that arrive together start together
+
+    def _when_one_ends(self) -> str:
+        """About when the next trajectory is done, if all samples in progress take turns and each step is evaluated."""
+        if not self._sample_s or not self._active:
+            return "later"
+        steps = min(trajectory.total - trajectory.step for trajectory in self._active)
+        return f"in {max(_LEAST_WAIT_S, steps * self.samples * self._sample_s / self._settings.lanes):.1f} s"
 
     def _promote(self) -> None:
         """Moves requests from the queue, first come, first served; one with too many samples must wait until it can run alone."""
@@ -196,8 +206,10 @@ class Stepper:
             state = state_rows(parts)
             path, ids = parts[0].trajectory.path, ",".join(part.trajectory.request_id for part in parts)
             output = await self._denoiser.velocity(path, state, self._context(parts), ids)
-            self._observer.evaluated(path, len(state["latents"]), asyncio.get_running_loop().time() - begin)
+            seconds = asyncio.get_running_loop().time() - begin
+            self._observer.evaluated(path, len(state["latents"]), seconds)
             velocity = combine(parts, output)
+            self._sample_s += (_NEWEST if self._sample_s else 1) * (seconds / len(velocity) - self._sample_s)
             rows = shares(parts, velocity)
         except Exception as error:  # the requests of this call end, and all others go on
             for part in parts:
