@@ -104,8 +104,9 @@ COMMANDS = {
 
 
 def declared(kind: type) -> list[options.Option]:
-    """The options of a command; the ending of --out stands for `format`, and --header for `headers`."""
-    return [option for option in options.options_of(kind) if option.name not in ("format", "headers")]
+    """The options of a command, without those that the ending of --out, --header and --keep-background stand for."""
+    elsewhere = ("format", "headers", "remove_background")
+    return [option for option in options.options_of(kind) if option.name not in elsewhere]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_subject_is_cut_out_and_the_same_file_gives_the_same_condition(clien
     cut = client.cutout(photograph)
     assert cut.background == contract.REMOVED and cut.subject_share == pytest.approx(1 / 16, abs=0.02)
     alpha = np.asarray(image_preprocessing.decode(cut.data))[..., 3]
-    assert alpha[27, 40] == 255 and alpha[5, 5] == 0 and {0, 255} < set(alpha.ravel())
+    assert alpha[27, 40] > 230 and alpha[5, 5] == 0 and {0, 255} < set(alpha.ravel())
     removed, whole = client.condition(photograph), client.condition(photograph, remove_background=False)
     np.testing.assert_array_equal(removed, client.condition(cut.data))
     assert not np.array_equal(removed, whole)
@@ -175,5 +175,14 @@ def test_the_commands(
         run("generate", str(file), "--out", str(tmp_path / f"{name}.npy"), *sampling, *more)
         context = client.condition(photograph, remove_background=name == "removed")
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), client.sample(context, **OPTIONS))
-    run("batch", str(tmp_path / "photo.png"), "--out", str(tmp_path / "batch"), *sampling, "--keep-background")
+    run(
+        "batch",
+        str(tmp_path / "photo.png"),
+        "--out",
+        str(tmp_path / "batch"),
+        "--format",
+        "npy",
+        *sampling,
+        "--keep-background",
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "batch" / "photo.npy"), np.load(tmp_path / "kept.npy"))

@@ -105,8 +105,8 @@ def streamed(url: str, images: list[bytes], **options: int) -> list[dict[str, np
 
 def test_what_is_served(client: Client) -> None:
     ready = {model.name for model in client.health().models if model.ready}
-    decoding = {contract.VAE, contract.FIELD, contract.MESH, contract.MESH_UNARY}
-    assert ready == set(contract.MODELS) - decoding - {contract.PICTURE_MESH, contract.PICTURE_MESH_UNARY}
+    lacking = {contract.BACKGROUND, contract.VAE, contract.FIELD, contract.MESH, contract.MESH_UNARY}
+    assert ready == set(contract.MODELS) - lacking - {contract.PICTURE_MESH, contract.PICTURE_MESH_UNARY}
 
 
 @pytest.mark.parametrize("files", [[ROCKET], [COFFEE, ROCKET]], ids=["one view", "two views"])
