@@ -15,11 +15,11 @@ RUN pip install --no-cache-dir "nvidia-pytriton==${PYTRITON_VERSION}" "onnxrunti
 COPY export/hunyuan3d_export/server/wheel.py export/hunyuan3d_export/server/loadable.py \
     export/hunyuan3d_export/engines/server_image.py /opt/hunyuan3d/
 RUN python /opt/hunyuan3d/wheel.py /opt/tritonserver
-COPY docker/entrypoint.sh docker/json_log.py docker/health.py /opt/hunyuan3d/
+COPY docker/entrypoint.sh docker/json_log.py docker/health.py docker/guard.py /opt/hunyuan3d/
 COPY model_repository /models
 ENV CONFIG=cpu
 USER 1000:1000
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8003
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "/opt/hunyuan3d/health.py"]
 ENTRYPOINT ["/opt/hunyuan3d/entrypoint.sh"]

@@ -23,11 +23,11 @@ RUN pip install --no-cache-dir "cupy-cuda13x[ctk]==${CUPY_VERSION}" "numpy==${GP
     "scikit-image==${SCIKIT_IMAGE_VERSION}" "scipy==${SCIPY_VERSION}" \
     "trimesh==${TRIMESH_VERSION}" "fast-simplification==${FAST_SIMPLIFICATION_VERSION}" \
     && python3 -c "import cupy, fast_simplification, scipy.sparse, skimage.measure, trimesh" && rm -r "${CUPY_CACHE_DIR}"
-COPY docker/entrypoint.sh docker/json_log.py docker/health.py export/hunyuan3d_export/server/loadable.py \
+COPY docker/entrypoint.sh docker/json_log.py docker/health.py docker/guard.py export/hunyuan3d_export/server/loadable.py \
     export/hunyuan3d_export/engines/server_image.py /opt/hunyuan3d/
 COPY model_repository /models
 USER 1000:1000
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8003
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["python3", "/opt/hunyuan3d/health.py"]
 ENTRYPOINT ["/opt/hunyuan3d/entrypoint.sh"]

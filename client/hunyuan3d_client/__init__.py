@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .batch import Summary
     from .blocking import Client
     from .client import AsyncClient
+    from .dns_transport import DnsTransport
     from .errors import (
         Cancelled,
         DeadlineExceeded,
@@ -31,6 +32,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "DeadlineExceeded",
+    "DnsTransport",
     "GrpcTransport",
     "Health",
     "Hunyuan3DError",
@@ -63,6 +65,7 @@ if not TYPE_CHECKING:
                 "batch",
                 "blocking",
                 "client",
+                "dns_transport",
                 "errors",
                 "grpc_transport",
                 "identity",
