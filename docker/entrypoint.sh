@@ -19,6 +19,8 @@ LOG_FORMAT=${LOG_FORMAT:-text}
 OTEL_TRACES_RATE=${OTEL_TRACES_RATE:-1}
 REFUSAL_EXIT_CODE=${REFUSAL_EXIT_CODE:-2} # compose.yaml sets 0, because Docker restarts a container that exits with another code
 
+LAST_S=15 # for Triton's own shutdown, which begins when the last sample has ended or EXIT_TIMEOUT_S has passed
+
 fail() {
     printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
     exit "$REFUSAL_EXIT_CODE"
@@ -50,6 +52,10 @@ case $CONFIG in
     *) artifact=model.onnx hint="make deploy CHECKPOINT=FILE" ;;
 esac
 [[ -r $MODEL_REPOSITORY/hunyuan3d_dit/1/$artifact ]] || fail "hunyuan3d_dit must have a deployed $artifact for CONFIG=$CONFIG, found none in '$MODEL_REPOSITORY'" "$hint"
+if [[ $CONFIG == torch ]] && ! python3 -c 'import hunyuan3d_export, torch' 2>/dev/null; then
+    fail "CONFIG=torch must run where torch and hunyuan3d_export are installed, got an image without them" \
+        "use CONFIG=default or cpu, or serve without a container: hunyuan3d-export serve --config torch"
+fi
 
 # Every API except inference and health requires the key. Without API_KEY_FILE the key is random, so nobody can use those APIs.
 if [[ -n ${API_KEY_FILE:-} ]]; then
@@ -98,7 +104,7 @@ flags=(
     "--model-config-name=$CONFIG"
     --model-control-mode=none
     --disable-auto-complete-config
-    "--exit-timeout-secs=$EXIT_TIMEOUT_S"
+    "--exit-timeout-secs=$((EXIT_TIMEOUT_S < LAST_S ? EXIT_TIMEOUT_S : LAST_S))"
     "--grpc-address=$BIND_ADDRESS" "--grpc-port=$GRPC_PORT"
     "--http-address=$HTTP_ADDRESS" "--http-port=$HTTP_PORT"
     "--metrics-address=$METRICS_ADDRESS" "--metrics-port=$METRICS_PORT"

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -99,6 +100,31 @@ def plans(repository: Path, tmp_path: Path) -> Path:
         made_from = {"library_version": "11.1.0.106", "version_compatible": False}
         (folder / "1" / "manifest.json").write_text(json.dumps({"made_from": made_from}))
     return models
+
+
+def test_no_image_has_torch_and_the_start_says_so(
+    repository: Path, image: Path, settings: dict[str, str], tmp_path: Path
+) -> None:
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    (models / "hunyuan3d_dit" / "1" / "checkpoint.safetensors").touch()
+    done = started(image, settings, CONFIG="torch", MODEL_REPOSITORY=str(models), PATH=f"{no_torch(tmp_path)}:/usr/bin:/bin")
+    assert done.returncode == 2 and "error: CONFIG=torch must run where torch and hunyuan3d_export are installed" in done.stderr
+    assert "\nhint: use CONFIG=default or cpu" in done.stderr
+
+
+def no_torch(folder: Path) -> Path:
+    """A folder with a python3 that has the standard library alone, as in an image."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    (folder / "bin" / "python3").chmod(0o755)
+    return folder / "bin"
+
+
+@pytest.mark.parametrize(("drain_s", "last_s"), [("0", "0"), ("9", "9"), ("600", "15")])
+def test_tritons_own_shutdown_is_short(drain_s: str, last_s: str, gpu_image: Path, settings: dict[str, str]) -> None:
+    """The samples have ended by then, so a second wait of EXIT_TIMEOUT_S would only outlast the grace period."""
+    done = started(gpu_image, settings, TRITON_HOME=str(gpu_image), EXIT_TIMEOUT_S=drain_s)
+    assert f"--exit-timeout-secs={last_s}" in done.stdout.splitlines(), done.stderr
 
 
 def started(image: Path, settings: dict[str, str], **environment: str) -> subprocess.CompletedProcess[str]:

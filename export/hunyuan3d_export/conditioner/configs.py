@@ -7,6 +7,7 @@ from hunyuan3d_client import contract
 from ..pbtxt import code_model, config_text, ensemble, native_onnxruntime, python_onnxruntime, python_rtx, tensorrt
 from .weights import ConditionerServing
 
+_MOST_PICTURES = 64  # requests that wait to be decoded; each may hold files of 32 MiB
 # The ensembles that begin with a picture. A repository without the encoder has none of them. Those that end in a mesh are loaded
 # only where a shape decoder is deployed too.
 _ENSEMBLES = (
@@ -23,7 +24,7 @@ def config_files(serving: ConditionerServing) -> dict[str, str]:
     models = {name: spec.sized({"side": serving.image_size}) for name, spec in contract.MODELS.items()}
     conditioner = models[contract.CONDITIONER]
     files = {
-        f"{contract.PREPROCESS}/config.pbtxt": code_model(models[contract.PREPROCESS]),
+        f"{contract.PREPROCESS}/config.pbtxt": code_model(models[contract.PREPROCESS], instances=2, most_queued=_MOST_PICTURES),
         f"{contract.CONDITIONER}/config.pbtxt": tensorrt(conditioner),
         f"{contract.CONDITIONER}/configs/cpu.pbtxt": python_onnxruntime(conditioner),
         f"{contract.CONDITIONER}/configs/onnxruntime.pbtxt": native_onnxruntime(conditioner),
