@@ -21,6 +21,44 @@ DOCKERFILES = ("server", "cpu", "export")
 SCRIPTS = ("entrypoint.sh", "export_entrypoint.sh", "envoy/drain.sh")
 
 
+# (image, package) -> the row of versions.env that holds its version, where the row has another name than the package.
+REQUIREMENTS = {
+    ("cpu", "nvidia-pytriton"): "PYTRITON_VERSION",
+    ("server", "cupy-cuda13x"): "CUPY_VERSION",
+    ("server", "numpy"): "GPU_NUMPY_VERSION",
+}
+
+
+def pins_of(root: Path, image: str, ending: str) -> dict[str, str]:
+    """Package -> version, of docker/requirements/IMAGE.in or .txt."""
+    text = (root / "docker" / "requirements" / f"{image}.{ending}").read_text()
+    return dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?==(\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("image", DOCKERFILES)
+def test_images_install_what_their_lock_has_with_its_hashes(image: str, root: Path) -> None:
+    dockerfile = (root / "docker" / f"{image}.Dockerfile").read_text()
+    assert f"docker/requirements/{image}.txt" in dockerfile and "--require-hashes" in dockerfile
+    lock = (root / "docker" / "requirements" / f"{image}.txt").read_text()
+    blocks = re.split(r"^(?=[a-zA-Z])", lock, flags=re.MULTILINE)[1:]
+    assert len(blocks) > 5 and all("==" in block and "--hash=sha256:" in block for block in blocks)
+    assert "://" not in lock, "a lock names no registry"
+    pins = pins_of(root, image, "txt")
+    assert pins_of(root, image, "in").items() <= pins.items(), "run make lock"
+    if image == "export":
+        constraints = dict(re.findall(r"^([\w.-]+)==([^;\s]+)", (root / "constraints.txt").read_text(), re.MULTILINE))
+        shared = {name for name in pins if name in constraints} - {"nvidia-cuda-runtime"}
+        assert {"torch", "onnx", "onnxruntime"} <= shared and all(pins[name] == constraints[name] for name in shared)
+
+
+def test_pip_refuses_a_file_whose_hash_is_not_in_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock.txt").write_text(f"einops==0.8.2 --hash=sha256:{'0' * 64}\n")
+    (tmp_path / "einops-0.8.2-py3-none-any.whl").write_bytes(b"not what was locked")
+    command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps", "--no-index", "--find-links", tmp_path]
+    done = subprocess.run([*command, "--dest", tmp_path / "out", "-r", tmp_path / "lock.txt"], capture_output=True, text=True)
+    assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def versions(root: Path) -> dict[str, str]:
     lines = (root / "docker" / "versions.env").read_text().splitlines()
@@ -85,6 +123,11 @@ def test_versions_stand_in_one_place(root: Path, versions: dict[str, str]) -> No
         for argument, default in re.findall(r"^ARG (\w+)=(.*)$", text, re.MULTILINE):
             assert versions.get(argument, "") == default, (name, argument)
             used |= {argument} & set(versions)
+    for image in ("cpu", "server"):
+        for package, version in pins_of(root, image, "in").items():
+            name = REQUIREMENTS.get((image, package), f"{package.upper().replace('-', '_')}_VERSION")
+            assert versions[name] == version, (image, package)
+            used.add(name)
     for name, default in re.findall(r"\$\{(HUNYUAN3D_VERSION):-([^}]*)\}", compose_text):
         assert versions[name] == default
         used.add(name)
@@ -116,8 +159,9 @@ def test_cupys_cache_lies_where_the_server_may_write(root: Path, compose: dict[s
     writable = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
     mounts = pod["containers"][0]["volumeMounts"]
     assert any(Path(mount["mountPath"]) in Path(cache).parents for mount in mounts if mount["name"] in writable)
-    assert '"cupy-cuda13x[ctk]==${CUPY_VERSION}"' in text, "CuPy compiles kernels with the CUDA headers of [ctk]"
-    assert '"numpy==${GPU_NUMPY_VERSION}"' in text and versions["GPU_NUMPY_VERSION"].startswith("2."), "CuPy 14 wants NumPy 2"
+    wanted = (root / "docker" / "requirements" / "server.in").read_text()
+    assert f"cupy-cuda13x[ctk]=={versions['CUPY_VERSION']}" in wanted, "CuPy compiles kernels with the CUDA headers of [ctk]"
+    assert versions["GPU_NUMPY_VERSION"].startswith("2."), "CuPy 14 wants NumPy 2"
 
 
 def test_every_build_argument_is_one_of_the_dockerfiles(root: Path, compose: dict[str, Any]) -> None:

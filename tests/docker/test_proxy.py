@@ -261,8 +261,11 @@ def test_behind_envoy_no_sample_is_lost_and_a_new_server_gets_work(servers: Serv
 
 
 def test_a_client_of_a_name_loses_no_sample_and_uses_a_new_server(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    def getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[tuple[Any, ...]]:
-        assert host == NAME
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *rest: Any, **options: Any) -> list[Any]:
+        if host != NAME:
+            return look_up(host, port, *rest, **options)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in servers.name_server.addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)

@@ -43,7 +43,7 @@ def server(project: Any, record_testsuite_property: Any) -> Any:
 
 
 def client(server: Any, **options: Any) -> Client:
-    return Client(f"127.0.0.1:{server.ports['grpc']}", timeout_s=120, **options)
+    return Client(f"127.0.0.1:{server.ports['grpc']}", timeout_s=1200, **options)
 
 
 def test_a_sample_and_a_mesh_through_the_published_port(server: Any) -> None:
@@ -115,7 +115,7 @@ def test_stop_lets_a_running_sample_end(server: Any) -> None:
     server.wait_healthy(within_s=REPAIRED_S)
     refused: list[Exception] = []
     with client(server, retries=0) as calls:
-        steps = calls.stream(CONTEXT, num_latents=128, steps=800)
+        steps = calls.stream(CONTEXT, num_latents=512, steps=1000)
         first = next(steps)
         stopping = threading.Thread(target=server.compose, args=("stop", "server-cpu"))
         stopping.start()
@@ -128,7 +128,7 @@ def test_stop_lets_a_running_sample_end(server: Any) -> None:
         *_, last = steps
         stopping.join()
     state = server.engine.inspect(server.container())["State"]
-    assert first.index < last.index == 800 and last.latents is not None
+    assert first.index < last.index == 1000 and last.latents is not None
     assert state["ExitCode"] == 0 and not state["Running"]
 
 
