@@ -158,9 +158,9 @@ def test_previews_beyond_the_bound_are_left_out_and_the_result_is_not(tmp_path: 
     model = initialized(SAMPLER, tmp_path, {**PARAMETERS, "preview_mib": "1"})
     length = 2**20 // (4 * contract.LATENT_CHANNELS) - 1  # one preview fits, a second does not
     for _ in range(2):  # what an ended request held is free again
-        request = request_of(tokens(1, 2))
-        request.arrays |= {"num_latents": np.array([length], np.int32), "preview_every": np.array([1], np.int32)}
-        request.arrays |= {"steps": np.array([4], np.int32)}
+        numbers = {"num_latents": length, "preview_every": 1, "steps": 4}
+        arrays = {"context": tokens(1, 2), **{name: np.array([value], np.int32) for name, value in numbers.items()}}
+        request = pb_utils.Request(arrays, outputs=EVERYTHING)
         responses = [response.arrays for response, _ in sampled(model, request)]
         assert [("latents" in arrays) for arrays in responses] == [True, False, False, True]
 
@@ -181,8 +181,8 @@ def test_the_noise_of_a_large_request_does_not_hold_the_event_loop(
         return decode(*arguments)
 
     monkeypatch.setitem(model._admit.__func__.__globals__, "decode", slow)
-    large, small = request_of(tokens(8, 2)), request_of(tokens(1, 2))
-    large.arrays |= {"num_latents": np.array([4096], np.int32)}
+    arrays = {"context": tokens(8, 2), "num_latents": np.array([4096], np.int32), "steps": np.array([3], np.int32)}
+    large, small = pb_utils.Request(arrays, outputs=EVERYTHING), request_of(tokens(1, 2))
 
     async def run() -> None:
         first = asyncio.create_task(model.execute([large]))
