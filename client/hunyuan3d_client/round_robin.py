@@ -72,6 +72,7 @@ class RoundRobin:
     def _close_if_done(self, server: Transport) -> None:
         if server in self._parting and not self._busy[server]:
             self._parting.discard(server)
+            del self._busy[server]
             task = asyncio.create_task(server.close())
             self._closing.add(task)  # the loop keeps no strong reference to a task
             task.add_done_callback(self._closing.discard)
