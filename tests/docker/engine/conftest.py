@@ -88,7 +88,8 @@ def engine(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eng
     if reason := missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("dockerd")
-    command = ["dockerd", f"--host=unix://{folder}/s", "--group=0"]
+    # Without a bridge of its own: a Docker engine that this machine has already uses that name. Compose's networks have others.
+    command = ["dockerd", f"--host=unix://{folder}/s", "--group=0", "--bridge=none"]
     command += [f"--{name}={folder}/{name}" for name in ("data-root", "exec-root", "pidfile")]
     log = (folder / "log").open("w")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -109,7 +110,15 @@ def engine(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eng
         process.kill()
         process.wait()
         log.close()
+        unmount(folder)
         shutil.rmtree(folder / "data-root", ignore_errors=True)
+
+
+def unmount(folder: Path) -> None:
+    """dockerd leaves the mounts of its own folder and of its network namespace behind."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted((mount for mount in mounts if Path(mount).is_relative_to(folder)), reverse=True):
+        subprocess.run(["umount", mount], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="session")
