@@ -50,7 +50,7 @@ SCENES: dict[str, tuple[str, ...]] = {
         "curl --fail-with-body --silent --data @request.json --output answer.json"
         " localhost:8000/v2/models/hunyuan3d_sampler_unary/infer",
         "mkdir -p secrets && openssl rand -hex 32 > secrets/api_key",
-        'HUNYUAN3D_HEADER="triton-grpc-protocol-hunyuan3d-key: $(cat secrets/api_key)" hunyuan3d health',
+        'export HUNYUAN3D_HEADER="triton-grpc-protocol-hunyuan3d-key: $(cat secrets/api_key)" && hunyuan3d health',
     ),
     "without a GPU": ("make gpu-check",),
     "torch runtime": (
