@@ -97,10 +97,6 @@ def test_what_is_killed_is_repaired_within_a_minute(program: str, of: str, serve
     before = server.engine.inspect(server.container())["RestartCount"]
     begin = time.monotonic()
     assert server.inside(KILL, program, of), "the process must exist"
-    if of:
-        live = server.engine.docker("exec", server.container(), "python", "/opt/hunyuan3d/health.py", "live", check=False)
-        state = server.engine.docker("inspect", "--format", "{{.State.Running}}", server.container())
-        assert live == "" and state.strip() in ("true", "false")
     while server.engine.inspect(server.container())["RestartCount"] == before:
         assert time.monotonic() - begin < REPAIRED_S, server.compose("logs", "--tail", "30", "server-cpu")
         time.sleep(0.2)
