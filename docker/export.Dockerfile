@@ -13,8 +13,12 @@ COPY client client
 COPY export export
 COPY model_repository model_repository
 COPY docker/versions.env docker/versions.env
-# hadolint ignore=DL3013  (the project itself; its packages are pinned by the constraints)
-RUN pip install --no-cache-dir --constraint constraints.txt "tensorrt==${TENSORRT_VERSION}.*" ".[export]"
+COPY docker/requirements/export.txt docker/requirements/export.txt
+# Everything comes with its hash but TensorRT, which its package fetches from the vendor, and the project itself.
+# hadolint ignore=DL3013,DL3059
+RUN pip install --no-cache-dir --require-hashes --requirement docker/requirements/export.txt
+# hadolint ignore=DL3013,DL3059
+RUN pip install --no-cache-dir "tensorrt==${TENSORRT_VERSION}.*" && pip install --no-cache-dir --no-deps --no-build-isolation .
 COPY docker/export_entrypoint.sh /opt/hunyuan3d/
 ENV TENSORRT_VERSION=${TENSORRT_VERSION} XDG_CACHE_HOME=/cache HOME=/tmp
 WORKDIR /work

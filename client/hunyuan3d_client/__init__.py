@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .blocking import Client
     from .client import AsyncClient
     from .cutouts import Cutout
+    from .dns_transport import DnsTransport
     from .errors import (
         Cancelled,
         DeadlineExceeded,
@@ -33,6 +34,7 @@ __all__ = [
     "Client",
     "Cutout",
     "DeadlineExceeded",
+    "DnsTransport",
     "GrpcTransport",
     "Health",
     "Hunyuan3DError",
@@ -66,6 +68,7 @@ if not TYPE_CHECKING:
                 "blocking",
                 "client",
                 "cutouts",
+                "dns_transport",
                 "errors",
                 "grpc_transport",
                 "identity",

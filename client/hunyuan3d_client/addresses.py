@@ -37,6 +37,13 @@ def checked(url: str) -> str:
     return url
 
 
+def name_and_port(url: str) -> tuple[str, int] | None:
+    """The name and the port of dns:///NAME:PORT or dns:NAME:PORT; None for other addresses, and for a dns: address with a server of its own."""
+    rest = url.removeprefix("dns:///") if url.startswith("dns:///") else url.removeprefix("dns:")
+    found = _HOST_AND_PORT.fullmatch(rest) if url.startswith("dns:") else None
+    return (found["host"].strip("[]"), int(found["port"])) if found else None
+
+
 def is_same_host(url: str) -> bool:
     """Whether `url` is a loopback address or a Unix socket. Names other than localhost are not looked up."""
     host = url.rpartition(":")[0].strip("[]")

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from . import contract, requests
 from .batch_inputs import Item, Shard, items_of
+from .dns_transport import DnsTransport
 from .errors import Cancelled, Hunyuan3DError, ModelNotReady, Overloaded, ServerUnavailable, invalid
 from .files import atomic_path
 from .ledger import Entry, Ledger, entries
@@ -138,7 +139,7 @@ class Batch:
         told = (await self._told(contract.SAMPLER)).parameters
         batch, most = (int(told.get(name, _USUAL_BATCH)) for name in ("max_batch", "max_trajectories"))
         transport = self._client.transport
-        servers = len(transport.servers) if isinstance(transport, RoundRobin) else 1
+        servers = len(transport.servers) if isinstance(transport, (RoundRobin, DnsTransport)) else 1
         return servers * max(1, min(2 * batch, most))
 
     async def _require_models(self) -> None:

@@ -24,10 +24,11 @@ from .batch import Batch, Summary
 from .calls import Call
 from .calls import call as call_
 from .cutouts import Cutout
+from .dns_transport import transport_to
 from .environment import DEFAULT_TIMEOUT_S, DEFAULT_URL, Connection, timeout_s_from_env
 from .errors import InvalidInput, ModelFailed, ModelNotReady, invalid
 from .exchange import Exchange, left_s, one
-from .grpc_transport import GrpcTransport, SharedMemory
+from .grpc_transport import SharedMemory
 from .headers import Headers
 from .mesh import Mesh, MeshProgress
 from .offload import in_thread, is_small
@@ -52,7 +53,7 @@ class AsyncClient:
     """A client for asyncio. It sends at most `max_in_flight` requests at a time; further requests wait within their timeout.
 
     `url` is the host:port of a server, a list of several servers with the same models (calls take turns, see RoundRobin), or
-    dns:///name:port for all addresses of a name. Without it the client calls localhost:8001. `transport` replaces `url` and
+    dns:///name:port for all addresses of a name (see DnsTransport). Without it the client calls localhost:8001. `transport` replaces `url` and
     `shared_memory`: a GrpcTransport with TLS or headers, a RoundRobin, a MockTransport. `shared_memory`: see GrpcTransport.
     `timeout_s` is the default of every call. A request that was refused, or that never reached the server, is sent again up
     to `retries` times, with exponential backoff and jitter, within a budget that all calls share. A request that was
@@ -436,5 +437,5 @@ def _with(mesh: Mesh, latents: Latents | None, facts: PictureFacts) -> Mesh:
 
 def _connected(url: str | Sequence[str], shared_memory: SharedMemory) -> Transport:
     if isinstance(url, str):
-        return GrpcTransport(url, shared_memory=shared_memory)
-    return RoundRobin([GrpcTransport(each, shared_memory=shared_memory) for each in url])
+        return transport_to(url, shared_memory=shared_memory)
+    return RoundRobin([transport_to(each, shared_memory=shared_memory) for each in url])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 
+from .dns_transport import transport_to
 from .errors import invalid
-from .grpc_transport import GrpcTransport
 from .round_robin import RoundRobin
 from .transport import Transport
 
@@ -59,7 +59,7 @@ class Connection:
         credentials = grpc.ssl_channel_credentials(*files) if self.tls or any(files) else None
         headers = {name.lower(): value for name, _, value in (header.partition(": ") for header in self.headers)}
         urls = [each.strip() for each in self.url.split(",")]
-        transports = [GrpcTransport(each, credentials=credentials, headers=headers) for each in urls]
+        transports = [transport_to(each, credentials=credentials, headers=headers) for each in urls]
         return transports[0] if len(transports) == 1 else RoundRobin(transports)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import NamedTuple, TypeVar
 
 import grpc
@@ -47,14 +47,53 @@ class RoundRobin:
         self._up: deque[Transport] = deque()
         self._any = itertools.cycle(self.servers)
         self._asked: dict[Transport, dict[str, _Asked]] = {}
+        self._model = ""  # that of the last call
+        self._busy: Counter[Transport] = Counter()  # requests that run, of each server
+        self._parting: set[Transport] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def join(self, server: Transport) -> None:
+        """Adds a server. It has its first turn when it says that the model of the last call is ready."""
+        self.servers = (*self.servers, server)
+        self._any = itertools.cycle(self.servers)
+        if self._up:  # otherwise the next call asks all servers
+            self._leave(server, self._model)
+
+    def part(self, server: Transport) -> None:
+        """Takes a server out, which is not the only one. It is closed when its last request has ended."""
+        self.servers = tuple(each for each in self.servers if each is not server)
+        self._any = itertools.cycle(self.servers)
+        if server in self._up:
+            self._up.remove(server)
+        self._stop_asking(server)
+        self._parting.add(server)
+        self._close_if_done(server)
+
+    def _close_if_done(self, server: Transport) -> None:
+        if server in self._parting and not self._busy[server]:
+            self._parting.discard(server)
+            del self._busy[server]
+            task = asyncio.create_task(server.close())
+            self._closing.add(task)  # the loop keeps no strong reference to a task
+            task.add_done_callback(self._closing.discard)
+
+    @contextmanager
+    def _at_work(self, server: Transport) -> Iterator[None]:
+        self._busy[server] += 1
+        try:
+            yield
+        finally:
+            self._busy[server] -= 1
+            self._close_if_done(server)
 
     async def infer(self, request: Request, *, timeout_s: float) -> AsyncGenerator[Tensors, None]:
         left = until(timeout_s)
         server = await self._next(request.model, timeout_s)
         try:
-            async with aclosing(server.infer(request, timeout_s=left())) as answers:
-                async for answer in answers:
-                    yield answer
+            with self._at_work(server):
+                async with aclosing(server.infer(request, timeout_s=left())) as answers:
+                    async for answer in answers:
+                        yield answer
         except StatusError as failure:
             self._note(failure, server, request.model)
             raise
@@ -71,19 +110,21 @@ class RoundRobin:
     async def close(self) -> None:
         for server in self.servers:
             self._stop_asking(server)
-        await asyncio.gather(*(server.close() for server in self.servers))
+        await asyncio.gather(*(server.close() for server in (*self.servers, *self._parting)), *self._closing)
 
     async def _query(self, model: str, timeout_s: float, query: Callable[[Transport, float], Awaitable[R]]) -> R:
         left = until(timeout_s)
         server = await self._next(model, timeout_s)
         try:
-            return await query(server, left())
+            with self._at_work(server):
+                return await query(server, left())
         except StatusError as failure:
             self._note(failure, server, model)
             raise
 
     async def _next(self, model: str, timeout_s: float) -> Transport:
         """The next server that is up. If none is, any server, because its answer says best what is wrong."""
+        self._model = model
         if not self._up:
             for server in self.servers:
                 self._leave(server, model)
@@ -107,6 +148,8 @@ class RoundRobin:
             self._leave(server, model)
 
     def _leave(self, server: Transport, model: str) -> None:
+        if server not in self.servers:  # it has parted while its last request ran
+            return
         asks = self._asked.setdefault(server, {})
         if model in asks or (asks and self._up):
             return

@@ -77,12 +77,6 @@ def _batched(
 
     profile: the ranges of a plan, which bound the batch and whose usual sizes the warm-up has. Without it the warm-up is small.
     """
-    policy = pb.ModelQueuePolicy(
-        timeout_action=pb.ModelQueuePolicy.REJECT,
-        default_timeout_microseconds=_QUEUE_TIMEOUT_US,
-        allow_timeout_override=True,
-        max_queue_size=_MAX_QUEUE,
-    )
     return pb.ModelConfig(
         name=spec.name,
         max_batch_size=profile["B"].max if profile else MAX_BATCH,
@@ -92,9 +86,20 @@ def _batched(
             for tensor in spec.outputs
         ],
         instance_group=[_instance_group(device)],
-        dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=_QUEUE_DELAY_US, default_queue_policy=policy),
+        dynamic_batching=_bounded_queue(_MAX_QUEUE),
         model_warmup=[_warmup(spec, profile)],
     )
+
+
+def _bounded_queue(most: int) -> pb.ModelDynamicBatching:
+    """A queue that refuses requests beyond `most`, and those that have waited too long. Only this part of a config can bound it."""
+    policy = pb.ModelQueuePolicy(
+        timeout_action=pb.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=_QUEUE_TIMEOUT_US,
+        allow_timeout_override=True,
+        max_queue_size=most,
+    )
+    return pb.ModelDynamicBatching(max_queue_delay_microseconds=_QUEUE_DELAY_US, default_queue_policy=policy)
 
 
 def _instance_group(device: str) -> pb.ModelInstanceGroup:
@@ -188,9 +193,17 @@ def set_parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
 
 
 def code_model(
-    spec: contract.ModelSpec, *, decoupled: bool = False, parameters: Mapping[str, str] | None = None
+    spec: contract.ModelSpec,
+    *,
+    decoupled: bool = False,
+    parameters: Mapping[str, str] | None = None,
+    instances: int = 1,
+    most_queued: int | None = None,
 ) -> pb.ModelConfig:
-    """A Python model that handles the batch axis itself. Its max_batch_size is 0, so its dims contain the batch axis."""
+    """A Python model that handles the batch axis itself. Its max_batch_size is 0, so its dims contain the batch axis.
+
+    most_queued: how many requests may wait; None for a model that refuses by itself.
+    """
     config = pb.ModelConfig(
         name=spec.name,
         backend="python",
@@ -203,7 +216,8 @@ def code_model(
             pb.ModelOutput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=dims_of(tensor))
             for tensor in spec.outputs
         ],
-        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.Kind.Value("KIND_CPU"))],
+        instance_group=[pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.Kind.Value("KIND_CPU"))],
+        dynamic_batching=None if most_queued is None else _bounded_queue(most_queued),
     )
     if decoupled:
         config.model_transaction_policy.decoupled = True

@@ -25,7 +25,7 @@ class Container:
     """The entrypoint's process; `log` collects what it prints."""
 
     def __init__(self, script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        names = ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT")
+        names = ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT", "HEALTH_PORT")
         self.ports = {name: int(environment[name]) if name in environment else free_port() for name in names}
         variables = {**os.environ, **{name: str(port) for name, port in self.ports.items()}, **environment}
         self.process = subprocess.Popen(
@@ -40,7 +40,8 @@ class Container:
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.grpc, self.http, self.metrics = (f"127.0.0.1:{port}" for port in self.ports.values())
+        host = environment.get("BIND_ADDRESS", "127.0.0.1")
+        self.grpc, self.http, self.metrics, self.health = (f"{host}:{port}" for port in self.ports.values())
 
     def _read(self) -> None:
         assert self.process.stdout is not None

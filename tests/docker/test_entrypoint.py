@@ -9,8 +9,10 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,22 @@ from hunyuan3d_client.errors import DeadlineExceeded, Hunyuan3DError, ServerUnav
 CONTEXT = np.ones((1, 3, 1536), np.float16)
 
 
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
         ({"GRPC_PORT": "http"}, "GRPC_PORT must be in 1..65535, got 'http'"),
         ({"HTTP_PORT": "0"}, "HTTP_PORT must be in 1..65535, got '0'"),
         ({"METRICS_PORT": "65536"}, "METRICS_PORT must be in 1..65535, got '65536'"),
+        ({"HEALTH_PORT": "-8003"}, "HEALTH_PORT must be in 1..65535, got '-8003'"),
+        ({"NOTICE_S": "601"}, "NOTICE_S must be in 0..600, got '601'"),
         ({"EXIT_TIMEOUT_S": "-1"}, "EXIT_TIMEOUT_S must be in 0..86400, got '-1'"),
         ({"CONFIG": "gpu"}, "CONFIG must be default, cpu, onnxruntime or torch, got 'gpu'"),
         ({"CONFIG": "default"}, "hunyuan3d_dit must have a deployed model.plan for CONFIG=default"),
@@ -88,6 +100,31 @@ def plans(repository: Path, tmp_path: Path) -> Path:
         made_from = {"library_version": "11.1.0.106", "version_compatible": False}
         (folder / "1" / "manifest.json").write_text(json.dumps({"made_from": made_from}))
     return models
+
+
+def test_no_image_has_torch_and_the_start_says_so(
+    repository: Path, image: Path, settings: dict[str, str], tmp_path: Path
+) -> None:
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    (models / "hunyuan3d_dit" / "1" / "checkpoint.safetensors").touch()
+    done = started(image, settings, CONFIG="torch", MODEL_REPOSITORY=str(models), PATH=f"{no_torch(tmp_path)}:/usr/bin:/bin")
+    assert done.returncode == 2 and "error: CONFIG=torch must run where torch and hunyuan3d_export are installed" in done.stderr
+    assert "\nhint: use CONFIG=default or cpu" in done.stderr
+
+
+def no_torch(folder: Path) -> Path:
+    """A folder with a python3 that has the standard library alone, as in an image."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    (folder / "bin" / "python3").chmod(0o755)
+    return folder / "bin"
+
+
+@pytest.mark.parametrize(("drain_s", "last_s"), [("0", "0"), ("9", "9"), ("600", "15")])
+def test_tritons_own_shutdown_is_short(drain_s: str, last_s: str, gpu_image: Path, settings: dict[str, str]) -> None:
+    """The samples have ended by then, so a second wait of EXIT_TIMEOUT_S would only outlast the grace period."""
+    done = started(gpu_image, settings, TRITON_HOME=str(gpu_image), EXIT_TIMEOUT_S=drain_s)
+    assert f"--exit-timeout-secs={last_s}" in done.stdout.splitlines(), done.stderr
 
 
 def started(image: Path, settings: dict[str, str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -233,12 +270,57 @@ def test_glogs_lines_become_records(root: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_health_check(root: Path, run: Callable[..., Any]) -> None:
     def healthy(port: int, *arguments: str) -> int:
         command = ["python3", root / "docker" / "health.py", *arguments]
-        return subprocess.run(command, env={"PATH": "/usr/bin:/bin", "HTTP_PORT": str(port)}, timeout=30).returncode
+        return subprocess.run(command, env={"PATH": "/usr/bin:/bin", "HEALTH_PORT": str(port)}, timeout=30).returncode
 
-    with run() as container:
-        assert healthy(container.ports["HTTP_PORT"]) == 1, "the server cannot be ready yet"
+    with run(NOTICE_S="2") as container:
+        port = container.ports["HEALTH_PORT"]
+        assert healthy(port) == 1, "the server cannot be ready yet"
         container.wait_ready()
-        assert healthy(container.ports["HTTP_PORT"]) == healthy(container.ports["HTTP_PORT"], "live") == 0
+        assert healthy(port) == healthy(port, "live") == 0
+        container.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 2
+        while healthy(port) == 0:
+            assert time.monotonic() < deadline, "a server that is about to stop must not be ready"
+        assert healthy(port, "live") == 0 and answers(f"{container.http}/v2/health/ready"), "Triton itself notices nothing yet"
+        with Client(container.grpc, timeout_s=60, retries=0) as client:
+            client.sample(CONTEXT, num_latents=4, steps=1)  # taken: proxies get time to learn of the stop
+        assert container.wait() == 0
+
+
+@pytest.mark.served
+@pytest.mark.parametrize("model", ["hunyuan3d_sampler", "hunyuan3d_dit_guided"])
+def test_a_server_whose_model_has_died_ends(model: str, run: Callable[..., Any]) -> None:
+    """Docker and Kubernetes start it again. Triton itself goes on saying that it is ready."""
+    with run(LOG_FORMAT="json") as container:
+        container.wait_ready()
+        (server,) = [child for child in psutil.Process(container.process.pid).children() if child.name() == "tritonserver"]
+        (stub,) = [child for child in server.children() if f"/{model}/1/" in " ".join(child.cmdline())]
+        stub.kill()
+        begin = time.monotonic()
+        while answers(f"{container.health}/live"):
+            assert time.monotonic() - begin < 10, "the probes must see it"
+            time.sleep(0.05)
+        assert container.process.wait(30) == 137
+        assert time.monotonic() - begin < 20
+    assert any("the process of a model has died" in json.loads(line)["message"] for line in container.log)
+
+
+def test_processes_that_have_died_are_found(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "docker")
+    from guard import dead_stubs
+
+    states = {
+        "11": "(triton_python_b) Z 7 7",
+        "12": "(triton_python_b) S 7 7",
+        "13": "(triton_python_b) Z 8 8",
+        "14": "(sh) Z 7 7",
+        "15": "(odd) name) Z 7 7",
+    }
+    for process, text in states.items():
+        (tmp_path / process).mkdir()
+        (tmp_path / process / "stat").write_text(f"{process} {text} 0 -1")
+    (tmp_path / "16").mkdir()
+    assert dead_stubs(7, tmp_path) == [11]
 
 
 @pytest.mark.parametrize(
@@ -249,6 +331,9 @@ def test_the_health_check(root: Path, run: Callable[..., Any]) -> None:
         ({"BIND_ADDRESS": "10.0.0.5"}, "v2/health/ready", "10.0.0.5"),
         ({"BIND_ADDRESS": "10.0.0.5", "TLS_CERT_FILE": "/c"}, "v2/health/ready", "127.0.0.1"),
         ({"HTTP_ADDRESS": "10.0.0.6", "TLS_CERT_FILE": "/c"}, "v2/health/ready", "10.0.0.6"),
+        ({"BIND_ADDRESS": "10.0.0.5", "TLS_CERT_FILE": "/c"}, "ready", "10.0.0.5"),
+        ({"BIND_ADDRESS": "10.0.0.5", "HEALTH_ADDRESS": "10.0.0.8"}, "live", "10.0.0.8"),
+        ({}, "ready", "127.0.0.1"),
         ({"BIND_ADDRESS": "10.0.0.5"}, "metrics", "10.0.0.5"),
         ({"BIND_ADDRESS": "10.0.0.5", "METRICS_ADDRESS": "10.0.0.7"}, "metrics", "10.0.0.7"),
     ],
@@ -259,7 +344,7 @@ def test_the_health_check_asks_where_the_server_listens(
     monkeypatch.syspath_prepend(root / "docker")
     import health
 
-    for name in ("BIND_ADDRESS", "HTTP_ADDRESS", "METRICS_ADDRESS", "TLS_CERT_FILE"):
+    for name in ("BIND_ADDRESS", "HTTP_ADDRESS", "METRICS_ADDRESS", "HEALTH_ADDRESS", "TLS_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -51,7 +51,7 @@ SCENES: dict[str, tuple[str, ...]] = {
         "curl --fail-with-body --silent --data @request.json --output answer.json"
         " localhost:8000/v2/models/hunyuan3d_sampler_unary/infer",
         "mkdir -p secrets && openssl rand -hex 32 > secrets/api_key",
-        'hunyuan3d --header "triton-grpc-protocol-hunyuan3d-key: $(cat secrets/api_key)" health',
+        'export HUNYUAN3D_HEADER="triton-grpc-protocol-hunyuan3d-key: $(cat secrets/api_key)" && hunyuan3d health',
     ),
     "without a GPU": ("make gpu-check",),
     "torch runtime": (
@@ -144,6 +144,7 @@ CANNOT_RUN: dict[str, str] = {
     "make lint": TESTS,
     "make lint test": TESTS,
     "make test-slow": TESTS,
+    "make docker-test": TESTS,
     "make bench": LONG,
     "make export-engine CHECKPOINT=model.fp16.safetensors": GPU,
     "hunyuan3d-export engine --onnx build/encoder --out build/encoder-plan --target tensorrt": GPU,

@@ -22,6 +22,8 @@ PARAMETERS = {
     "max_tokens_per_step": "1000",
     "max_trajectories": "64",
     "max_queued": "16",
+    "largest_request": "80",
+    "preview_mib": "512",
     "lanes": "1",
     "queue_timeout_s": "60",
     "total_timeout_s": "600",
@@ -109,6 +111,18 @@ class Counts:
         self.errors: list[float] = []
         self.rows: list[tuple[str, int]] = []
         self.outcomes: list[str] = []
+        self.begun_s: list[float] = []
+        self.first_step_s: list[float] = []
+        self.done_s: list[float] = []
+
+    def begun(self, seconds: float) -> None:
+        self.begun_s.append(seconds)
+
+    def first_step(self, seconds: float) -> None:
+        self.first_step_s.append(seconds)
+
+    def done(self, seconds: float) -> None:
+        self.done_s.append(seconds)
 
     def load(self, active: int, queued: int) -> None:
         self.active, self.queued = active, queued

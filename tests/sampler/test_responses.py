@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,56 @@ def test_unary_takes_a_path_alone_for_what_it_is(tmp_path: Path, monkeypatch: py
     """A response whose only output is `path` is a result and not an error."""
     found, _ = unary(tmp_path, monkeypatch, [pb_utils.InferenceResponse([texts("path", b"plain")])], ["path"])
     assert not found.has_error() and found.arrays["path"].tolist() == [b"plain"]
+
+
+@pytest.mark.usefixtures("calls")
+def test_previews_beyond_the_bound_are_left_out_and_the_result_is_not(tmp_path: Path, tokens: Tokens) -> None:
+    """Triton keeps what a client does not read, so 20 clients that read nothing would fill its memory with previews."""
+    model = initialized(SAMPLER, tmp_path, {**PARAMETERS, "preview_mib": "1"})
+    length = 2**20 // (4 * contract.LATENT_CHANNELS) - 1  # one preview fits, a second does not
+    for _ in range(2):  # what an ended request held is free again
+        numbers = {"num_latents": length, "preview_every": 1, "steps": 4}
+        arrays = {"context": tokens(1, 2), **{name: np.array([value], np.int32) for name, value in numbers.items()}}
+        request = pb_utils.Request(arrays, outputs=EVERYTHING)
+        responses = [response.arrays for response, _ in sampled(model, request)]
+        assert [("latents" in arrays) for arrays in responses] == [True, False, False, True]
+
+
+@pytest.mark.usefixtures("calls")
+def test_the_noise_of_a_large_request_does_not_hold_the_event_loop(
+    tmp_path: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other samples are stepped by the same loop."""
+    model = initialized(SAMPLER, tmp_path, PARAMETERS)
+    drawn, release = threading.Event(), threading.Event()
+    decode = sys.modules["sample_request"].decode
+
+    def slow(*arguments: Any) -> Any:
+        if len(arguments[0]["context"]) > 1:
+            drawn.set()
+            assert release.wait(WAIT_S)
+        return decode(*arguments)
+
+    monkeypatch.setitem(model._admit.__func__.__globals__, "decode", slow)
+    arrays = {"context": tokens(8, 2), "num_latents": np.array([4096], np.int32), "steps": np.array([3], np.int32)}
+    large, small = pb_utils.Request(arrays, outputs=EVERYTHING), request_of(tokens(1, 2))
+
+    async def run() -> None:
+        first = asyncio.create_task(model.execute([large]))
+        await asyncio.to_thread(drawn.wait, WAIT_S)
+        await model.execute([small])
+        while not small.sender.sent or not small.sender.sent[-1][1]:
+            await asyncio.sleep(0)
+        assert not large.sender.sent
+        release.set()
+        await first
+        while not large.sender.sent or not large.sender.sent[-1][1]:
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
+    assert large.sender.sent[-1][0].arrays["latents"].shape == (8, 4096, 64)
+
+
+@pytest.mark.parametrize("arrays", [{}, {"context": np.ones(3)}, {"context": np.ones((1, 2, 3)), "num_latents": np.zeros(0)}])
+def test_numbers_to_draw_of_malformed_requests(arrays: dict[str, np.ndarray]) -> None:
+    assert sys.modules["sample_request"].numbers_to_draw(arrays, None) == 0

@@ -66,7 +66,7 @@ SAMPLER_CASES: dict[str, tuple[Tensors, str]] = {
     "B = 0": ({"context": context(batch=0)}, "context must be "),
     "NaN context": ({"context": context(fill=np.nan)}, "context must be finite"),
     "Inf context": ({"context": context(fill=np.inf)}, "context must be finite"),
-    "129 samples": ({"context": context(batch=129, length=1)}, "context must be of at most 128 samples"),
+    "9 samples": ({"context": context(batch=9, length=1)}, "context must be of at most 8 samples"),
     "L = 0": ({"latents": np.zeros((1, 0, 64), np.float32)}, "latents must be "),
     "NaN latents": ({"latents": np.full((1, 4, 64), np.nan, np.float32)}, "latents must be finite"),
     "two noises": ({"latents": np.zeros((2, 4, 64), np.float32)}, "latents must have context's batch size 1, got 2"),

@@ -95,6 +95,8 @@ def _sampler(preset: Preset, runtime: Mapping[str, str], *, max_batch: int) -> p
         "max_tokens_per_step": str(MAX_TOKENS),
         "max_trajectories": str(_MAX_TRAJECTORIES),
         "max_queued": str(_MAX_TRAJECTORIES),
+        "largest_request": str(MAX_BATCH),
+        "preview_mib": "512",
         "queue_timeout_s": "600",
         "total_timeout_s": "14400",  # 50 steps of v2-0 on a laptop's CPU take hours
         "evaluation_timeout_s": "1800",

@@ -7,7 +7,7 @@ from typing import Any
 from decoding import PARTS, MeshFile
 from outcomes import OUTCOMES
 
-_SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]
+_SECONDS = [0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 1, 2, 4, 10, 20, 40, 100, 300, 1000, 3600]
 _SIZES = [1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7]
 
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_BYTES = 32 * 2**20
-# Limits the memory that a small file can unpack to: 268 MB for the picture, and as much again for the white canvas.
-MOST_SIDE = 8192
+# Limits the memory that a small file can unpack to: 67 MB for the picture, and as much again for the white canvas.
+MOST_SIDE = 4096
 MOST_RATIO = 16  # of the longer to the shorter side, because the whole picture is resized before its centre is taken
 BORDER = 0.15  # the part of the canvas' side, both edges together, that stays white around a picture with alpha
 WHITE = (255, 255, 255)

@@ -8,7 +8,9 @@ from outcomes import OUTCOMES
 from sample_request import PATHS
 
 _ROWS = [1, 2, 4, 8, 16, 32, 64]
-_SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+# An evaluation of v2-mini takes less than 10 ms on a large GPU, and one of v2-0 takes minutes on a laptop's CPU.
+_SECONDS = [0.001, 0.002, 0.004, 0.007, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4, 1, 3, 10, 30, 100]
+_REQUEST_SECONDS = [0.03, 0.1, 0.2, 0.4, 0.7, 1, 2, 4, 7, 10, 20, 40, 70, 100, 300, 1000, 3600]
 _ERRORS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
 MOVED = ("state", "context", "velocity", "response")
 
@@ -40,6 +42,28 @@ class Metrics:
         )
         self._rows = metric("HISTOGRAM", "batch_rows", "Rows of a denoiser call", "", ("",), buckets=_ROWS)[""]
         self._seconds = metric("HISTOGRAM", "evaluation_seconds", "Time of a denoiser call", "", ("",), buckets=_SECONDS)[""]
+        self._queue_s = metric(
+            "HISTOGRAM",
+            "queue_seconds",
+            "Time from a request's arrival until it is stepped",
+            "",
+            ("",),
+            buckets=_REQUEST_SECONDS,
+        )[""]
+        self._first_step_s = metric(
+            "HISTOGRAM",
+            "first_step_seconds",
+            "Time from a request's arrival to its first step",
+            "",
+            ("",),
+            buckets=_REQUEST_SECONDS,
+        )[""]
+        self._request_s = metric(
+            "HISTOGRAM", "request_seconds", "Time from a request's arrival to its result", "", ("",), buckets=_REQUEST_SECONDS
+        )[""]
+        self._without_preview = metric("COUNTER", "previews_left_out_total", "Previews that preview_mib kept back", "", ("",))[
+            ""
+        ]
         self._last_load: dict[str, int] = {}
 
     def load(self, active: int, queued: int) -> None:
@@ -60,6 +84,18 @@ class Metrics:
 
     def forecast_error(self, error: float) -> None:
         self._error.observe(error)
+
+    def begun(self, seconds: float) -> None:
+        self._queue_s.observe(seconds)
+
+    def first_step(self, seconds: float) -> None:
+        self._first_step_s.observe(seconds)
+
+    def done(self, seconds: float) -> None:
+        self._request_s.observe(seconds)
+
+    def preview_left_out(self) -> None:
+        self._without_preview.increment(1)
 
     def ended(self, outcome: str) -> None:
         self._requests[outcome].increment(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from denoisers import GUIDED, Denoisers
 from identity import deployed_weights
 from metrics import Metrics
 from outcomes import outcome
-from sample_request import SampleRequest, SamplingPath, choose_path, decode
+from previews import Previews
+from sample_request import SampleRequest, SamplingPath, choose_path, decode, numbers_to_draw
 from settings import Settings
 from stepper import CONTEXTS_HELD, Stepper
 from streaming import Drain, Stream, input_tensors, log_to_triton
@@ -21,6 +24,7 @@ from trajectory import Progress, Trajectory
 
 _PRESET_FILE = "preset.json"
 SERVED = "served"  # a request that asks for this output alone is answered with the weights of each model, also while draining
+_DRAWN_AT_ONCE = 2**17  # a millisecond of noise; the event loop steps all other samples meanwhile, so more is drawn in a thread
 VAE_LATENTS = "vae_latents"  # computed only for requests that ask for this output, or that name no outputs at all
 
 
@@ -43,28 +47,38 @@ class TritonPythonModel:
         self._arrays = Arrays(self._settings.arrays, pb_utils)
         self._denoisers = Denoisers(pb_utils, self._settings, self._arrays, self._metrics)
         self._stepper = Stepper(self._denoisers, self._settings, self._metrics, contexts_held=self.contexts_held)
+        self._previews = Previews(self._settings.preview_mib * 2**20)
         self._drain = Drain()
+        self._drawing = ThreadPoolExecutor(1, "noise")
         self._said: set[str] = set()
 
     async def execute(self, requests: list) -> None:
         for request in requests:
-            stream = _Stream(request, self._arrays, self._metrics, self._scale_factor)
+            stream = _Stream(request, self._arrays, self._metrics, self._previews, self._scale_factor)
             try:
                 if stream.requested == {SERVED}:
                     stream.send([pb_utils.Tensor(SERVED, np.array([self._served.encode()], np.object_))], final=True)
                 else:
-                    self._admit(request, stream)
+                    await self._admit(request, stream)
             except Exception as error:  # only this request is refused
                 self._metrics.ended(outcome(error))
                 stream.fail(error)
 
-    def _admit(self, request: object, stream: _Stream) -> None:
+    async def _admit(self, request: object, stream: _Stream) -> None:
         self._drain.check("samples")
-        decoded = decode(input_tensors(request, self._inputs), self._settings, self._num_latents)
+        tensors = input_tensors(request, self._inputs)
+        if numbers_to_draw(tensors, self._num_latents) <= _DRAWN_AT_ONCE:
+            decoded = decode(tensors, self._settings, self._num_latents)
+        else:
+            loop = asyncio.get_running_loop()
+            decoded = await loop.run_in_executor(self._drawing, decode, tensors, self._settings, self._num_latents)
         ready = {"plain_ready": self._denoisers.plain_ready, "guided_ready": self._denoisers.guided_ready}
         path = choose_path(decoded, self._settings, **ready)
         self._say_once(decoded, path)
         self._stepper.submit(Trajectory(self._arrays.upload(decoded), path, stream.request_id), stream)
+
+    def finalize(self) -> None:
+        self._drawing.shutdown(wait=False, cancel_futures=True)
 
     def _say_once(self, decoded: SampleRequest, path: SamplingPath) -> None:
         fallback = path == "two-batch" and decoded.negative_context is None
@@ -81,8 +95,11 @@ class TritonPythonModel:
 class _Stream(Stream):
     """Sends the responses of one request; implements stepper.Sink."""
 
-    def __init__(self, request: object, arrays: Arrays, metrics: Metrics, scale_factor: float | None) -> None:
+    def __init__(
+        self, request: object, arrays: Arrays, metrics: Metrics, previews: Previews, scale_factor: float | None
+    ) -> None:
         super().__init__(request)
+        self._previews = previews
         self._scale_factor = scale_factor if VAE_LATENTS in self.requested else None
         self._arrays = arrays
         self._metrics = metrics
@@ -96,16 +113,27 @@ class _Stream(Stream):
             pb_utils.Tensor("path", np.array([progress.path.encode()], np.object_)),
             pb_utils.Tensor("evaluated", np.array([progress.evaluated], np.int32)),
         ]
-        if progress.preview_due:
+        if progress.preview_due and self._may_send(progress):
             outputs.append(pb_utils.Tensor("latents", self._arrays.host(progress.latents)))
             self._metrics.moved("response", progress.latents.nbytes)
         if progress.done:
             outputs += self._last(progress)
         self.send(outputs, final=progress.done)
         if progress.done:
+            self._previews.forget(self)
             shape = f"B {progress.samples}, L {progress.latents.shape[1]}, T {progress.context_tokens}"
             evaluations = f"{min(progress.evaluations)}..{max(progress.evaluations)} evaluations"
             self.done(f"{progress.total} steps, path {progress.path}, {shape}, {evaluations}")
+
+    def fail(self, error: Exception) -> None:
+        self._previews.forget(self)
+        super().fail(error)
+
+    def _may_send(self, progress: Progress) -> bool:
+        if progress.done or self._previews.take(self, progress.latents.nbytes):
+            return True
+        self._metrics.preview_left_out()
+        return False
 
     def _last(self, progress: Progress) -> list[object]:
         """The outputs of the final response alone."""

@@ -51,8 +51,9 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_la
     if "context" not in tensors:  # Triton only counts inputs: it accepts an optional one in place of the required one
         raise ValueError("context must be given, got none")
     context = _tokens(tensors, "context", MOST_CONTEXT)
-    if len(context) > settings.largest_request:
-        raise ValueError(f"context must be of at most {settings.largest_request} samples, got {len(context)}")
+    if len(context) > settings.most_samples:
+        hint = "hint: send several requests, or raise largest_request in hunyuan3d_sampler's config.pbtxt"
+        raise ValueError(f"context must be of at most {settings.most_samples} samples, got {len(context)}\n{hint}")
     negative = _tokens(tensors, "negative_context", MOST_CONTEXT) if "negative_context" in tensors else None
     if negative is not None and negative.shape != context.shape:
         raise ValueError(f"negative_context must have context's shape {list(context.shape)}, got {list(negative.shape)}")
@@ -80,6 +81,14 @@ def decode(tensors: Mapping[str, np.ndarray], settings: Settings, default_num_la
         tolerance=0.0 if off else tolerance,
         off_reason=off,
     )
+
+
+def numbers_to_draw(tensors: Mapping[str, np.ndarray], default_num_latents: int | None) -> int:
+    """How many random numbers decode() will draw for these tensors, which need not be valid."""
+    if "latents" in tensors or "context" not in tensors or tensors["context"].ndim != 3:
+        return 0
+    asked = tensors.get("num_latents", np.array([default_num_latents or 0]))
+    return len(tensors["context"]) * min(max(0, int(asked.flat[0]) if asked.size else 0), MOST_LATENTS) * CHANNELS
 
 
 def noise(seeds: np.ndarray, num_latents: int) -> np.ndarray:

@@ -8,7 +8,15 @@ import schedules
 
 ARRAYS = ("numpy", "auto")
 # max_batch: two-batch guidance needs two rows for one sample.
-_LEAST = {"max_batch": 2, "max_tokens_per_step": 1, "max_trajectories": 1, "max_queued": 0, "lanes": 1}
+_LEAST = {
+    "max_batch": 2,
+    "max_tokens_per_step": 1,
+    "max_trajectories": 1,
+    "max_queued": 0,
+    "largest_request": 1,
+    "preview_mib": 0,
+    "lanes": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +25,8 @@ class Settings:
 
     A denoiser call takes at most max_batch rows and max_tokens_per_step tokens (rows x (L + T)), but always one sample.
     lanes: how many calls may run at the same time, as many as the denoiser has instances. evaluation_timeout_s: a call that
-    takes longer has failed. max_trajectories samples are stepped; max_queued more may wait, each at most queue_timeout_s.
+    takes longer has failed. max_trajectories samples are stepped; max_queued more may wait, each at most queue_timeout_s. A request
+    has at most largest_request samples. Previews of all requests in progress take at most preview_mib: steps beyond come without one.
     total_timeout_s: how long a request may take from its arrival to its end. arrays: where the states of samples live, numpy
     or auto, which is CuPy if it can make a step on a GPU. restart_denoiser: whether a denoiser that fails even the smallest evaluation is
     loaded again, because its process has probably died.
@@ -33,6 +42,8 @@ class Settings:
     max_tokens_per_step: int
     max_trajectories: int
     max_queued: int
+    largest_request: int
+    preview_mib: int
     lanes: int
     queue_timeout_s: float
     total_timeout_s: float
@@ -52,6 +63,6 @@ class Settings:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name):g}")
 
     @property
-    def largest_request(self) -> int:
-        """The most samples of one request: a larger one could never be admitted."""
-        return self.max_trajectories + self.max_queued
+    def most_samples(self) -> int:
+        """The most samples of one request: largest_request, but no more than could ever be admitted."""
+        return min(self.largest_request, self.max_trajectories + self.max_queued)

@@ -66,6 +66,15 @@ class Observer(Protocol):
     def forecast_error(self, error: float) -> None:
         """A sample with a tolerance is done, with this mean error of its forecast velocities."""
 
+    def begun(self, seconds: float) -> None:
+        """A request that arrived so long ago is stepped from now on."""
+
+    def first_step(self, seconds: float) -> None:
+        """A request that arrived so long ago has been told of its first step."""
+
+    def done(self, seconds: float) -> None:
+        """A request that arrived so long ago has its result."""
+
     def ended(self, outcome: str) -> None:
         """A request has ended; `outcome` is one of outcomes.OUTCOMES."""
 
@@ -75,6 +84,7 @@ class _Place:
     sink: Sink
     arrived: float
     failed: bool = False
+    told: bool = False
 
 
 class Stepper:
@@ -137,7 +147,8 @@ class Stepper:
         for trajectory in list(self._queue):
             if self._active and self.samples + trajectory.samples > self._settings.max_trajectories:
                 return
-            self._active[trajectory] = self._queue.pop(trajectory)
+            place = self._active[trajectory] = self._queue.pop(trajectory)
+            self._observer.begun(asyncio.get_running_loop().time() - place.arrived)
 
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()
@@ -262,7 +273,12 @@ class Stepper:
             self._active[trajectory] = place
             self._end(trajectory, error)
             return
+        waited = asyncio.get_running_loop().time() - place.arrived
+        if not place.told:
+            place.told = True
+            self._observer.first_step(waited)
         if progress.done:
+            self._observer.done(waited)
             if trajectory.request.tolerance:
                 for error in progress.forecast_errors:
                     self._observer.forecast_error(error)
