@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hunyuan3d_client.shapes import embed_prompt
-from hunyuan3d_export.conditioner.checkpoint import save_conditioner
+from hunyuan3d_export.conditioner.checkpoint import load_conditioner, save_conditioner
 from hunyuan3d_export.conditioner.config import WORDS_IMAGE_SIZE, ConditionerConfig, Words
 from hunyuan3d_export.conditioner.model import Conditioner
 
@@ -83,6 +83,9 @@ def train(args: argparse.Namespace) -> None:
     pictures, words = load_views(args.out / "views", args.views, args.seed)
     dresser, generator = Dresser(args.seed), torch.Generator().manual_seed(args.seed + 1)
     model = new_model(args.seed)
+    if args.resume is not None:
+        known = load_conditioner(args.resume, image_size=CONFIG.image_size, views=CONFIG.views)
+        model.load_state_dict(known.state_dict())
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = new_optimizers(model, args.lr)
     started, running, step, progress = time.monotonic(), 0.0, 0, 0.0
@@ -118,6 +121,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-minutes", type=float, default=math.inf, help="end the cosine after this time if the steps take longer"
     )
+    parser.add_argument("--resume", type=Path, help="start from the weights of this checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=100, help="views of each prompt")
     parser.add_argument("--batch", type=int, default=32, help="pictures per step")

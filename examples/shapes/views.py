@@ -25,6 +25,7 @@ SIDE = WORDS_IMAGE_SIZE
 RAYS = 120  # along each side of a traced picture
 GRID_CELLS = 64  # of a solid's distances
 MARGIN = 0.15  # of the canvas that preprocessing leaves around a picture with alpha
+LEAST_CONTRAST = 0.6  # sum of the differences in red, green and blue
 MEAN, DEVIATION = (
     torch.tensor([0.485, 0.456, 0.406]),
     torch.tensor([0.229, 0.224, 0.225]),
@@ -106,7 +107,7 @@ class Dresser:
         lambert, facing = (normals * light).sum(1, keepdim=True).clamp(min=0), normals[:, 2:3].clamp(min=0)
         brightness = ambient * cover + (1 - ambient) * (0.8 * lambert + 0.2 * facing)
         colour = self._uniform(count, 3, 1, 1, low=0.15)
-        background = torch.where(alpha, torch.ones(()), self._background(count))
+        background = torch.where(alpha, torch.ones(()), self._background(count, colour))
         pictures = (brightness * colour).clamp(0, 1) + (1 - cover) * background
         pictures = pictures + 0.03 * self._uniform(count, 1, 1, 1) * self._normal(*pictures.shape)
         pictures = (pictures.clamp(0, 1) - MEAN[:, None, None]) / DEVIATION[:, None, None]
@@ -115,7 +116,7 @@ class Dresser:
     def _moved(self, layers: Tensor) -> Tensor:
         """The views smaller or larger and away from the middle."""
         count = len(layers)
-        scale = self._uniform(count, low=0.95, high=1.7)
+        scale = self._uniform(count, low=0.95, high=2.0)
         shift = 0.7 * (scale - 1).clamp(min=0)[:, None] * (2 * self._uniform(count, 2) - 1)
         affine = torch.zeros(count, 2, 3)
         affine[:, 0, 0] = affine[:, 1, 1] = scale
@@ -123,13 +124,15 @@ class Dresser:
         grid = F.affine_grid(affine, list(layers.shape), align_corners=False)
         return F.grid_sample(layers, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
-    def _background(self, count: int) -> Tensor:
-        """Gradients between two colours, [count, 3, SIDE, SIDE]."""
+    def _background(self, count: int, colour: Tensor) -> Tensor:
+        """Gradients between two colours, of which the first is not near the solid's colour, [count, 3, SIDE, SIDE]."""
         first, second = self._uniform(count, 3, 1, 1), self._uniform(count, 3, 1, 1)
+        near = (first - colour).abs().sum(1, keepdim=True) < LEAST_CONTRAST
+        first = torch.where(near, (colour + 0.5) % 1.0, first)
         angle = 2 * torch.pi * self._uniform(count, 1, 1)
         line = torch.linspace(-0.7, 0.7, SIDE)
         slope = 0.5 + 0.5 * (angle.cos() * line[None, :, None] + angle.sin() * line[None, None, :])
-        share = (slope * self._uniform(count, 1, 1))[:, None]
+        share = 0.6 * (slope * self._uniform(count, 1, 1))[:, None]
         return first + share * (second - first)
 
     def _uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -92,7 +92,9 @@ def _grid(surface: Surface, cells: int) -> Distance:
             flat[first + corner] * (1 - z) + flat[first + corner + 1] * z for corner in (0, side, side**2, side**2 + side)
         ]
         found: Array = (along_z[0] * (1 - y) + along_z[1] * y) * (1 - x) + (along_z[2] * (1 - y) + along_z[3] * y) * x
-        return found - np.linalg.norm(points - inner, axis=-1)
+        beyond = np.linalg.norm(points - inner, axis=-1)
+        # Beyond the grid, a distance that is surely not too long, because a ray must not step over the surface.
+        return np.minimum(found + beyond, np.where(beyond > 0, -beyond, np.inf))
 
     return interpolated
 
