@@ -1,5 +1,6 @@
 """The encoder that reads words: its context is nearly the words' vectors, and it is exported, checked and loaded like any other."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hunyuan3d_export.checkpoints import CheckpointError
 from hunyuan3d_export.conditioner.checkpoint import load_conditioner, save_conditioner
 from hunyuan3d_export.conditioner.config import WORDS_IMAGE_SIZE, ConditionerConfig, Words
 from hunyuan3d_export.conditioner.weights import SHIPPED, ConditionerServing, ConditionerSource
+from hunyuan3d_export.files import sha256
 from hunyuan3d_export.manifest import Manifest
 from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
 from hunyuan3d_export.pipeline import Named, find_pipeline
@@ -31,7 +33,8 @@ def pixels(count=2):
 
 
 def test_the_weights_are_small_and_hold_the_words_of_prompts(encoder):
-    assert SHIPPED["shapes"].stat().st_size < 3_000_000
+    manifest = json.loads(SHIPPED["shapes"].with_suffix(".json").read_text())
+    assert SHIPPED["shapes"].stat().st_size < 3_000_000 and manifest["sha256"] == sha256(SHIPPED["shapes"])
     assert encoder.config.words == Words(tokens=3, vocabulary=len(ATTRIBUTES) + len(NOUNS))
     words = np.concatenate([embed_prompt(word) for word in (*ATTRIBUTES, *NOUNS)])
     np.testing.assert_array_equal(encoder.head.vectors.numpy(), words.astype(np.float32))
