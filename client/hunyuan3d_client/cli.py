@@ -236,32 +236,42 @@ def denoise(
 @_connects
 @_takes(SampleOptions)
 def sample(
-    out: Output,
+    out: AnyOutput,
     context: Annotated[Path | None, typer.Option(help="Condition tokens [B, T, 1536]; .npy, or .npz with `context`.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Words, for a server of the `shapes` preset: a condition without an encoder.")
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="With --prompt: also draw the points, as .png or .jpg.")] = None,
     ply: Annotated[Path | None, typer.Option(help="With --prompt: also write the points of the first sample as PLY.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="For a mesh: cells along each side of the grid.")] = None,
     *,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Run a whole trajectory. Options that are left out take the deployed preset's defaults."""
+    """Run a whole trajectory, to latents or to a mesh of them. Options left out are the deployed preset's and the server's."""
     started = time.perf_counter()
     with _reported():
         tokens = _condition(context, prompt, picture or ply)
         _check_picture(picture)
+        _check_resolution(resolution, out)
         options |= {name: load(options[name], name) for name in ("negative_context", "latents")}
-        with writable(out) as partial, _client(url) as client:
+        with writable(out, (*_MESH_SUFFIXES, *WRITTEN)) as partial, _client(url) as client:
             if prompt is not None:
                 _check_served(client.health(timeout_s=options["timeout_s"]))
-            step, _ = _followed(client.stream(tokens, **options, preview_every=0))
-            result = _latents(step, partial, out.suffix)
+            meshing = {"resolution": resolution, "timeout_s": options["timeout_s"]}
+            step, mesh = _followed(
+                _sampled(client, tokens, options, None if out.suffix in WRITTEN else out.suffix[1:], meshing)
+            )
+            result = cast(npt.NDArray[Any], cast(Step, step).latents)
+            if mesh is None:
+                save(partial, out.suffix, "latents", result)
+            else:
+                partial.write_bytes(mesh.data)
         _draw(result, str(prompt), picture, ply)
     written = {name: str(path) for name, path in (("picture", picture), ("ply", ply)) if path is not None}
-    _report(out, started, {"shape": list(result.shape), **_step_facts(step), **written}, as_json=as_json)
+    made = {"shape": list(result.shape)} if mesh is None else _mesh_facts(mesh)
+    _report(out, started, {**made, **_step_facts(step), **written}, as_json=as_json)
 
 
 @app.command()
@@ -408,6 +418,19 @@ def _generated(
     yield from client._picture_stream(images, {**options, "headers": None, "preview_every": 0})
 
 
+def _sampled(
+    client: Client, context: npt.NDArray[Any], options: dict[str, Any], format: str | None, meshing: dict[str, Any]
+) -> Iterator[Step | MeshProgress | Mesh]:
+    """The stages from condition tokens to latents and, with a format, on to a mesh of the one sample."""
+    if format is not None and context.ndim == 3 and len(context) > 1:
+        raise errors.invalid("--context", "of one sample for a mesh", f"{len(context)} samples", "--out latents.npy")
+    last = None
+    for last in client.stream(context, **options, preview_every=0):
+        yield last
+    if format is not None:
+        yield from client.decode_stream(cast(Step, last).latents, **meshing, format=format)
+
+
 def _followed(answers: Iterator[Any]) -> tuple[Step | None, Mesh | None]:
     """Follow the stages with a progress bar for each, if there is a terminal: the last step and the mesh, where there are any."""
     last, mesh = None, None
@@ -488,6 +511,12 @@ def _check_picture(path: Path | None) -> None:
             pictures.picture_format(path)
         except ValueError as error:
             raise errors.invalid("--picture", " or ".join(pictures.FORMATS), str(path), "--picture tori.png") from error
+
+
+def _check_resolution(resolution: int | None, out: Path) -> None:
+    """Raises InvalidInput for a resolution that no mesh would use."""
+    if resolution is not None and out.suffix in WRITTEN:
+        raise errors.invalid("--resolution", "given with a mesh as --out", f"--out {out}", "--out mesh.glb")
 
 
 def _draw(latents: npt.NDArray[Any], prompt: str, picture: Path | None, ply: Path | None) -> None:

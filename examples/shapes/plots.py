@@ -1,4 +1,4 @@
-"""The pictures of docs/: the gallery, quality by number of steps, quality by guidance scale."""
+"""The pictures of docs/: the galleries of clouds and meshes, quality by number of steps, quality by guidance scale."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from hunyuan3d_client.shapes import decode_points
 from hunyuan3d_client.shapes.pictures import save_grid
 from hunyuan3d_export.dit import PRESETS, Hunyuan3DDiT
 from hunyuan3d_export.shapes import HELD_OUT, PROMPTS, TRAINED_PROMPTS
+from hunyuan3d_export.shapes.decoding import Decoder
+from hunyuan3d_export.shapes.gate import torch_decoder
+from hunyuan3d_export.shapes.mesh_pictures import save_meshes
 from hunyuan3d_export.shapes.quality import draw, measure
 from hunyuan3d_export.shapes.reference import torch_sampler
 
@@ -20,15 +23,17 @@ SHAPES = PRESETS["shapes"]
 STEPS = (2, 4, 8, 16, 50)
 SCALES = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+MESH_RESOLUTION = 64
 METRICS = ("mean", "p95", "coverage", "accuracy", "energy")
 CURVE_SEEDS = range(100, 102)
 CURVE_PROMPTS = TRAINED_PROMPTS[::4]  # a quarter of the prompts, so that a curve takes minutes instead of an hour on two cores
 
 
 def draw_all(model: Hunyuan3DDiT, folder: Path) -> None:
-    """Writes shapes.png, quality-steps.png, quality-guidance.png and the curves' numbers, quality.json, into `folder`."""
+    """Writes shapes.png, shapes-meshes.png, quality-steps.png, quality-guidance.png and the curves' numbers, quality.json."""
     folder.mkdir(parents=True, exist_ok=True)
     gallery(model, folder / "shapes.png")
+    mesh_gallery(model, folder / "shapes-meshes.png")
     steps = {n: quality(model, n, SHAPES.guidance_scale) for n in STEPS}
     scales = {s: quality(model, SHAPES.steps, s) for s in sorted({*SCALES, SHAPES.guidance_scale})}
     curve(steps, "Euler steps", folder / "quality-steps.png")
@@ -42,6 +47,19 @@ def gallery(model: Hunyuan3DDiT, path: Path) -> None:
     drawn = functools.partial(draw, sample, seeds=[0], num_latents=1024, guidance_scale=SHAPES.guidance_scale)
     clouds = {prompt: decode_points(drawn(prompt)[0]) for prompt in PROMPTS}
     save_grid(clouds, path, titles={prompt: f"{prompt} *" for prompt in HELD_OUT})
+
+
+def mesh_gallery(model: Hunyuan3DDiT, path: Path) -> None:
+    """Draws the mesh of one sample for every prompt. A star marks the prompts that were held out of training."""
+    sample = torch_sampler(model, guidance="guided")
+    decode = Decoder(torch_decoder(), MESH_RESOLUTION)
+    meshes = {}
+    for prompt in PROMPTS:
+        latents = draw(sample, prompt, [0], num_latents=SHAPES.num_latents, guidance_scale=SHAPES.guidance_scale)
+        mesh = decode(latents[0])
+        if mesh is not None:
+            meshes[prompt] = mesh
+    save_meshes(meshes, path, pixels=110, titles={prompt: f"{prompt} *" for prompt in HELD_OUT})
 
 
 def quality(model: Hunyuan3DDiT, steps: int, scale: float) -> dict[str, float]:

@@ -151,16 +151,27 @@ def train(args: argparse.Namespace) -> None:
 
 def write_manifest(checkpoint: Path, args: argparse.Namespace, *, steps: int, minutes: float) -> None:
     """Writes the checkpoint's origin as JSON beside it. evaluate.py --record later adds the quality."""
+    script = f"examples/shapes/{Path(sys.argv[0]).name}"
     manifest = {
         "sha256": sha256(checkpoint),
-        "command": f"python examples/shapes/train.py --steps {steps} --seed {args.seed} --tokens {args.tokens}"
-        f" --clouds {args.clouds} --lr {args.lr}" + (" --compile" if args.compile else ""),
+        "command": " ".join(["python", script, f"--steps {steps}", *_options(args)]),
         "seed": args.seed,
         "steps": steps,
         "minutes": round(minutes, 1),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy")} | {"python": platform.python_version()},
     }
     checkpoint.with_suffix(".json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    """The options of a command line that give the same weights, in alphabetic order."""
+    given = {name.replace("_", "-"): value for name, value in sorted(vars(args).items())}
+    kept = {
+        name: value
+        for name, value in given.items()
+        if name not in ("out", "steps", "max-minutes") and value not in (False, None)
+    }
+    return [f"--{name}" if value is True else f"--{name} {value}" for name, value in kept.items()]
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -17,6 +17,7 @@ from hunyuan3d_client.install import install_hint
 from .checkpoint_files import CheckpointFiles, find_files, is_hub_id
 from .checkpoints import read_state
 from .conditioner.config import IMAGE_SIZES, PATCH, VIEWS
+from .conditioner.weights import SHIPPED as SHIPPED_CONDITIONERS
 from .conditioner.weights import ConditionerSource
 from .described import Described, read_described
 from .dit import PRESETS
@@ -42,11 +43,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Named:
-    """What the user named. checkpoint: a file, a folder or an id on the hub; None: random weights of `preset` from `seed`.
+    """What the user named. checkpoint: a file, a folder or an id on the hub; None: the weights shipped with `preset`, or random
+    ones from `seed`.
 
     subfolder: the folder of the weights inside the checkpoint. vae: a VAE's file or folder, or its folder in the same repository on
     the hub; it replaces the checkpoint's own. networks: the networks that are wanted; empty: all that the weights hold or, for
-    random weights, the denoiser.
+    random weights, the denoiser. All three networks are shipped with the preset `shapes`.
     """
 
     checkpoint: Path | None = None
@@ -76,7 +78,7 @@ def find_pipeline(named: Named) -> Pipeline:
         raise ValueError(f"subfolder must come with a checkpoint, got {named.subfolder} alone\nhint: --checkpoint")
     vae = None if named.vae is None else _find_vae(named, named.vae)
     if named.checkpoint is None:
-        return Pipeline(str(named.preset), _random(named, vae))
+        return Pipeline(str(named.preset), _without_checkpoint(named, vae))
     files = find_files(named.checkpoint, named.subfolder)
     described = read_described(files.config)
     held = held_networks(files.weights)
@@ -165,9 +167,9 @@ def _usual_preset(files: CheckpointFiles, held: list[str]) -> str | None:
     return None if found == CUSTOM else found
 
 
-def _random(named: Named, vae: CheckpointFiles | None) -> dict[str, Source]:
-    """Random weights of a preset; the VAE may come from a file."""
-    wanted = named.networks or (("vae",) if vae and named.preset is None else ("dit", "vae") if vae else ("dit",))
+def _without_checkpoint(named: Named, vae: CheckpointFiles | None) -> dict[str, Source]:
+    """The weights that are shipped with a preset, or random ones; the VAE may come from a file."""
+    wanted = named.networks or _usual_networks(named.preset, with_vae=vae is not None)
     found: dict[str, Source] = {}
     for name in wanted:
         if name not in PROBES:
@@ -175,10 +177,33 @@ def _random(named: Named, vae: CheckpointFiles | None) -> dict[str, Source]:
                 f"network must be one of {', '.join(PROBES)} for a preset, got {name}\nhint: {_MISSING_HINTS[name]}"
             )
         if name == "conditioner":
-            variant = "tiny" if named.preset in (None, "tiny", "shapes") else "giant"
-            found[name] = ConditionerSource(variant=variant, seed=named.seed, **encoder_sizes(named.preset))
+            found[name] = _conditioner(named)
         elif name == "vae":
             found[name] = _vae(vae, named.preset, Described()) if vae else ShapeVAESource(preset=named.preset, seed=named.seed)
         else:
             found[name] = Weights(preset=named.preset, seed=named.seed)
     return {name: found[name] for name in NETWORKS if name in found}
+
+
+def _conditioner(named: Named) -> ConditionerSource:
+    if named.preset is not None and named.preset in SHIPPED_CONDITIONERS:
+        return ConditionerSource.shipped(named.preset)
+    variant = "tiny" if named.preset in (None, "tiny") else "giant"
+    return ConditionerSource(variant=variant, seed=named.seed, **encoder_sizes(named.preset))
+
+
+def _usual_networks(preset: str | None, *, with_vae: bool) -> tuple[str, ...]:
+    """The networks that are made where the user named none."""
+    if preset in SHIPPED_CONDITIONERS:
+        if importlib.util.find_spec("transformers") is None:
+            logger.warning(
+                "%s is made without its %s, because transformers is not installed; hint: %s",
+                preset,
+                NETWORKS["conditioner"].title,
+                install_hint("export,conditioner"),
+            )
+            return ("dit", "vae")
+        return ("dit", "conditioner", "vae")
+    if not with_vae:
+        return ("dit",)
+    return ("vae",) if preset is None else ("dit", "vae")

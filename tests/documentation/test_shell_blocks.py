@@ -82,7 +82,7 @@ SCENES: dict[str, tuple[str, ...]] = {
     ),
     "prompts": (
         "make deploy serve PRESET=shapes REPOSITORY=build/repository",
-        'hunyuan3d sample --prompt "two flat tori" --out latents.npy --picture tori.png --ply tori.ply',
+        'hunyuan3d sample --prompt "two flat tori" --out tori.glb --resolution 128 --picture tori.png --ply tori.ply',
     ),
     "first server": ("make serve", "hunyuan3d health"),
     "meshes": (
@@ -159,6 +159,10 @@ CANNOT_RUN: dict[str, str] = {
     "hunyuan3d-export quality --through served --url localhost:8001": LONG,
     "hunyuan3d-export quality --through served": LONG,
     "python examples/shapes/train.py --out build/shapes --compile": LONG,
+    "python examples/shapes/train_decoder.py --out build/shapes --max-minutes 26": LONG,
+    "python examples/shapes/train_encoder.py --out build/shapes --max-minutes 33": LONG,
+    "hunyuan3d-export quality --mesh-seeds 2": LONG,
+    "python examples/shapes/evaluate_pictures.py": LONG,
     "python examples/shapes/evaluate.py": LONG,
     "python examples/shapes/evaluate.py --checkpoint build/shapes/shapes.safetensors --prompts held-out": LONG,
     "python examples/shapes/evaluate.py --docs build/docs": LONG,

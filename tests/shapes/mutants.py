@@ -9,7 +9,10 @@ from unittest import mock
 import torch
 
 from hunyuan3d_export.dit import Hunyuan3DDiT, layers, model
-from hunyuan3d_export.shapes import reference
+from hunyuan3d_export.shapes import decoding, reference
+from hunyuan3d_export.shapes.meshes import BOUNDS, Triangles
+from hunyuan3d_export.shapevae import PRESETS as SHAPE_PRESETS
+from hunyuan3d_export.shapevae import model as shapevae
 
 Mutant = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -71,4 +74,69 @@ MUTANTS: dict[str, Mutant] = {
     "unconditional and conditional swapped": lambda: _guided_scale(lambda scale: 1 - scale),
     "guidance ignored": lambda: _guided_scale(torch.ones_like),
     "missing ln(T)": lambda: mock.patch.object(model, "null_token_bias", _one_token),
+}
+
+
+@contextlib.contextmanager
+def _q_norm_without_bias() -> Iterator[None]:
+    true = shapevae.CrossAttention.forward
+
+    def forward(self, x, k, v, backend):
+        with mock.patch.object(self.attention.q_norm, "bias", torch.nn.Parameter(torch.zeros(64), requires_grad=False)):
+            return true(self, x, k, v, backend)
+
+    with mock.patch.object(shapevae.CrossAttention, "forward", forward):
+        yield
+
+
+@contextlib.contextmanager
+def _not_divided_by_the_scale_factor() -> Iterator[None]:
+    true = shapevae.ShapeVAEDecoder.keys_values
+    factor = SHAPE_PRESETS["shapes"].scale_factor
+    with mock.patch.object(shapevae.ShapeVAEDecoder, "keys_values", lambda self, latents: true(self, latents * factor)):
+        yield
+
+
+@contextlib.contextmanager
+def _axis_flipped() -> Iterator[None]:
+    true = shapevae.ShapeVAEDecoder.field
+    flip = torch.tensor([1.0, 1.0, -1.0])
+    with mock.patch.object(shapevae.ShapeVAEDecoder, "field", lambda self, queries, k, v: true(self, queries * flip, k, v)):
+        yield
+
+
+@contextlib.contextmanager
+def _axes_swapped() -> Iterator[None]:
+    true = shapevae.ShapeVAEDecoder.field
+    with mock.patch.object(
+        shapevae.ShapeVAEDecoder, "field", lambda self, queries, k, v: true(self, queries[..., [2, 1, 0]], k, v)
+    ):
+        yield
+
+
+def _one_point_too_many(places, resolution):
+    return places * (2 * BOUNDS / (resolution + 1)) - BOUNDS
+
+
+@contextlib.contextmanager
+def _vertices_by_one_cell_more() -> Iterator[None]:
+    """Upstream's mistake: R + 1 points along a side are taken for R + 1 cells, when vertices are mapped."""
+    true = decoding.mesh_of
+
+    def mesh_of(field, resolution):
+        mesh = true(field, resolution)
+        places = (mesh.vertices + BOUNDS) * resolution / (2 * BOUNDS)
+        return Triangles(_one_point_too_many(places, resolution), mesh.faces)
+
+    with mock.patch.object(decoding, "mesh_of", mesh_of):
+        yield
+
+
+# Mistakes in the shape decoder and in what makes meshes of its field.
+MESH_MUTANTS: dict[str, Mutant] = {
+    "q_norm without bias": _q_norm_without_bias,
+    "latents not divided by scale_factor": _not_divided_by_the_scale_factor,
+    "an axis flipped": _axis_flipped,
+    "two axes swapped": _axes_swapped,
+    "vertices mapped with R + 1": _vertices_by_one_cell_more,
 }

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hunyuan3d_export.shapes import HELD_OUT, PROMPTS, TRAINED_PROMPTS, solid
+from hunyuan3d_export.shapes.solids import signed_distance
 
 SOME = (
     "sphere",
@@ -86,3 +87,34 @@ def test_distance_is_lipschitz_and_shaped_like_its_input(x, y, z):
 def test_unknown_prompts_are_refused():
     with pytest.raises(ValueError, match="one of PROMPTS"):
         solid("flat teapot")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_signed_distance_tells_inside_from_outside(prompt):
+    surface, random = solid(prompt), np.random.default_rng(2)
+    points = random.uniform(-1.05, 1.05, (3000, 3))
+    signed = signed_distance(surface, points)
+    np.testing.assert_allclose(np.abs(signed), surface.distance(points), atol=1e-12)
+    assert (signed[np.linalg.norm(points, axis=-1) > 1] < 0).all()
+    # A straight way between two points of different sign crosses the surface, so it is longer than both distances together.
+    first, second = points[::2], points[1::2]
+    crossing = signed[::2] * signed[1::2] < 0
+    way = np.linalg.norm(first - second, axis=-1)
+    assert crossing.any()
+    assert (way[crossing] >= np.abs(signed[::2] - signed[1::2])[crossing] - 1e-9).all()
+
+
+@pytest.mark.parametrize("prompt", SOME)
+def test_the_volume_is_the_share_of_points_that_are_inside(prompt):
+    surface = solid(prompt)
+    steps = np.array([0.8191725134, 0.6710436067, 0.5497004779])  # a sequence that fills the cube evenly
+    points = 2 * (np.arange(1, 80_000)[:, None] * steps % 1) - 1
+    assert 8 * surface.inside(points).mean() == pytest.approx(surface.volume(), rel=0.03)
+
+
+def test_topologies_and_gaps():
+    found = {prompt: solid(prompt).topology() for prompt in ("cube", "tall torus", "helix", "two tori", "two flat helices")}
+    assert [(each.components, each.euler_number) for each in found.values()] == [(1, 2), (1, 0), (1, 2), (2, 0), (2, 4)]
+    assert solid("two spheres").gap() == pytest.approx(0, abs=1e-9)
+    assert solid("two cubes").gap() == pytest.approx(1 - 3**-0.5)
+    assert solid("two cubes").reach() == pytest.approx(0.5 + 0.5 * 3**-0.5)

@@ -1,18 +1,14 @@
 """`make demo`: exports, verifies, deploys, serves, samples through the client and compares the result with torch.
 
-The `shapes` preset draws a picture of its samples. Then a photograph becomes a mesh file, through an image encoder, a denoiser and a
-shape decoder, which have random weights.
+The trained `shapes` preset makes meshes of a picture and of prompts (demo_shapes.py). Of other weights, a photograph becomes a mesh
+file through an image encoder and a shape decoder of random weights.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +17,8 @@ import torch
 import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from hunyuan3d_client import Client, Mesh, Step, contract
-from hunyuan3d_client.shapes.pictures import save_grid
 
 from .. import parity
 from ..checks import relative_l2
@@ -35,15 +29,14 @@ from ..dit.weights import Weights
 from ..onnx_from_torch import OnnxOptions, export_onnx
 from ..repository_from_artifacts import deploy
 from ..server.embedded import EmbeddedServer
-from ..shapes import decode_points, embed_prompt
 from ..shapevae.weights import ShapeVAESource
-from . import demo_mesh
+from . import demo_mesh, demo_shapes
 from .artifacts import print_checks
+from .clock import Clock
 from .options import CheckpointOption, PresetOption, console
 from .photograph import ensemble_latents, photograph
 
 BUILD = Path("build") / "demo"
-PICTURE = BUILD / "shapes.png"
 MESH, MESH_PICTURE = BUILD / "mesh.glb", BUILD / "mesh.png"
 _DECODER = ShapeVAESource(preset="tiny")
 # A CPU takes minutes for one evaluation of a full-size preset. Above this size the demo takes few steps of few latents.
@@ -51,8 +44,6 @@ _SMALL_PARAMETERS = 50_000_000
 _FEW_STEPS, _FEW_LATENTS = 3, 64
 _PHOTOGRAPH_STEPS = 10  # few are enough with random weights: verify has already compared a whole sampling
 _SEED = 1
-_PROMPT = "two flat tori"
-_GALLERY = ("sphere", "cube", "torus", "cone", "helix", "flat cylinder", "tall octahedron", "two tetrahedra")
 _TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
 
 
@@ -60,12 +51,11 @@ _TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
 class Plan:
     """One sample of the demo: context [1, T, 1536], noise [1, L, 64], schedule, steps and guidance scale."""
 
-    context: NDArray[np.float16] | None  # None: the server encodes the photograph
+    context: NDArray[np.float16] | None  # None until the server has encoded the photograph
     noise: NDArray[np.float32]
     schedule: str
     steps: int
     guidance_scale: float
-    prompted: bool = False
 
     @property
     def sizes(self) -> str:
@@ -83,29 +73,27 @@ def run(
     logging.getLogger("hunyuan3d_export.server.embedded").setLevel(logging.WARNING)
     if precision not in _TOLERANCES:
         raise typer.BadParameter(f"must be one of {', '.join(_TOLERANCES)}, got {precision}")
-    weights = Weights(preset=None if checkpoint and preset == "shapes" else preset, checkpoint=checkpoint)
-    passed = _demonstrate(weights, f"{checkpoint.stem if checkpoint else preset}-{precision}", precision)
-    if weights.preset == "shapes":
-        console.rule("a photograph")
-        passed &= _demonstrate(Weights(preset="tiny"), f"tiny-{precision}", precision)
+    if preset == "shapes" and checkpoint is None:
+        passed = demo_shapes.demonstrate(BUILD, precision, tolerance=_TOLERANCES[precision])
+    else:
+        weights = Weights(preset=None if preset == "shapes" else preset, checkpoint=checkpoint)
+        passed = _demonstrate(weights, f"{checkpoint.stem if checkpoint else preset}-{precision}", precision)
     if not passed:
         raise typer.Exit(1)
 
 
 def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
     """Runs all parts of the demo for these weights. Returns whether every check passed."""
-    clock, artifacts, repository = _Clock(), BUILD / name, BUILD / f"{name}-repository"
+    clock, artifacts, repository = Clock(), BUILD / name, BUILD / f"{name}-repository"
     defaults = weights.sampling(weights.config())
-    prompted = defaults.name == "shapes"
     with clock("export to ONNX"):
         export_onnx(weights, artifacts, options=OnnxOptions(precision=precision))
-        if not prompted:
-            for source in (ConditionerSource(), _DECODER):
-                export_onnx(source, artifacts, options=OnnxOptions(precision=precision))
+        for source in (ConditionerSource(), _DECODER):
+            export_onnx(source, artifacts, options=OnnxOptions(precision=precision))
     with clock("verify against torch"):
         checks = parity.verify(artifacts, weights)
     print_checks(checks)
-    plan = _prompt_plan(defaults) if prompted else _photograph_plan(defaults)
+    plan = _photograph_plan(defaults)
     with clock("deploy"):
         deploy(artifacts, repository)
     served, path, context, mesh = _serve_and_sample(repository, plan, clock)
@@ -116,21 +104,10 @@ def _demonstrate(weights: Weights, name: str, precision: str) -> bool:
     console.print(f"served by the path '{path}', {plan.sizes}, T {context.shape[1]}")
     verdict = "ok" if error <= tolerance else "[red]FAILED[/red]"
     console.print(f"served against torch: relative L2 {error:.1e} (tolerance {tolerance:.0e}) {verdict}")
-    if prompted:
-        console.print(f"picture of the samples: {PICTURE}")
-    fits = mesh is None or _check_mesh(mesh, served, precision)
-    return fits and error <= tolerance and all(check.passed for model in checks.values() for check in model)
-
-
-def _prompt_plan(defaults: Preset) -> Plan:
-    console.print(f"condition: the prompt '{_PROMPT}'")
-    return Plan(
-        embed_prompt(_PROMPT)[None],
-        _noise(defaults.num_latents),
-        defaults.schedule,
-        defaults.steps,
-        defaults.guidance_scale,
-        prompted=True,
+    return (
+        _check_mesh(mesh, served, precision)
+        and error <= tolerance
+        and all(check.passed for model in checks.values() for check in model)
     )
 
 
@@ -156,35 +133,25 @@ def _photograph_plan(defaults: Preset) -> Plan:
     )
 
 
-def _serve_and_sample(
-    repository: Path, plan: Plan, clock: _Clock
-) -> tuple[NDArray[np.float32], str, NDArray[np.float16], Mesh | None]:
-    """The sampled latents, the sampling path that the server took, the context, and the mesh of a photograph."""
-    mesh = None
+def _serve_and_sample(repository: Path, plan: Plan, clock: Clock) -> tuple[NDArray[np.float32], str, NDArray[np.float16], Mesh]:
+    """The sampled latents, the sampling path that the server took, the context, and the mesh of the photograph."""
     server = EmbeddedServer(repository)
     with clock("start tritonserver"):
         endpoints = server.start()
     try:
         with Client(endpoints.grpc, timeout_s=3600) as client:
-            context = plan.context
-            if context is None:
-                with clock("encode the photograph"):
-                    context = client.condition(photograph())
+            with clock("encode the photograph"):
+                context = client.condition(photograph())
             with clock("sample through the client"):
                 step = _sample(client, plan, context)
-            if plan.prompted:
-                with clock(f"sample {len(_GALLERY)} prompts at once"):
-                    _draw_gallery(client, step.latents)
-            else:
-                with clock("the ensemble, from photograph to latents"):
-                    _through_the_ensemble(client, endpoints.grpc, plan)
-                assert step.latents is not None
-                with clock("decode the latents to a mesh"):
-                    mesh = demo_mesh.decode(client, step.latents, MESH)
+            with clock("the ensemble, from photograph to latents"):
+                _through_the_ensemble(client, endpoints.grpc, plan)
+            assert step.latents is not None  # the final step always has latents
+            with clock("decode the latents to a mesh"):
+                mesh = demo_mesh.decode(client, step.latents, MESH)
     finally:
         with clock("stop tritonserver"):
             server.stop()
-    assert step.latents is not None  # the final step always has latents
     return step.latents, step.path, context, mesh
 
 
@@ -227,14 +194,6 @@ def _through_the_ensemble(client: Client, url: str, plan: Plan) -> None:
         raise typer.Exit(1)
 
 
-def _draw_gallery(client: Client, first: NDArray[np.float32] | None) -> None:
-    """Samples all prompts at the same time, so that the sampler batches samples of equal length, and draws them."""
-    with ThreadPoolExecutor(len(_GALLERY)) as pool:
-        sampled = pool.map(lambda prompt: client.sample(embed_prompt(prompt), seed=_SEED, timeout_s=600), _GALLERY)
-        clouds = {_PROMPT: first, **dict(zip(_GALLERY, sampled, strict=True))}
-    save_grid({prompt: decode_points(latents[0]) for prompt, latents in clouds.items() if latents is not None}, PICTURE)
-
-
 def _in_torch(weights: Weights, plan: Plan) -> torch.Tensor:
     assert plan.context is not None
     model = weights.load(torch.float32)
@@ -251,26 +210,6 @@ def _in_torch(weights: Weights, plan: Plan) -> torch.Tensor:
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)
-
-
-class _Clock:
-    """Measures the time of the demo's parts, and prints the table at the end."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[str, float]] = []
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        console.print(f"[bold]{name}[/bold]")
-        start = time.monotonic()
-        yield
-        self._rows.append((name, time.monotonic() - start))
-
-    def print(self) -> None:
-        table = Table("part", "seconds")
-        for name, seconds in [*self._rows, ("in all", sum(seconds for _, seconds in self._rows))]:
-            table.add_row(name, f"{seconds:.1f}")
-        console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A real photograph for the demo, and a request to the ensemble as any KServe client would send it."""
+"""A real photograph for the demo, and requests to the ensembles as any KServe client would send them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc
@@ -22,13 +23,22 @@ def photograph() -> bytes:
 
 def ensemble_latents(url: str, image: bytes, options: Mapping[str, int]) -> NDArray[np.float32]:
     """Latents [1, L, 64] from the ensemble hunyuan3d_latents_unary. options: values of the sampler's inputs."""
+    latents: NDArray[np.float32] = _ask(url, contract.PICTURE_LATENTS_UNARY, image, options).as_numpy("latents")
+    return latents
+
+
+def ensemble_mesh(url: str, image: bytes, options: Mapping[str, int]) -> bytes:
+    """A GLB file from the ensemble hunyuan3d_unary. options: values of the inputs of the sampler and of the mesh."""
+    return bytes(_ask(url, contract.PICTURE_MESH_UNARY, image, options).as_numpy("mesh"))
+
+
+def _ask(url: str, model: str, image: bytes, options: Mapping[str, int]) -> Any:
     tensors = {"image": np.array([image, None], np.object_)[:1]}  # without None, NumPy takes the bytes for a string
-    types = {spec.name: spec.numpy_dtype for spec in contract.SAMPLER_INPUTS}
+    types = {spec.name: spec.numpy_dtype for spec in (*contract.SAMPLER_INPUTS, *contract.MESH_OPTIONS)}
     tensors |= {name: np.array([value], types[name]) for name, value in options.items()}
     inputs = []
     for name, value in tensors.items():
         tensor = tritonclient.grpc.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
         inputs.append(tensor.set_data_from_numpy(value))
     with tritonclient.grpc.InferenceServerClient(url) as client:
-        found: NDArray[np.float32] = client.infer(contract.PICTURE_LATENTS_UNARY, inputs).as_numpy("latents")
-    return found
+        return client.infer(model, inputs)

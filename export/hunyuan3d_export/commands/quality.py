@@ -25,6 +25,8 @@ def quality(
     seeds: Annotated[int, typer.Option(help="Samples of each prompt.", min=2)] = _SEEDS,
     num_latents: Annotated[int | None, typer.Option(help="Points of each cloud; default the preset's.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the preset's.", min=1)] = None,
+    mesh_seeds: Annotated[int, typer.Option(help="Samples of each prompt that become meshes too.", min=0)] = 1,
+    resolution: Annotated[int, typer.Option(help="Cells along each side of a mesh's grid, a multiple of 32.")] = 64,
     tolerance: Annotated[float, typer.Option(help="For served: forecast velocities up to this relative error.", min=0)] = 0.0,
     swept: Annotated[
         str | None, typer.Option("--sweep", help="tolerance: of any weights' server, deviation against evaluations instead.")
@@ -35,7 +37,7 @@ def quality(
     picture: Annotated[Path | None, typer.Option(help="For --sweep: also draw the curves as PNG.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for all measurements as JSON.")] = None,
 ) -> None:
-    """Samples every prompt of the `shapes` preset and measures the points against the true surfaces. Fails when a bound is missed.
+    """Samples every prompt of the `shapes` preset and measures points and meshes against the true solids. Fails when a bound is missed.
 
     With --sweep tolerance: what forecast velocities cost and save on a running server, whatever its weights.
     """
@@ -62,6 +64,8 @@ def quality(
         num_latents=num_latents,
         steps=steps,
         tolerance=tolerance,
+        mesh_seeds=mesh_seeds,
+        resolution=resolution,
     )
     with watched("quality", "prompts") as watch:
         found, missed = gate.run(gated, watch)

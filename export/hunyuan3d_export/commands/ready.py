@@ -31,8 +31,8 @@ def _command(models: list[str], manifests: Iterable[Manifest]) -> str:
     if contract.SAMPLER not in models:
         return "hunyuan3d health"
     meshed = contract.MESH in models
+    if any(manifest.model in contract.DENOISERS and weights_of(manifest).preset == _SHAPES for manifest in manifests):
+        return 'hunyuan3d sample --prompt "two flat tori" --out ' + ("tori.glb" if meshed else "latents.npy --ply tori.ply")
     if contract.IMAGE_CONTEXT in models:
         return "hunyuan3d generate picture.png --steps 10 --out " + ("mesh.glb" if meshed else "latents.npy")
-    if any(weights_of(manifest).preset == _SHAPES for manifest in manifests):
-        return 'hunyuan3d sample --prompt "two flat tori" --out latents.npy --ply tori.ply'
     return "hunyuan3d sample --context context.npy --steps 10 --out latents.npy"

@@ -12,12 +12,14 @@ from torch import Tensor
 from hunyuan3d_client import contract
 
 from ..checkpoints import CheckpointError, check_finite, check_state, read_state
-from .config import FOLDER_FILE, VARIANTS, ConditionerConfig
+from ..files import atomic_path
+from .config import FOLDER_FILE, VARIANTS, ConditionerConfig, Words
 from .model import Conditioner, resized_positions, view_vectors
 
 _PROBE = "embeddings.cls_token"
 _PART = "conditioner.main_image_encoder.model."
 _POSITIONS = "embeddings.position_embeddings"
+_HEAD, _HEAD_PART = "head.", "conditioner.head."  # of the keys of a WordHead, in the module and in a file
 # Names before transformers 5 -> names since then. weights_in joins two matrices: first gate_proj, then up_proj.
 _RENAMED = (
     (r"\.attention\.attention\.query\.", ".attention.q_proj."),
@@ -65,8 +67,9 @@ def random_conditioner(
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     depth, mlp_ratio = VARIANTS[variant]
-    sizes = {"image_size": image_size, "views": views}
-    config = ConditionerConfig(hidden_size=contract.CONTEXT_WIDTH, depth=depth, mlp_ratio=mlp_ratio, gated=True, **sizes)
+    config = ConditionerConfig(
+        hidden_size=contract.CONTEXT_WIDTH, depth=depth, mlp_ratio=mlp_ratio, gated=True, image_size=image_size, views=views
+    )
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in Conditioner(config).dinov2.state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
@@ -91,13 +94,28 @@ def current_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _build(config: ConditionerConfig, state: dict[str, Tensor], attention: str, path: Path) -> Conditioner:
     with torch.device("meta"):
         model = Conditioner(config, attention=attention)
-    expected = model.dinov2.state_dict()
+    expected = dict(model.dinov2.state_dict())
+    if model.head is not None:
+        expected |= {_HEAD + key: value for key, value in model.head.state_dict().items()}
     # Some files lack the mask token, because only pre-training uses it.
     state.setdefault("embeddings.mask_token", torch.zeros(expected["embeddings.mask_token"].shape, dtype=state[_PROBE].dtype))
     check_state(state, expected, path, "DINOv2")
+    head = {key.removeprefix(_HEAD): state.pop(key) for key in [*state] if key.startswith(_HEAD)}
     model.dinov2.load_state_dict(state, strict=True, assign=True)
+    if model.head is not None:
+        model.head.load_state_dict(head, strict=True, assign=True)
     model.view_vectors = view_vectors(config.views, config.hidden_size)  # those made by Conditioner are on the meta device
     return model.requires_grad_(False).eval()
+
+
+def save_conditioner(model: Conditioner, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Writes a .safetensors file that load_conditioner reads; it appears whole or not at all."""
+    from safetensors.torch import save_file  # imported here, because random weights work without safetensors
+
+    parts = [(_PART, model.dinov2), *([(_HEAD_PART, model.head)] if model.head else [])]
+    state = {prefix + key: value for prefix, part in parts for key, value in part.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, temporary)
 
 
 def _draw(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -119,10 +137,26 @@ def _derive_config(state: Mapping[str, Tensor], path: Path, *, image_size: int, 
             raise CheckpointError(f"{path} must hold all keys of a DINOv2, missing {key}")
     # The hidden size of a gated block is two thirds of the usual one, rounded up to a multiple of 8.
     hidden = state[name].shape[-1] * 3 / 2 if gated else state[name].shape[-1]
-    if hidden_size != contract.CONTEXT_WIDTH:
+    words = _derive_words(state, hidden_size)
+    if words is None and hidden_size != contract.CONTEXT_WIDTH:
         raise CheckpointError(f"{path} must hold a DINOv2 of width {contract.CONTEXT_WIDTH} (giant), got {hidden_size}")
-    sizes = {"image_size": image_size, "views": views}
-    return ConditionerConfig(hidden_size=hidden_size, depth=depth, mlp_ratio=round(hidden / hidden_size), gated=gated, **sizes)
+    return ConditionerConfig(
+        hidden_size=hidden_size,
+        depth=depth,
+        mlp_ratio=round(hidden / hidden_size),
+        gated=gated,
+        image_size=image_size,
+        views=views,
+        words=words,
+    )
+
+
+def _derive_words(state: Mapping[str, Tensor], hidden_size: int) -> Words | None:
+    """The sizes of the head that reads words; None for an encoder without one."""
+    choice, vectors = state.get(f"{_HEAD}choice.weight"), state.get(f"{_HEAD}vectors")
+    if choice is None or vectors is None:
+        return None
+    return Words(tokens=choice.numel() // (hidden_size * len(vectors)), vocabulary=len(vectors))
 
 
 def _select(keys: list[str], get: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:
@@ -135,4 +169,5 @@ def _select(keys: list[str], get: Callable[[str], Tensor], path: Path) -> dict[s
             f"{path} must hold one DINOv2 (key {_PART}{_PROBE} or {_PROBE}), found the parts {parts}\n"
             "hint: pass the model file of the shape pipeline (hunyuan3d-dit-*/model*.safetensors), or a DINOv2-giant folder"
         )
-    return {key[len(prefix) :]: get(key) for key in keys if key.startswith(prefix)}
+    head = {_HEAD + key.removeprefix(_HEAD_PART): get(key) for key in keys if key.startswith(_HEAD_PART)}
+    return {key[len(prefix) :]: get(key) for key in keys if key.startswith(prefix)} | head

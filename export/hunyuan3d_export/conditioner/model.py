@@ -1,6 +1,6 @@
 """DINOv2 as transformers implements it, from normalised pixels to condition tokens.
 
-Axes: B batch, V views, P side of the picture in pixels, N tokens of one view, T = V N, D width.
+Axes: B batch, V views, P side of the picture in pixels, N tokens of one view, T = V N, D width, C context width, W words.
 """
 
 from __future__ import annotations
@@ -9,9 +9,33 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
-from .config import HEAD_DIM, PATCH, ConditionerConfig
+from hunyuan3d_client import contract
+
+from .config import HEAD_DIM, PATCH, ConditionerConfig, Words
 
 _LONGEST_PERIOD = 10_000.0
+
+
+class WordHead(nn.Module):
+    """Reads a few words from a picture's CLS token; each word stands for a vector of the context's width.
+
+    A word is chosen by a softmax, whose result is nearly one word's vector wherever the encoder is sure. A linear layer instead
+    would give mixtures of the vectors, and a denoiser that was trained on words has never seen a mixture.
+    """
+
+    def __init__(self, width: int, words: Words) -> None:
+        super().__init__()
+        self.words = words
+        self.choice = nn.Linear(width, words.tokens * words.vocabulary)
+        self.vectors = nn.Parameter(torch.empty(words.vocabulary, contract.CONTEXT_WIDTH), requires_grad=False)
+
+    def scores(self, cls: Tensor) -> Tensor:
+        """cls [..., D] -> the score of each word, [..., N, W]."""
+        return self.choice(cls).unflatten(-1, (self.words.tokens, self.words.vocabulary))
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """cls [..., D] -> the words' vectors, [..., N, C]."""
+        return self.scores(cls).softmax(-1) @ self.vectors
 
 
 class Conditioner(nn.Module):
@@ -23,10 +47,18 @@ class Conditioner(nn.Module):
         super().__init__()
         self.config = config
         self.dinov2 = Dinov2Model(_transformers_config(config, attention))
+        self.head = WordHead(config.hidden_size, config.words) if config.words else None
         self.register_buffer("view_vectors", view_vectors(config.views, config.hidden_size), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float32 [B, V, 3, P, P] -> float16 [B, T, D], the views in the order front, left, back, right."""
+        hidden = self.hidden(pixels)  # B, V, N, D
+        if self.head is not None:
+            hidden = self.head(hidden[:, :, 0])  # B, V, N, C
+        return hidden.flatten(1, 2).half()  # B, T, D
+
+    def hidden(self, pixels: Tensor) -> Tensor:
+        """float32 [B, V, 3, P, P] -> all tokens of the last layer [B, V, N, D], in the dtype of the weights."""
         batch, views = pixels.shape[:2]
         # Dinov2Model.forward is not called, because an exported graph needs neither its mask nor its record of hidden states.
         hidden = self.dinov2.embeddings(pixels.flatten(0, 1))  # B V, N, D
@@ -35,7 +67,7 @@ class Conditioner(nn.Module):
         hidden = self.dinov2.layernorm(hidden).unflatten(0, (batch, views))  # B, V, N, D
         if self.config.views > 1:
             hidden = hidden + self.view_vectors[:views, None].to(hidden.dtype)
-        return hidden.flatten(1, 2).half()  # B, T, D
+        return hidden
 
 
 def view_vectors(views: int, width: int) -> Tensor:

@@ -37,15 +37,15 @@ def graphs(serving: ConditionerServing) -> dict[str, Graph]:
 
 
 def weights_of(manifest: Manifest, given: Source | None) -> ConditionerSource:
-    """The weights that an artifact was made from: random weights, or those of the given checkpoint.
+    """The weights that an artifact was made from: shipped or random weights, or those of the given checkpoint.
 
     Raises ManifestError when the given checkpoint is another one, or when none was given and the artifact needs one.
     """
     identity = manifest.made_from["weights"]
-    random = {name: identity[name] for name in ("variant", "seed") if name in identity}
-    path = None if random or given is None else given.checkpoint
-    source = ConditionerSource(path=path, **random, **manifest.serving)
-    found = source.identity() if random or path else "none"
+    named = {name: identity[name] for name in ("variant", "seed") if name in identity}
+    path = None if named or given is None else given.checkpoint
+    source = ConditionerSource(path=path, **named, **manifest.serving)
+    found = source.identity() if named or path else "none"
     if found != identity:
         raise ManifestError(f"{manifest.model} must be checked with its own weights, got {found}\nhint: --checkpoint FILE")
     return source

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hunyuan3d_client import contract
+from hunyuan3d_client.shapes.codec import POINT_SCALE
 
 SCHEDULES = ("flow_match", "consistency")
 
@@ -234,7 +235,7 @@ _VARIANTS = (
         schedule="flow_match",
         steps=50,
         guidance_scale=1.3,
-        scale_factor=1.0,
+        scale_factor=POINT_SCALE,
     ),
     Preset(
         name="v2-0",

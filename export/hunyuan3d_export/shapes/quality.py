@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hunyuan3d_client.shapes import decode_points, embed_prompt, out_of_subspace_energy
 
 from ..progress import Silent, Watch
+from .mesh_quality import MeshQuality
 from .metrics import coverage_distance, nearest_prompt, surface_distance
 from .prompts import PROMPTS, TRAINED_PROMPTS
 
@@ -63,13 +64,14 @@ def evaluate(
     num_latents: int = 256,
     guidance_scale: float,
     reference: Sample | None = None,
+    meshes: MeshQuality | None = None,
     watch: Watch | None = None,
 ) -> Report:
     """Draws every prompt with every seed and reports the metrics, per prompt and overall, as plain data.
 
     PROBE_PROMPTS are drawn again at each of PROBE_SCALES ("probes"). If `reference` is given, it draws them from the same
-    noise too, and "deviation" is the median distance between its points and the sampler's, at the worst scale. `watch` is told of
-    each prompt; its work is counted in samples.
+    noise too, and "deviation" is the median distance between its points and the sampler's, at the worst scale. `meshes` makes
+    meshes of the first samples of each prompt ("meshes"). `watch` is told of each prompt; its work is counted in samples.
     """
     watch = watch or Silent()
     probes_to_come = len(PROBE_SCALES) * len(PROBE_PROMPTS)
@@ -80,8 +82,11 @@ def evaluate(
         watch.begin(prompt)
         latents = draw(sample, prompt, seeds, num_latents=num_latents, guidance_scale=guidance_scale)
         per_prompt[prompt] = measure(latents, prompt)
+        line = _line(prompt, per_prompt[prompt])
+        if meshes is not None:
+            line += f"; {meshes.add(prompt, latents)}"
         watch.advance(len(seeds))
-        watch.finish(_line(prompt, per_prompt[prompt]))
+        watch.finish(line)
     probes, deviation = _probe(sample, seeds[:2], num_latents, reference, watch)
     return {
         "num_latents": num_latents,
@@ -90,6 +95,7 @@ def evaluate(
         "overall": _overall(per_prompt) | ({} if deviation is None else {"deviation": deviation}),
         "probes": probes,
         "prompts": per_prompt,
+        **({} if meshes is None else {"meshes": meshes.report()}),
     }
 
 
@@ -141,6 +147,8 @@ def failures(report: Report, thresholds: dict[str, Any]) -> list[str]:
     found = _misses("overall", report["overall"], thresholds["overall"])
     for scale, bounds in thresholds["probes"].items():
         found += _misses(f"guidance scale {scale}", report["probes"][scale], bounds)
+    if "meshes" in report:
+        found += _misses("meshes", report["meshes"]["overall"], thresholds["meshes"])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Closed surfaces that can be sampled uniformly and that know the exact distance of any point to themselves.
+"""Closed surfaces that can be sampled uniformly and that know the exact signed distance of any point to themselves.
 
 Curved surfaces are defined by facets along one parameter: a sphere here is a polygon of revolution, a helix is a tube around
 a polyline. The distances are therefore exact for the surface that is sampled. Smooth and faceted surfaces differ by less
@@ -16,6 +16,15 @@ from numpy.typing import NDArray
 from hunyuan3d_client.shapes.codec import Floats
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """components: closed surfaces. euler_number: vertices - edges + faces of any mesh of them all, 2 for each ball, 0 for a ring."""
+
+    components: int
+    euler_number: int
 
 
 class Surface(Protocol):
@@ -27,11 +36,29 @@ class Surface(Protocol):
     def distance(self, points: Floats) -> Array:
         """Unsigned distance of points [..., 3] to the surface, [...]."""
 
+    def inside(self, points: Floats) -> Flags:
+        """Whether each of points [..., 3] is inside the solid that the surface encloses, [...]."""
+
     def scaled(self, across: float, along: float) -> Surface:
         """The surface with x and y multiplied by `across`, z by `along`."""
 
     def radius(self) -> float:
         """The largest distance of the surface to the origin."""
+
+    def volume(self) -> float:
+        """The volume of the solid."""
+
+    def topology(self) -> Topology:
+        """The number of the surface's parts and its Euler number."""
+
+    def reach(self) -> float:
+        """The largest x of the surface."""
+
+
+def signed_distance(surface: Surface, points: Floats) -> Array:
+    """Distance of points [..., 3] to the surface, positive inside the solid and negative outside, [...]."""
+    distance = surface.distance(points)
+    return np.where(surface.inside(points), distance, -distance)
 
 
 def _segment_distance(points: Array, starts: Array, ends: Array) -> Array:
@@ -47,7 +74,7 @@ def _segment_distance(points: Array, starts: Array, ends: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Polyhedron:
-    """A surface of triangles, [F, 3 corners, 3]."""
+    """The surface of a convex polyhedron as triangles, [F, 3 corners, 3]."""
 
     triangles: Array
 
@@ -63,6 +90,16 @@ class Polyhedron:
         best = np.min([self._face_distance(flat, face) for face in self.triangles], axis=0)
         return best.reshape(points.shape[:-1])
 
+    def inside(self, points: Floats) -> Flags:
+        """The points that lie, for every face, on the side where the polyhedron's centre is."""
+        flat = np.asarray(points, np.float64).reshape(-1, 3)
+        first = self.triangles[:, 0]
+        normals = np.cross(self.triangles[:, 1] - first, self.triangles[:, 2] - first)  # [F, 3]
+        centre = self.triangles.reshape(-1, 3).mean(axis=0)
+        sides = np.sign(((centre - first) * normals).sum(-1))  # [F]
+        heights = (flat @ normals.T - (first * normals).sum(-1)) * sides  # [N, F]
+        return (heights > 0).all(-1).reshape(points.shape[:-1])
+
     @staticmethod
     def _face_distance(points: Array, face: Array) -> Array:
         normal = np.cross(face[1] - face[0], face[2] - face[0])
@@ -77,6 +114,17 @@ class Polyhedron:
 
     def radius(self) -> float:
         return float(np.linalg.norm(self.triangles, axis=-1).max())
+
+    def volume(self) -> float:
+        """The sum of the tetrahedra from the centre to each face."""
+        corners = self.triangles - self.triangles.reshape(-1, 3).mean(axis=0)
+        return float(np.abs(np.linalg.det(corners)).sum() / 6)
+
+    def topology(self) -> Topology:
+        return Topology(1, 2)
+
+    def reach(self) -> float:
+        return float(self.triangles[..., 0].max())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +146,42 @@ class Revolution:
         return np.stack([rho * np.cos(angle), rho * np.sin(angle), z], axis=-1)
 
     def distance(self, points: Floats) -> Array:
-        flat = np.asarray(points, np.float64).reshape(-1, 3)
-        polar = np.stack([np.hypot(flat[:, 0], flat[:, 1]), flat[:, 2]], axis=-1)
-        return _segment_distance(polar, self.profile[:-1], self.profile[1:]).reshape(points.shape[:-1])
+        return _segment_distance(_polar(points), self.profile[:-1], self.profile[1:]).reshape(points.shape[:-1])
+
+    def inside(self, points: Floats) -> Flags:
+        """The points whose ray along z, in the half plane of the profile, crosses the profile an odd number of times.
+
+        A profile that ends on the axis is closed by the axis, which such a ray never crosses.
+        """
+        rho, z = _polar(points).T[:, :, None]
+        (r0, z0), (r1, z1) = self.profile[:-1].T, self.profile[1:].T
+        spans = (r0 <= rho) != (r1 <= rho)  # [N, S]
+        crossing = z0 + (rho - r0) / np.where(r1 == r0, 1.0, r1 - r0) * (z1 - z0)
+        odd = (spans & (crossing > z)).sum(-1) % 2 == 1
+        return odd.reshape(points.shape[:-1])
 
     def scaled(self, across: float, along: float) -> Revolution:
         return Revolution(self.profile * [across, along])
 
     def radius(self) -> float:
         return float(np.linalg.norm(self.profile, axis=-1).max())
+
+    def volume(self) -> float:
+        """The sum of the frusta between each segment and the axis, with the sign of the segment's direction along z."""
+        (r0, z0), (r1, z1) = self.profile[:-1].T, self.profile[1:].T
+        return float(abs((np.pi / 3 * (z1 - z0) * (r0**2 + r0 * r1 + r1**2)).sum()))
+
+    def topology(self) -> Topology:
+        return Topology(1, 2 if self.profile[0, 0] == 0 else 0)
+
+    def reach(self) -> float:
+        return float(self.profile[:, 0].max())
+
+
+def _polar(points: Floats) -> Array:
+    """Points [..., 3] -> distance to the z axis and z, [N, 2]."""
+    flat = np.asarray(points, np.float64).reshape(-1, 3)
+    return np.stack([np.hypot(flat[:, 0], flat[:, 1]), flat[:, 2]], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +235,10 @@ class HelixTube:
         flat = np.asarray(points, np.float64).reshape(-1, 3)
         return np.abs(self._centre_distance(flat) - self.thickness).reshape(points.shape[:-1])
 
+    def inside(self, points: Floats) -> Flags:
+        flat = np.asarray(points, np.float64).reshape(-1, 3)
+        return (self._centre_distance(flat) < self.thickness).reshape(points.shape[:-1])
+
     def scaled(self, across: float, along: float) -> HelixTube:
         """The helix with its centre line scaled. The tube stays round: only a uniform scaling changes its thickness."""
         thickness = self.thickness * across if across == along else self.thickness
@@ -167,6 +246,17 @@ class HelixTube:
 
     def radius(self) -> float:
         return float(np.hypot(self.coil, self.half_height)) + self.thickness
+
+    def volume(self) -> float:
+        """That of a tube around the centre line (Weyl's formula: its length times the cross-section) and of two half balls."""
+        length = np.linalg.norm(np.diff(self._corners(), axis=0), axis=-1).sum()
+        return float(np.pi * self.thickness**2 * length + 4 / 3 * np.pi * self.thickness**3)
+
+    def topology(self) -> Topology:
+        return Topology(1, 2)
+
+    def reach(self) -> float:
+        return self.coil + self.thickness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +273,35 @@ class Pair:
         return points
 
     def distance(self, points: Floats) -> Array:
-        wide = np.asarray(points, np.float64)
+        return self.size * np.minimum(*(self.single.distance(each) for each in self._in_each(points)))
+
+    def inside(self, points: Floats) -> Flags:
+        return np.logical_or(*(self.single.inside(each) for each in self._in_each(points)))
+
+    def _in_each(self, points: Floats) -> list[Array]:
+        """The points [..., 3] in the coordinates of the two copies."""
         shift = np.array([self.offset, 0.0, 0.0])
-        both = [self.single.distance((wide + sign * shift) / self.size) for sign in (-1, 1)]
-        return self.size * np.minimum(*both)
+        return [(np.asarray(points, np.float64) + sign * shift) / self.size for sign in (-1, 1)]
 
     def scaled(self, across: float, along: float) -> Pair:
         return dataclasses.replace(self, single=self.single.scaled(across, along))
 
     def radius(self) -> float:
         return self.offset + self.size * self.single.radius()
+
+    def volume(self) -> float:
+        return 2 * self.size**3 * self.single.volume()
+
+    def topology(self) -> Topology:
+        single = self.single.topology()
+        return Topology(2 * single.components, 2 * single.euler_number)
+
+    def reach(self) -> float:
+        return self.offset + self.size * self.single.reach()
+
+    def gap(self) -> float:
+        """The distance between the two copies along x."""
+        return 2 * (self.offset - self.size * self.single.reach())
 
 
 def normalised(surface: Surface) -> Surface:

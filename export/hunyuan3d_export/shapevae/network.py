@@ -68,18 +68,18 @@ def _module(decoder: ShapeVAEDecoder, *, preset: ShapeVAEPreset, graph: str) -> 
 
 
 def weights_of(manifest: Manifest, given: Source | None) -> ShapeVAESource:
-    """The weights that an artifact was made from: random weights, or those of the given checkpoint.
+    """The weights that an artifact was made from: shipped or random weights, or those of the given checkpoint.
 
     Raises ManifestError when the given checkpoint is another one, or when none was given and the artifact needs one.
     """
     identity = manifest.made_from["weights"]
-    random = {name: identity[name] for name in ("preset", "seed") if name in identity}
-    path = None if random or given is None else given.checkpoint
-    if not random and path is None:
+    named = {name: identity[name] for name in ("preset", "seed") if name in identity}
+    path = None if named or given is None else given.checkpoint
+    if not named and path is None:
         raise ManifestError(
             f"{manifest.model} was made from a checkpoint, which must be given, got none\nhint: --checkpoint FILE"
         )
-    source = ShapeVAESource(path=path, **random, scale_factor=identity["scale_factor"], include_pi=identity["include_pi"])
+    source = ShapeVAESource(path=path, **named, scale_factor=identity["scale_factor"], include_pi=identity["include_pi"])
     if source.identity() != identity:
         raise ManifestError(f"{manifest.model} must be made from these weights, got {identity}\nhint: --checkpoint FILE")
     return source

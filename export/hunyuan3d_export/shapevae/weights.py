@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +17,13 @@ from .checkpoint import load_checkpoint, random_model, read_config
 from .config import PRESETS, ShapeVAEPreset
 from .model import ShapeVAEDecoder
 
+# The presets whose weights are part of this package instead of random.
+SHIPPED: Mapping[str, Path] = {"shapes": Path(__file__).with_name("shapes.safetensors")}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeVAESource:
-    """A source of weights: `path`, a file that holds a VAE; None: random weights of `preset` from `seed`.
+    """A source of weights: `path`, a file that holds a VAE; else those shipped with `preset`; else random ones from `seed`.
 
     preset: whose facts belong to the weights (ShapeVAEPreset); a file that also holds a base DiT shows its own.
     scale_factor, include_pi: replace the preset's.
@@ -45,14 +49,20 @@ class ShapeVAESource:
     def checkpoint(self) -> Path | None:
         return self.path
 
+    @property
+    def file(self) -> Path | None:
+        """The file that these weights are read from; None for random weights."""
+        return self.path or SHIPPED.get(str(self.preset))
+
     def identity(self) -> dict[str, Any]:
         """JSON that identifies the weights and the facts that the graphs contain beside them.
 
         Raises FileNotFoundError when their file is missing, ValueError as serving() does.
         """
-        if self.path is not None and not self.path.is_file():
-            raise FileNotFoundError(f"checkpoint must be a file, found nothing at {self.path}")
-        weights = {"preset": self.preset, "seed": self.seed} if self.path is None else {"checkpoint_sha256": sha256(self.path)}
+        if self.file is not None and not self.file.is_file():
+            raise FileNotFoundError(f"checkpoint must be a file, found nothing at {self.file}")
+        shipped = {"preset": self.preset} if self.path is None else {}
+        weights = {**shipped, "checkpoint_sha256": sha256(self.file)} if self.file else {**shipped, "seed": self.seed}
         facts = self._facts()
         return {**weights, "scale_factor": facts.scale_factor, "include_pi": facts.include_pi}
 
@@ -62,19 +72,19 @@ class ShapeVAESource:
         Raises CheckpointError for an unreadable file, ValueError when neither a preset nor the file shows the scale factor.
         """
         facts = self._facts()
-        if self.path is None:
+        if self.file is None:
             return facts
-        config = read_config(self.path)
+        config = read_config(self.file)
         return facts if config == facts.config else dataclasses.replace(facts, name=CUSTOM, config=config)
 
     def load(self, dtype: torch.dtype, *, attention_backend: str = "sdpa") -> ShapeVAEDecoder:
         """The decoder in this dtype, in eval mode on the CPU."""
         facts = self._facts()
-        if self.path is None:
+        if self.file is None:
             return random_model(
                 facts.config, self.seed, include_pi=facts.include_pi, dtype=dtype, attention_backend=attention_backend
             )
-        return load_checkpoint(self.path, include_pi=facts.include_pi, dtype=dtype, attention_backend=attention_backend)
+        return load_checkpoint(self.file, include_pi=facts.include_pi, dtype=dtype, attention_backend=attention_backend)
 
     def _facts(self) -> ShapeVAEPreset:
         """The preset that was named, or else the preset of the DiT in the same file, with what this source replaces."""

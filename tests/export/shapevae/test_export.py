@@ -182,13 +182,13 @@ def test_a_graph_that_the_network_lacks(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["hunyuan3d-export", "vae", "--preset", "shapes", "--graph", "field", "--seed", "3", "--out", str(tmp_path)]
+    command = ["hunyuan3d-export", "vae", "--preset", "tiny", "--graph", "field", "--seed", "3", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as ended:
         app.run()
     assert ended.value.code in (0, None) and str(tmp_path / contract.FIELD) in capsys.readouterr().out
     manifest = Manifest.read(tmp_path / contract.FIELD, hint="")
-    assert manifest.made_from["weights"] == {"preset": "shapes", "seed": 3, "scale_factor": 1.0, "include_pi": False}
+    assert manifest.made_from["weights"] == {"preset": "tiny", "seed": 3, "scale_factor": 1.0, "include_pi": False}
     assert all(check.passed for check in parity.verify(tmp_path)[contract.FIELD]), "seeded weights need no file"
     monkeypatch.setattr("sys.argv", ["hunyuan3d-export", "vae", "--out", str(tmp_path), "--checkpoint", "nothing"])
     assert app.run() == 2

@@ -1,0 +1,138 @@
+"""Trains the picture encoder of the `shapes` preset: python examples/shapes/train_encoder.py --out build/shapes"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hunyuan3d_client.shapes import embed_prompt
+from hunyuan3d_export.conditioner.checkpoint import load_conditioner, save_conditioner
+from hunyuan3d_export.conditioner.config import WORDS_IMAGE_SIZE, ConditionerConfig, Words
+from hunyuan3d_export.conditioner.model import Conditioner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train import learning_rate, set_learning_rate, update_average, write_manifest
+from views import TOKENS, VOCABULARY, Dresser, load_views
+
+log = logging.getLogger("train_encoder")
+
+CONFIG = ConditionerConfig(
+    hidden_size=128,
+    depth=4,
+    mlp_ratio=4,
+    gated=False,
+    image_size=WORDS_IMAGE_SIZE,
+    views=1,
+    words=Words(tokens=TOKENS, vocabulary=len(VOCABULARY)),
+)
+ADAMW_LR = 2e-3
+SAVE_EVERY = 500
+CHECKPOINT_NAME = "shapes-encoder.safetensors"
+SMOOTHING = 0.02  # keeps the scores of a picture finite; the words stay as good as pure
+
+
+def new_model(seed: int) -> Conditioner:
+    """An encoder with transformers' default initialisation, whose words are those of the prompts."""
+    torch.manual_seed(seed)
+    model = Conditioner(CONFIG, attention="eager")  # quicker than `sdpa` in bfloat16 on a CPU
+    assert model.head is not None
+    with torch.no_grad():
+        for name, value in model.dinov2.named_parameters():
+            if name.endswith("lambda1"):
+                value.fill_(1.0)
+        model.head.vectors.copy_(torch.from_numpy(np.concatenate([embed_prompt(word) for word in VOCABULARY])))
+    return model
+
+
+def new_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, at `lr`, and AdamW for everything else that is trained."""
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    matrices = [value for name, value in trained.items() if value.ndim == 2 and ".layer." in name]
+    others = [value for name, value in trained.items() if not (value.ndim == 2 and ".layer." in name)]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=ADAMW_LR, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def scores(model: Conditioner, pixels: Tensor) -> Tensor:
+    """The score of each word for pixels [B, 1, 3, P, P], [B, TOKENS, words]."""
+    assert model.head is not None
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        cls = model.hidden(pixels)[:, 0, 0]
+    return model.head.scores(cls.float())
+
+
+def loss_of(model: Conditioner, pixels: Tensor, words: Tensor) -> Tensor:
+    """Mean cross entropy of the words [B, TOKENS]."""
+    return F.cross_entropy(scores(model, pixels).flatten(0, 1), words.flatten(), label_smoothing=SMOOTHING)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains for args.steps steps or args.max_minutes, whichever ends first, and writes the averaged model."""
+    pictures, words = load_views(args.out / "views", args.views, args.seed)
+    dresser, generator = Dresser(args.seed), torch.Generator().manual_seed(args.seed + 1)
+    model = new_model(args.seed)
+    if args.resume is not None:
+        known = load_conditioner(args.resume, image_size=CONFIG.image_size, views=CONFIG.views)
+        model.load_state_dict(known.state_dict())
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizers = new_optimizers(model, args.lr)
+    started, running, step, progress = time.monotonic(), 0.0, 0, 0.0
+    while progress < 1.0:
+        set_learning_rate(optimizers, learning_rate(progress, step))
+        rows = torch.randint(len(pictures), (args.batch,), generator=generator)
+        loss = loss_of(model, dresser.pixels(pictures[rows]), words[rows])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        update_average(average, model, step)
+        step += 1
+        elapsed_s = time.monotonic() - started
+        progress = max(step / args.steps, elapsed_s / (60 * args.max_minutes))
+        running += loss.item()
+        if step % 100 == 0:
+            log.info("step %d  progress %.3f  loss %.4f  %.3f s/step", step, progress, running / 100, elapsed_s / step)
+            running = 0.0
+        if step % SAVE_EVERY == 0:
+            save_conditioner(average, args.out / CHECKPOINT_NAME)
+    minutes = (time.monotonic() - started) / 60
+    log.info("finished after %d steps, %.1f minutes", step, minutes)
+    save_conditioner(average, args.out / CHECKPOINT_NAME)
+    write_manifest(args.out / CHECKPOINT_NAME, args, steps=step, minutes=minutes)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="folder of the checkpoint and the cached views")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument(
+        "--max-minutes", type=float, default=math.inf, help="end the cosine after this time if the steps take longer"
+    )
+    parser.add_argument("--resume", type=Path, help="start from the weights of this checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--views", type=int, default=100, help="views of each prompt")
+    parser.add_argument("--batch", type=int, default=32, help="pictures per step")
+    parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate of Muon")
+    return parser.parse_args()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(parse_arguments())
+
+
+if __name__ == "__main__":
+    main()
