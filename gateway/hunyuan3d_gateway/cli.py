@@ -45,7 +45,7 @@ def _options(*names: str) -> list[Option]:
         if names and field.name not in names:
             continue
         variable = _ENVIRONMENT + field.name.upper()
-        kind = Annotated[_TYPES[str(field.type)], typer.Option(help=field.metadata["text"], envvar=variable)]
+        kind: Any = Annotated[_TYPES[str(field.type)], typer.Option(help=field.metadata["text"], envvar=variable)]
         found.append(Option(field.name, kind, field.default, field.metadata["text"]))
     return found
 
@@ -55,7 +55,8 @@ def _takes(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _settings(options: dict[str, Any]) -> Settings:
-    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return Settings(**given)
 
 
 @app.callback()

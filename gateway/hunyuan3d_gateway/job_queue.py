@@ -109,7 +109,7 @@ class JobQueue:
         """At most so many queued jobs, which this gateway runs from now on: callers take turns, each with its oldest job."""
 
         def work(connection: sql.Connection) -> list[Job]:
-            found = []
+            found: list[Job] = []
             while len(found) < most and (job := self._claim_one(connection)):
                 found.append(job)
             return found
@@ -246,7 +246,7 @@ class JobQueue:
 
         return await self._database.read(work)
 
-    async def list(self, caller: str, *, limit: int, after: str | None, newest_first: bool) -> list[Job] | None:
+    async def jobs_of(self, caller: str, *, limit: int, after: str | None, newest_first: bool) -> list[Job] | None:
         """Jobs of a caller in the order in which they came; None where `after` names none of them."""
 
         def work(connection: sql.Connection) -> list[Job] | None:
@@ -313,7 +313,7 @@ def _remove(connection: sql.Connection, which: sql.ColumnElement[bool]) -> list[
     return found
 
 
-def _job(row: Mapping[str, Any]) -> Job:
+def _job(row: sql.RowMapping) -> Job:
     facts = {field.name: row[field.name] for field in dataclasses.fields(Job)}
     return Job(**facts | {
         "state": State(row["state"]),

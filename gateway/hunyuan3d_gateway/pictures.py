@@ -9,7 +9,7 @@ import re
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .failures import Refused, refused
 
@@ -31,7 +31,7 @@ def cleaned(data: bytes, *, max_pixels: int) -> bytes:
                 picture = _eight_bit(ImageOps.exif_transpose(image))
         except Refused:
             raise
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             raise refused(422, "not_a_picture", "This file is not a picture that can be read.", _HINT) from error
         except Exception as error:  # decoders raise errors of many kinds for damaged files
             text = "This picture is damaged or not complete."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ def of_stl(data: bytes) -> str:
     return packed(corners.mean(axis=1))
 
 
-def packed(points: npt.NDArray[np.floating]) -> str:
+def packed(points: npt.NDArray[np.floating[Any]]) -> str:
     """base64 of at most POINTS points x, y, z as signed bytes; 127 is 1.27."""
     chosen = points[np.linspace(0, len(points) - 1, min(len(points), POINTS)).astype(int)] if len(points) else points
     return base64.b64encode((chosen * 100).round().clip(-_STEPS, _STEPS).astype(np.int8).tobytes()).decode()

@@ -107,9 +107,9 @@ class Service:
         live = self._board.get(id)
         return job if live is None or job.state.final else dataclasses.replace(job, progress=live)
 
-    async def list(self, caller: Caller, *, limit: int, after: str | None, newest_first: bool) -> list[Job]:
+    async def jobs_of(self, caller: Caller, *, limit: int, after: str | None, newest_first: bool) -> list[Job]:
         """Jobs of the caller."""
-        found = await self._queue.list(caller.id, limit=limit, after=after, newest_first=newest_first)
+        found = await self._queue.jobs_of(caller.id, limit=limit, after=after, newest_first=newest_first)
         if found is None:
             raise refused(404, "not_found", "No job of yours has the id that `after` names.", "Leave `after` out.")
         return found

@@ -144,7 +144,7 @@ async def list_jobs(
     order: Literal["asc", "desc"] = "desc",
 ) -> MeshList:
     """The caller's jobs."""
-    found = await context.service.list(caller, limit=limit + 1, after=after, newest_first=order == "desc")
+    found = await context.service.jobs_of(caller, limit=limit + 1, after=after, newest_first=order == "desc")
     data = [await _told(context, job) for job in found[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return MeshList(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
