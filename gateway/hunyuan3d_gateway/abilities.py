@@ -12,6 +12,7 @@ from hunyuan3d_client import AsyncClient, Health, Hunyuan3DError, RoundRobin, co
 from .failures import refused
 
 PROMPTED = "shapes"  # the only preset that was trained on words
+_SEVERAL_VIEWS = "-mv"  # part of the names of the multi-view presets
 _FRESH_S = 5.0
 _ASK_S = 5.0
 _USUAL = {"max_batch": 8, "max_trajectories": 64, "steps": 50}
@@ -83,7 +84,5 @@ def _number(parameters: Mapping[str, str], name: str, usual: int) -> int:
 
 
 def _views(health: Health) -> int:
-    """The number of views that the deployed encoder takes: one, unless its pixels say otherwise."""
-    encoder = next((model for model in health.models if model.name == contract.CONDITIONER), None)
-    shape = encoder.inputs[contract.PIXELS.name].shape if encoder and contract.PIXELS.name in encoder.inputs else (-1, 1)
-    return shape[1] if len(shape) > 1 and shape[1] > 0 else len(contract.VIEWS) if shape[1] == -1 else 1
+    """The number of views of one object that the deployed weights were made for; the encoder does not tell its own."""
+    return len(contract.VIEWS) if _SEVERAL_VIEWS in health.preset else 1
