@@ -82,6 +82,12 @@ deploy: export-onnx
 serve: $(STAMP)
 	test -n "$$(find "$(REPOSITORY)" -name 'model.onnx' -o -name 'model*.plan' -o -name checkpoint.safetensors 2>/dev/null)" || $(MAKE) deploy
 	$(BIN)/hunyuan3d-export serve --repository "$(REPOSITORY)" --deployed $(subst --checkpoint ,,$(GIVEN)) $(EXPECTED)
+.PHONY: web  ## a web page at http://localhost:8081 before the embedded server, of the preset shapes unless told otherwise; Ctrl-C ends both
+web: PRESET := $(if $(filter file,$(origin PRESET)),shapes,$(PRESET))
+web: REPOSITORY := $(if $(filter file,$(origin REPOSITORY)),build/web,$(REPOSITORY))
+web: $(STAMP)
+	test -n "$$(find "$(REPOSITORY)" -name 'model.onnx' 2>/dev/null)" || $(MAKE) deploy PRESET=$(PRESET) REPOSITORY="$(REPOSITORY)"
+	$(BIN)/python -m hunyuan3d_gateway.local --repository "$(REPOSITORY)" $(if $(PORT),--port $(PORT))
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py && $(BIN)/python bench/client.py

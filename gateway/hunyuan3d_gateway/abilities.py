@@ -14,7 +14,7 @@ from .failures import refused
 PROMPTED = "shapes"  # the only preset that was trained on words
 _SEVERAL_VIEWS = "-mv"  # part of the names of the multi-view presets
 _FRESH_S = 5.0
-_ASK_S = 5.0
+_ASK_S = 15.0
 _USUAL = {"max_batch": 8, "max_trajectories": 64, "steps": 50}
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,16 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Abilities:
-    """pictures: the number of views of one object that the encoder takes, 0 without an encoder. model: the preset's name."""
+    """pictures: the number of views of one object that the encoder takes, 0 without an encoder. model: the preset's name.
+
+    solid: whether the servers have a shape decoder. Without one, the points of the preset `shapes` still become a mesh.
+    """
 
     ready: bool
     model: str
     random: bool
     meshes: bool
+    solid: bool
     pictures: int
     prompts: bool
     steps: int
@@ -47,7 +51,10 @@ class Servers:
         if time.monotonic() - self._asked_at > _FRESH_S:
             self._asked_at = time.monotonic()  # callers that come meanwhile take what is known
             try:
-                self._known = await self._ask()
+                found = await self._ask()
+                told = bool(found.model) or self._known is None or not self._known.model
+                # A server that loads, drains or is very busy answers in part. What it served before is then still what it is for.
+                self._known = found if told else dataclasses.replace(self._known, ready=found.ready)
             except Hunyuan3DError as error:
                 logger.warning("no server tells what it serves: %s", str(error).partition("\n")[0])
                 if self._known is not None:
@@ -64,15 +71,17 @@ class Servers:
         ready = {model.name: model.parameters for model in health.models if model.ready}
         told = ready.get(contract.SAMPLER, {})
         numbers = {name: _number(told, name, usual) for name, usual in _USUAL.items()}
+        solid, prompts = contract.MESH in ready, health.preset == PROMPTED and contract.SAMPLER in ready
         transport = self._client.transport
         servers = len(transport.servers) if isinstance(transport, RoundRobin) else 1
         return Abilities(
             ready=health.ready and contract.SAMPLER in ready,
             model=health.preset,
             random=any(health.weights[name].random for name in contract.DENOISERS if name in health.weights),
-            meshes=contract.MESH in ready,
-            pictures=_views(health) if contract.IMAGE_CONTEXT in ready else 0,
-            prompts=health.preset == PROMPTED and contract.SAMPLER in ready,
+            meshes=solid or prompts,
+            solid=solid,
+            pictures=_views(health) if solid and contract.IMAGE_CONTEXT in ready else 0,
+            prompts=prompts,
             steps=numbers["steps"],
             capacity=servers * max(1, min(2 * numbers["max_batch"], numbers["max_trajectories"])),
         )

@@ -4,24 +4,20 @@ Annotations are not postponed here (no `from __future__ import annotations`): ty
 """
 
 import dataclasses
-import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 from rich.console import Console
 
 from hunyuan3d_client import Hunyuan3DError
 from hunyuan3d_client.options import Option, expanded, show
 
 from . import keys
-from .app import create_app
 from .database import Database
-from .gateway import Gateway
+from .serving import log
+from .serving import serve as serve_gateway
 from .settings import Settings
 
 _ENVIRONMENT = "HUNYUAN3D_GATEWAY_"
@@ -65,37 +61,7 @@ def serve(context: typer.Context, **options: Any) -> None:
     """Serve the page and the interfaces until SIGINT or SIGTERM. TLS and headers to the servers: the variables HUNYUAN3D_*."""
     if context.invoked_subcommand is not None:
         return
-    settings = _settings(options)
-    gateway = Gateway(settings)
-    proxies = list(settings.trusted_proxy)
-    config = uvicorn.Config(
-        create_app(gateway), host=settings.host, port=settings.port, log_config=None, access_log=False,
-        proxy_headers=bool(proxies), forwarded_allow_ips=proxies or None, server_header=False,
-        timeout_graceful_shutdown=max(1, int(settings.drain_s)), lifespan="on",
-    )  # fmt: skip
-    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.require_key:
-        logging.getLogger(__name__).warning(
-            "whoever reaches %s may use this gateway, unless a key exists: hunyuan3d-gateway keys add NAME", settings.host
-        )
-    _Server(config, gateway).run()
-
-
-class _Server(uvicorn.Server):
-    """Says where it listens, and stops taking jobs with the first signal."""
-
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
-        self._gateway = gateway
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            stdout.print(f"http://{f'[{host}]' if ':' in host else host}:{port}", markup=False, highlight=False, soft_wrap=True)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._gateway.stop_taking()
-        super().handle_exit(sig, frame)
+    serve_gateway(_settings(options))
 
 
 @key_commands.command("add")
@@ -130,9 +96,7 @@ def _database(options: dict[str, Any]) -> Database:
 
 def run() -> int:
     """Run the command line and return its exit code. An error prints its message and hint, without a traceback."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, level=logging.INFO)
-    for name in ("hunyuan3d_client", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log()
     try:
         app()
     except Hunyuan3DError as error:

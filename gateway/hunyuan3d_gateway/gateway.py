@@ -101,7 +101,8 @@ class Gateway:
                 able = await self.servers.abilities()
                 self.runner.capacity = self.settings.running or able.capacity
                 self.runner.model = able.model
-                self.generation.pointed, self.generation.usual_steps = able.prompts, able.steps
+                self.generation.pointed, self.generation.solid = able.prompts, able.solid
+                self.generation.usual_steps = able.steps
                 self.runner.wake()
             await asyncio.sleep(_ABILITIES_S if self.runner.model else 0.5)
 

@@ -15,7 +15,7 @@ from hunyuan3d_client import AsyncClient, Hunyuan3DError, Mesh, MeshProgress, St
 from hunyuan3d_client.options import DecodeOptions, SampleOptions, options_of
 from hunyuan3d_client.shapes import embed_prompt
 
-from . import previews
+from . import points, previews
 from .board import Board
 from .jobs import Job
 from .pace import Pace
@@ -38,7 +38,8 @@ class Maker(Protocol):
 class Generation:
     """Runs jobs on the servers of a client and puts their progress on the board.
 
-    previews: how many each job gets. pointed: whether latents are points, so that previews cost nothing.
+    previews: how many each job gets. pointed: whether latents are points, so that previews cost nothing. solid: whether the
+    servers decode meshes; without, the mesh of points is one of small octahedra.
     """
 
     def __init__(self, client: AsyncClient, board: Board, pace: Pace, *, previews: int, preview_resolution: int) -> None:
@@ -49,6 +50,7 @@ class Generation:
         self._preview_resolution = preview_resolution
         self._previewing: set[str] = set()
         self.pointed = False
+        self.solid = True
         self.usual_steps = 50
         self.timeout_s = 1800.0
 
@@ -83,6 +85,10 @@ class Generation:
             async for step in steps:
                 latents = step.latents
                 yield step
+        if not self.solid:
+            assert latents is not None  # a trajectory's last step always has them
+            yield await asyncio.to_thread(points.mesh_of, latents, job.format)
+            return
         meshing = {name: value for name, value in options.items() if name in _MESHING}
         async with self._client.decode_stream(latents, **meshing) as answers:
             async for answer in answers:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 KUBERNETES = "1.32"
-DOCKERFILES = ("server", "cpu", "export")
+DOCKERFILES = ("server", "cpu", "export", "gateway")
 SCRIPTS = ("entrypoint.sh", "export_entrypoint.sh")
 
 

@@ -213,4 +213,3 @@ def test_gateways_that_claim_at_the_same_time_share_the_jobs(opened: Database) -
     with ThreadPoolExecutor(4) as pool:
         claimed = [id for ids in pool.map(claim, range(4)) for id in ids]
     assert len(claimed) == len(set(claimed)) == 40
-

@@ -88,7 +88,12 @@ def test_every_answer_has_the_headers(start: Start) -> None:
 
 def test_pages_of_other_sites_are_refused_unless_they_are_allowed(start: Start) -> None:
     running = start(cors_origin=("https://friend.example",))
-    for origin, status in (("https://evil.example", 403), ("null", 403), ("http://localhost", 200), ("https://friend.example", 200)):
+    for origin, status in (
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://localhost", 200),
+        ("https://friend.example", 200),
+    ):
         found = running.http.post("/v1/meshes", json=BODY, headers={"Origin": origin})
         assert found.status_code == status, origin
     assert found.headers["access-control-allow-origin"] == "https://friend.example"
