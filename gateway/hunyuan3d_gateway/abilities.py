@@ -51,10 +51,7 @@ class Servers:
         if time.monotonic() - self._asked_at > _FRESH_S:
             self._asked_at = time.monotonic()  # callers that come meanwhile take what is known
             try:
-                found = await self._ask()
-                told = bool(found.model) or self._known is None or not self._known.model
-                # A server that loads, drains or is very busy answers in part. What it served before is then still what it is for.
-                self._known = found if told else dataclasses.replace(self._known, ready=found.ready)
+                self._known = _kept(self._known, await self._ask())
             except Hunyuan3DError as error:
                 logger.warning("no server tells what it serves: %s", str(error).partition("\n")[0])
                 if self._known is not None:
@@ -85,6 +82,13 @@ class Servers:
             steps=numbers["steps"],
             capacity=servers * max(1, min(2 * numbers["max_batch"], numbers["max_trajectories"])),
         )
+
+
+def _kept(before: Abilities | None, found: Abilities) -> Abilities:
+    """What is found; or, where a server that loads, drains or is very busy answers in part, what it served before."""
+    if before is None or not before.model or found.model:
+        return found
+    return dataclasses.replace(before, ready=found.ready)
 
 
 def _number(parameters: Mapping[str, str], name: str, usual: int) -> int:

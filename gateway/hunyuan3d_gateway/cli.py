@@ -16,6 +16,7 @@ from hunyuan3d_client.options import Option, expanded, show
 
 from . import keys
 from .database import Database
+from .gateway import Gateway
 from .serving import log
 from .serving import serve as serve_gateway
 from .settings import Settings
@@ -61,7 +62,7 @@ def serve(context: typer.Context, **options: Any) -> None:
     """Serve the page and the interfaces until SIGINT or SIGTERM. TLS and headers to the servers: the variables HUNYUAN3D_*."""
     if context.invoked_subcommand is not None:
         return
-    serve_gateway(_settings(options))
+    serve_gateway(Gateway(_settings(options)))
 
 
 @key_commands.command("add")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from .gateway import Gateway
 from .serving import log, serve
 from .settings import Settings
 
@@ -53,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     log()
     with embedded(given.repository) as address:
-        serve(dataclasses.replace(Settings(), servers=address, port=given.port, data=given.data, drain_s=3.0))
+        serve(Gateway(Settings(servers=address, port=given.port, data=given.data, drain_s=3.0)))
 
 
 if __name__ == "__main__":

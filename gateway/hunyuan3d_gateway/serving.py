@@ -12,16 +12,15 @@ import uvicorn
 
 from .app import create_app
 from .gateway import Gateway
-from .settings import Settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings) -> None:
+def serve(gateway: Gateway) -> None:
     """Serve until SIGINT or SIGTERM. The address goes to stdout once the gateway answers there."""
-    gateway = Gateway(settings)
+    settings = gateway.settings
     proxies = list(settings.trusted_proxy)
     config = uvicorn.Config(
         create_app(gateway), host=settings.host, port=settings.port, log_config=None, access_log=False,

@@ -28,7 +28,7 @@ from hunyuan3d_gateway.settings import Settings
 def postgres_programs() -> Path | None:
     """The folder of PostgreSQL's server programs."""
     found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    folders = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return folders[-1] if folders else None
 
 

@@ -204,6 +204,8 @@ async function cancel() {
 
 async function open(id, result, fresh = false) {
   problem(null);
+  facts(result);
+  downloads(id);
   try {
     const blob = await api.content(id, "glb");
     const buffer = dressed(await blob.arrayBuffer(), { dark: dark.matches, upright: able?.model === "shapes" });
@@ -224,10 +226,8 @@ async function open(id, result, fresh = false) {
   } catch (error) {
     if (error.status === 404) history.forget(id);
     problem(error);
-    if (!error.status) show("done");
+    $("result").hidden = Boolean(error.status);
   }
-  facts(result);
-  downloads(id);
   past();
 }
 
