@@ -14,7 +14,7 @@ import sqlalchemy as sql
 T = TypeVar("T")
 _THREADS = 4
 _BUSY_S = 30.0
-_LOCK = 0x68336467  # an arbitrary number: PostgreSQL's advisory lock while gateways that start side by side make the tables
+_LOCK = 0x68336467  # an arbitrary number: PostgreSQL's advisory lock for the transactions that must not run side by side
 
 metadata = sql.MetaData()
 jobs = sql.Table(
@@ -76,9 +76,13 @@ class Database:
     def create(self) -> None:
         """Make the tables that are missing."""
         with self.engine.begin() as connection:
-            if not self._sqlite:
-                connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_LOCK)))
+            self.alone(connection)
             metadata.create_all(connection)
+
+    def alone(self, connection: sql.Connection) -> None:
+        """Wait until no other transaction that called this runs. SQLite's writing transactions are alone anyway."""
+        if not self._sqlite:
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_LOCK)))
 
     async def run(self, work: Callable[[sql.Connection], T]) -> T:
         """What `work` returns, in a transaction that is committed unless it raises."""

@@ -80,6 +80,7 @@ class JobQueue:
         """Put a job into the queue. Raises Refused where the queue is full, IntegrityError for an idempotency key that is taken."""
 
         def work(connection: sql.Connection) -> None:
+            self._database.alone(connection)  # the bounds hold for callers that come at the same time too
             queued = sql.select(sql.func.count()).where(jobs.c.state == State.QUEUED.value)
             total = connection.execute(queued).scalar_one()
             own = connection.execute(queued.where(jobs.c.caller == new.caller)).scalar_one()
@@ -109,6 +110,7 @@ class JobQueue:
         """At most so many queued jobs, which this gateway runs from now on: callers take turns, each with its oldest job."""
 
         def work(connection: sql.Connection) -> list[Job]:
+            self._database.alone(connection)  # two claims side by side would lock callers in different orders
             found: list[Job] = []
             while len(found) < most and (job := self._claim_one(connection)):
                 found.append(job)

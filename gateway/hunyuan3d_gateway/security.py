@@ -58,10 +58,12 @@ class Shield:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, taken = False, 0
+        begun, taken, exceeded = False, 0, False
 
         async def answer(message: Message) -> None:
             nonlocal begun
+            if exceeded and not begun:
+                return  # the application takes the broken body for a broken request; the refusal below tells the reason
             if message["type"] == "http.response.start":
                 begun = True
                 headers = MutableHeaders(scope=message)
@@ -71,10 +73,11 @@ class Shield:
             await send(message)
 
         async def bounded() -> Message:
-            nonlocal taken
+            nonlocal taken, exceeded
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self._max_body_bytes:
+                exceeded = True
                 raise too_large(self._max_body_bytes)
             return message
 
@@ -83,9 +86,12 @@ class Shield:
             _check_origin(headers, self._cors)
             _check_length(headers, self._max_body_bytes)
             await self._app(scope, bounded, answer)
+            if exceeded and not begun:
+                raise too_large(self._max_body_bytes)
         except Exception as error:
             if begun:
                 raise
+            exceeded = False
             await self._fail(Request(scope), error)(scope, receive, answer)
 
 

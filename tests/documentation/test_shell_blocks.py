@@ -348,7 +348,16 @@ class Tree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("client", "export", "gateway", "model_repository", "examples", "Makefile", "pyproject.toml", "constraints.txt"):
+        for name in (
+            "client",
+            "export",
+            "gateway",
+            "model_repository",
+            "examples",
+            "Makefile",
+            "pyproject.toml",
+            "constraints.txt",
+        ):
             if (ROOT / name).is_dir():
                 shutil.copytree(
                     ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", *ARTIFACTS)

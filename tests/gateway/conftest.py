@@ -124,3 +124,27 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def running(start: Start) -> Running:
     """A running gateway with the usual settings."""
     return start()
+
+
+@pytest.fixture(scope="session")
+def endpoints(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server of the preset shapes with an image encoder of random weights and a decoder that is a formula."""
+    from points_decoder import write
+
+    from hunyuan3d_export.conditioner.weights import ConditionerSource
+    from hunyuan3d_export.dit.weights import Weights
+    from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
+    from hunyuan3d_export.repository_from_artifacts import deploy
+    from hunyuan3d_export.server.embedded import EmbeddedServer
+    from hunyuan3d_export.shapevae import PRESETS
+    from hunyuan3d_export.shapevae.weights import ShapeVAESource
+
+    cache, repository = root / "build" / "test", tmp_path_factory.mktemp("gateway") / "repository"
+    export_onnx(Weights(preset="shapes"), cache / "shapes-fp32", options=OnnxOptions(precision="fp32"))
+    export_onnx(ConditionerSource(), cache / "conditioner-fp32-op")
+    export_onnx(ShapeVAESource(preset="tiny", seed=5), cache / "vae-tiny-fp32-op")
+    for name in ("shapes-fp32", "conditioner-fp32-op", "vae-tiny-fp32-op"):
+        deploy(cache / name, repository)
+    write(repository, PRESETS["tiny"].config.geo_heads)
+    with EmbeddedServer(repository) as endpoints:
+        yield endpoints

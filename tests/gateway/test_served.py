@@ -15,17 +15,10 @@ from typing import Any
 
 import pytest
 from gateway_doubles import picture
-from points_decoder import write
 from starlette.testclient import TestClient
 
 from hunyuan3d_client import Client
-from hunyuan3d_export.conditioner.weights import ConditionerSource
-from hunyuan3d_export.dit.weights import Weights
-from hunyuan3d_export.onnx_from_torch import OnnxOptions, export_onnx
-from hunyuan3d_export.repository_from_artifacts import deploy
-from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
-from hunyuan3d_export.shapevae import PRESETS
-from hunyuan3d_export.shapevae.weights import ShapeVAESource
+from hunyuan3d_export.server.embedded import Endpoints
 from hunyuan3d_gateway.app import create_app
 from hunyuan3d_gateway.gateway import Gateway
 from hunyuan3d_gateway.settings import Settings
@@ -34,20 +27,6 @@ pytestmark = pytest.mark.served
 WAIT_S = 120.0
 IMAGE = base64.b64encode(picture("teal", (96, 80))).decode()
 QUICK = {"octree_resolution": 32, "num_inference_steps": 4}
-
-
-@pytest.fixture(scope="session")
-def endpoints(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """A server of the preset shapes with an image encoder of random weights and a decoder that is a formula."""
-    cache, repository = root / "build" / "test", tmp_path_factory.mktemp("gateway") / "repository"
-    export_onnx(Weights(preset="shapes"), cache / "shapes-fp32", options=OnnxOptions(precision="fp32"))
-    export_onnx(ConditionerSource(), cache / "conditioner-fp32-op")
-    export_onnx(ShapeVAESource(preset="tiny", seed=5), cache / "vae-tiny-fp32-op")
-    for name in ("shapes-fp32", "conditioner-fp32-op", "vae-tiny-fp32-op"):
-        deploy(cache / name, repository)
-    write(repository, PRESETS["tiny"].config.geo_heads)
-    with EmbeddedServer(repository) as endpoints:
-        yield endpoints
 
 
 @pytest.fixture(scope="module")
