@@ -6,6 +6,7 @@ another answer. Redirects are not followed.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
@@ -68,10 +69,10 @@ def _get(scheme: str, host: tuple[str, int], address: str, path: str, max_bytes:
             path,
             headers={"Accept": "image/png,image/jpeg,image/webp", "Host": name if port in (80, 443) else f"{name}:{port}"},
         )
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise refused(422, "url_failed", f"The picture could not be fetched: status {answer.status}.", _HINT)
-        data = answer.read(max_bytes + 1)
+        with contextlib.closing(connection.getresponse()) as answer:
+            if answer.status != 200:
+                raise refused(422, "url_failed", f"The picture could not be fetched: status {answer.status}.", _HINT)
+            data = answer.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise refused(413, "too_large", f"The picture at the url is larger than {max_bytes} bytes.", _HINT)
         return data
