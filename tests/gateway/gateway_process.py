@@ -50,6 +50,7 @@ class SlowMaker:
 def main() -> None:
     path, seconds, *given = sys.argv[1:]
     settings: dict[str, Any] = {name: json.loads(value) for name, value in (each.split("=", 1) for each in given)}
+    settings["data"] = Path(settings["data"])
     log()
     serve(Gateway(Settings(**settings, port=0), maker=SlowMaker(Path(path), float(seconds)), servers=FakeServers()))
 
