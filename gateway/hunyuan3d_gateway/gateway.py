@@ -9,9 +9,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 
-import sqlalchemy.exc
-
-from hunyuan3d_client import AsyncClient, Hunyuan3DError, Transport
+from hunyuan3d_client import AsyncClient, Transport
 from hunyuan3d_client.environment import Connection
 
 from .abilities import Servers
@@ -97,14 +95,17 @@ class Gateway:
     async def _ask_forever(self) -> None:
         """Keep what depends on the servers up to date."""
         while True:
-            with contextlib.suppress(Refused, Hunyuan3DError):
+            try:
                 able = await self.servers.abilities()
-                self.runner.capacity = self.settings.running or able.capacity
-                self.runner.model = able.model
-                self.generation.pointed, self.generation.solid = able.prompts, able.solid
-                self.generation.usual_steps = able.steps
-                self.runner.wake()
-            await asyncio.sleep(_ABILITIES_S if self.runner.model else 0.5)
+            except Refused:
+                await asyncio.sleep(1.0)
+                continue
+            self.runner.capacity = self.settings.running or able.capacity
+            self.runner.model = able.model
+            self.generation.pointed, self.generation.solid = able.prompts, able.solid
+            self.generation.usual_steps = able.steps
+            self.runner.wake()
+            await asyncio.sleep(_ABILITIES_S)
 
     async def _clean_forever(self) -> None:
         """Take over the jobs of dead gateways, and remove what is over."""
@@ -116,7 +117,7 @@ class Gateway:
                 if passed <= 0:
                     await self._clean()
                     passed = _CLEANING_S
-            except (sqlalchemy.exc.SQLAlchemyError, OSError):
+            except Exception:  # the loop must go on, whatever the database's driver or the disk raise
                 logger.exception("cleaning failed")
             pause = self.settings.lease_s / 3
             await asyncio.sleep(pause)

@@ -202,16 +202,18 @@ class JobQueue:
 
         return await self._database.run(work)
 
-    async def stopped(self, job: Job) -> None:
-        """Write down that a running job has stopped, as whoever asked for it wanted."""
+    async def stopped(self, job: Job) -> State | None:
+        """Write down that a running job has stopped, as whoever asked for it wanted: the state that it has now."""
 
-        def work(connection: sql.Connection) -> None:
+        def work(connection: sql.Connection) -> State | None:
             held = (jobs.c.id == job.id) & (jobs.c.owner == self._owner) & (jobs.c.state == State.RUNNING.value)
             wanted = connection.execute(sql.select(jobs.c.stop_as).where(held)).scalar_one_or_none()
-            if wanted is not None:
-                self._end(connection, held, State(wanted), {"idempotency_key": None})
+            if wanted is None:
+                return None
+            self._end(connection, held, State(wanted), {"idempotency_key": None})
+            return State(wanted)
 
-        await self._database.run(work)
+        return await self._database.run(work)
 
     async def release(self, ids: Iterable[str]) -> None:
         """Put running jobs of this gateway back into the queue, as if they had not been begun: the gateway is about to end."""

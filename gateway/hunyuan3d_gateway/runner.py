@@ -18,7 +18,7 @@ from .board import Board
 from .failures import Failure, of_error
 from .generation import Maker
 from .job_queue import JobQueue
-from .jobs import Job, Made, picture_name, result_name
+from .jobs import Job, Made, State, picture_name, result_name
 from .store import Store
 
 _POLL_S = 1.0  # how soon a job is seen that another gateway put into the queue
@@ -66,8 +66,8 @@ class Runner:
             try:
                 for job in await self._queue.claim(free) if free > 0 else ():
                     self._tasks[job.id] = asyncio.create_task(self._run(job), name=f"job {job.id}")
-            except sqlalchemy.exc.SQLAlchemyError:
-                logger.exception("the database refuses to give jobs")
+            except Exception:  # the loop must go on, whatever the database's driver raises
+                logger.exception("the database gives no jobs")
                 await asyncio.sleep(_POLL_S)
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _POLL_S)
@@ -81,7 +81,7 @@ class Runner:
                 beat = await self._queue.beat(self._board.take_changes(), list(self._tasks))
                 for id in (*beat.stop, *beat.lost):
                     self.interrupt(id)
-            except sqlalchemy.exc.SQLAlchemyError:
+            except Exception:  # without heartbeats other gateways would take the jobs over
                 logger.exception("the database takes no heartbeat")
 
     def stop_taking(self) -> None:
@@ -108,9 +108,9 @@ class Runner:
             held = await self._queue.finish(job, end)
             outcome = "lost" if not held else "completed" if isinstance(end, Made) else end.code
             if not held:
-                await self._queue.stopped(job)
+                await self._stopped(job)
         except asyncio.CancelledError:
-            await asyncio.shield(self._queue.stopped(job))
+            await asyncio.shield(self._stopped(job))
         except sqlalchemy.exc.SQLAlchemyError:
             logger.exception("the end of job %s could not be written down; it will run again", job.id)
             outcome = "lost"
@@ -128,7 +128,7 @@ class Runner:
             names = [picture_name(job.id, view) for view in range(job.pictures)]
             pictures = [await asyncio.to_thread(self._store.read, name) for name in names]
             mesh = await self._patiently(job, pictures)
-            await asyncio.to_thread(self._store.write, result_name(job.id, mesh.format), mesh.data)
+            digest = await asyncio.to_thread(self._keep, job, mesh)
         except Exception as error:
             failure = of_error(error)
             if failure.code in ("internal", "store_full"):
@@ -138,9 +138,19 @@ class Runner:
             return failure
         facts = mesh.statistics
         return Made(
-            mesh.format, len(mesh.data), hashlib.sha256(mesh.data).hexdigest(), int(facts["vertices"]), int(facts["faces"]),
+            mesh.format, len(mesh.data), digest, int(facts["vertices"]), int(facts["faces"]),
             bool(facts["watertight"]), round(time.monotonic() - started, 3), self.model,
         )  # fmt: skip
+
+    def _keep(self, job: Job, mesh: Mesh) -> str:
+        """Write a mesh into the store; its SHA-256."""
+        self._store.write(result_name(job.id, mesh.format), mesh.data)
+        return hashlib.sha256(mesh.data).hexdigest()
+
+    async def _stopped(self, job: Job) -> None:
+        """Write down that a job has stopped; the files of a deleted one go."""
+        if await self._queue.stopped(job) is State.DELETED:
+            await asyncio.to_thread(self._store.remove, job.files)
 
     async def _patiently(self, job: Job, pictures: list[bytes]) -> Mesh:
         """The mesh. Servers that are overloaded, gone or loading are tried again for a while."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import time
 from pathlib import Path
 
-from hunyuan3d_client.files import atomic_path
+from hunyuan3d_client.files import naming_a_full_disk
 
 NAME = re.compile(r"([0-9a-f]{32})(-[0-9]|)\.(png|glb|obj|stl|ply)")
 _ORPHAN_S = 3600.0
@@ -23,10 +24,17 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all, and onto the disk. Raises OSError."""
-        with atomic_path(self.path(name)) as partial, partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path(name)
+        partial = path.with_name(f".{name}.{secrets.token_hex(6)}.partial")  # another thread may write the same file
+        try:
+            with naming_a_full_disk(path):
+                with partial.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError."""

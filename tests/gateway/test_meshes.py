@@ -69,6 +69,8 @@ def test_delete_stops_the_work_and_removes_the_files(running: Running) -> None:
     running.open_gate()
     assert running.maker.cancelled == [id]
     assert ended(running, id)["status"] == "deleted"
+    while list(running.gateway.store.folder.glob(f"{id}*")):
+        running.http.get("/health")
     id = running.http.post("/v1/meshes", json={"input_image": IMAGE}).json()["id"]
     ended(running, id)
     running.http.delete(f"/v1/meshes/{id}")
