@@ -58,41 +58,51 @@ class Shield:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, taken, exceeded = False, 0, False
-
-        async def answer(message: Message) -> None:
-            nonlocal begun
-            if exceeded and not begun:
-                return  # the application takes the broken body for a broken request; the refusal below tells the reason
-            if message["type"] == "http.response.start":
-                begun = True
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                self._count(getattr(scope.get("route"), "path", "other"), message["status"])
-            await send(message)
-
-        async def bounded() -> Message:
-            nonlocal taken, exceeded
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._max_body_bytes:
-                exceeded = True
-                raise too_large(self._max_body_bytes)
-            return message
-
+        exchange = _Exchange(scope, receive, send, self._max_body_bytes, self._count)
         headers = Headers(scope=scope)
         try:
             _check_origin(headers, self._cors)
             _check_length(headers, self._max_body_bytes)
-            await self._app(scope, bounded, answer)
-            if exceeded and not begun:
+            await self._app(scope, exchange.receive, exchange.send)
+            if exchange.exceeded and not exchange.begun:
                 raise too_large(self._max_body_bytes)
         except Exception as error:
-            if begun:
+            if exchange.begun:
                 raise
-            exceeded = False
-            await self._fail(Request(scope), error)(scope, receive, answer)
+            exchange.exceeded = False
+            await self._fail(Request(scope), error)(scope, receive, exchange.send)
+
+
+class _Exchange:
+    """One request and its answer. begun: the answer is on its way. exceeded: the body was larger than the bound."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int, count: Callable[[str, int], None]
+    ) -> None:
+        self.begun = self.exceeded = False
+        self._scope, self._receive, self._send = scope, receive, send
+        self._max_body_bytes = max_body_bytes
+        self._count = count
+        self._taken = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._taken += len(message.get("body", b""))
+        if self._taken > self._max_body_bytes:
+            self.exceeded = True
+            raise too_large(self._max_body_bytes)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.exceeded and not self.begun:
+            return  # the application takes the broken body for a broken request; the refusal that follows tells the reason
+        if message["type"] == "http.response.start":
+            self.begun = True
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            self._count(getattr(self._scope.get("route"), "path", "other"), message["status"])
+        await self._send(message)
 
 
 def too_large(most: int) -> Exception:

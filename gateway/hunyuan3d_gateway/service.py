@@ -48,6 +48,11 @@ class Service:
         self._pace = pace
         self.closing = False  # the gateway is about to end: streams of changes end, and their readers come back later
 
+    @property
+    def model(self) -> str:
+        """The name of the served preset; empty until a server has told it."""
+        return self._runner.model
+
     async def abilities(self) -> Abilities:
         """What the servers can make."""
         return await self._servers.abilities()

@@ -132,7 +132,7 @@ async def create(request: Request, context: InContext, caller: From, key: Idempo
     prompt = "" if files else words_of(options.prompt)
     pictures = await pictures_of(context, files)
     wanted = Wanted(interface=INTERFACE, prompt=prompt, pictures=pictures, options=chosen, format=format)
-    return await _told(context, await context.service.submit(wanted, caller, idempotency_key=key))
+    return _told(context, await context.service.submit(wanted, caller, idempotency_key=key))
 
 
 @router.get("", responses=LOOKING)
@@ -145,7 +145,7 @@ async def list_jobs(
 ) -> MeshList:
     """The caller's jobs."""
     found = await context.service.jobs_of(caller, limit=limit + 1, after=after, newest_first=order == "desc")
-    data = [await _told(context, job) for job in found[:limit]]
+    data = [_told(context, job) for job in found[:limit]]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return MeshList(data=data, first_id=first, last_id=last, has_more=len(found) > limit)
 
@@ -153,14 +153,14 @@ async def list_jobs(
 @router.get("/{id}", responses=LOOKING)
 async def read(id: str, context: InContext, caller: From) -> MeshJob:
     """One job."""
-    return await _told(context, await context.service.get(id, caller))
+    return _told(context, await context.service.get(id, caller))
 
 
 @router.delete("/{id}", responses=LOOKING)
 async def delete(id: str, context: InContext, caller: From) -> MeshJob:
     """Remove a job and its files. A job that runs stops, and the server is free within one step."""
     job = await context.service.stop(id, caller, State.DELETED)
-    told = await _told(context, job)
+    told = _told(context, job)
     return told.model_copy(update={"status": "deleted"})
 
 
@@ -222,10 +222,10 @@ async def _files(form: FormData) -> list[bytes]:
     return [await upload.read() for upload in uploads]
 
 
-async def _told(context: Context, job: Job) -> MeshJob:
+def _told(context: Context, job: Job) -> MeshJob:
     """A job as SGLang's clients know it."""
     made, failure, final = job.made, job.failure, job.state.final
-    model = made.model if made else (await context.service.abilities()).model
+    model = made.model if made else context.service.model
     done = job.state is State.COMPLETED
     return MeshJob(
         id=job.id,
