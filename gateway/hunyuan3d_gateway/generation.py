@@ -102,6 +102,7 @@ class _Follow:
         self._of = generation
         self._job = job
         self._started = started
+        self._share = 0.0  # never goes back: the number of refinements is known only after the first wave
         self._sampling_from: float | None = None
         self._meshing_from: float | None = None
         self._before: tuple[float, previews.Latents] | None = None
@@ -116,12 +117,12 @@ class _Follow:
             return
         self._meshing_from = self._meshing_from or now
         spent, usual = now - self._meshing_from, self._of._pace.mesh_s(self._resolution)
-        levels = piece.level / (piece.levels + 1) if piece.levels else 0.1
+        levels = piece.level / (piece.levels + 1)
         part = max(levels, min(0.95, spent / usual)) if usual else levels
         left = max(0.5, usual - spent) if usual else None
-        share = _SAMPLED + (0.99 - _SAMPLED) * part
+        self._share = max(self._share, _SAMPLED + (0.99 - _SAMPLED) * part)
         self._of._board.update(
-            self._job.id, stage="meshing", step=piece.level, total=piece.levels, share=round(share, 4), left_s=left
+            self._job.id, stage="meshing", step=piece.level, total=piece.levels, share=round(self._share, 4), left_s=left
         )
 
     def _see_step(self, step: Step, now: float) -> None:
