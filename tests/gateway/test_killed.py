@@ -32,6 +32,7 @@ class Gateways:
 
     def __init__(self, folder: Path, database: str) -> None:
         self.folder, self.database, self.processes = folder, database, list[subprocess.Popen[str]]()
+        self.clients: list[httpx2.Client] = []
 
     def start(self, *, seconds: float = 0.4, **settings: Any) -> httpx2.Client:
         """A gateway, and a client of it."""
@@ -41,7 +42,8 @@ class Gateways:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.processes.append(process)
         assert process.stdout is not None
-        return httpx2.Client(base_url=process.stdout.readline().strip(), timeout=WAIT_S)
+        self.clients.append(httpx2.Client(base_url=process.stdout.readline().strip(), timeout=WAIT_S))
+        return self.clients[-1]
 
     def log(self) -> list[Any]:
         return (
@@ -51,6 +53,8 @@ class Gateways:
         )
 
     def stop(self) -> None:
+        for client in self.clients:
+            client.close()
         for process in self.processes:
             process.kill()
             process.wait(timeout=60)

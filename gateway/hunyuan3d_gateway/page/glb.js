@@ -1,6 +1,6 @@
 // For the viewer alone: the mesh of a GLB file with smooth normals and a matt material. Downloads are the file as it is.
 
-const COLORS = { light: [0.86, 0.83, 0.79, 1], dark: [0.80, 0.78, 0.82, 1] };
+const COLORS = { light: [0.56, 0.21, 0.11, 1], dark: [0.60, 0.27, 0.16, 1] };
 
 export function dressed(buffer, { dark = false, upright = false } = {}) {
   const view = new DataView(buffer);
