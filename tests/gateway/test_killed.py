@@ -135,6 +135,7 @@ def test_a_gateway_killed_under_fifty_jobs_loses_and_doubles_nothing(gateways: G
     check_never_at_the_same_time(gateways, {gateways.processes[0].pid})
 
 
+@pytest.mark.slow
 def test_two_gateways_share_the_work_and_one_takes_over(gateways: Gateways) -> None:
     one, two = gateways.start(), gateways.start()
     ids = submit(one, JOBS // 2) + submit(two, JOBS // 2)
@@ -147,6 +148,7 @@ def test_two_gateways_share_the_work_and_one_takes_over(gateways: Gateways) -> N
     assert max(collections.Counter(made(gateways)).values()) <= 2
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_its_gateway_fails_by_name(gateways: Gateways) -> None:
     client = gateways.start(seconds=100, attempts=1)
     (id,) = submit(client, 1)
@@ -159,6 +161,7 @@ def test_a_job_that_kills_its_gateway_fails_by_name(gateways: Gateways) -> None:
     assert again.get(f"/status/{id}").json()["status"] == "error"
 
 
+@pytest.mark.slow
 def test_a_delete_at_one_gateway_stops_a_job_of_another(gateways: Gateways) -> None:
     one = gateways.start(seconds=100)
     (id,) = submit(one, 1)
@@ -169,6 +172,7 @@ def test_a_delete_at_one_gateway_stops_a_job_of_another(gateways: Gateways) -> N
     until(lambda: one.get(f"/v1/jobs/{id}").json()["state"] == "deleted", "and write it down")
 
 
+@pytest.mark.slow
 def test_sigterm_gives_running_jobs_back(gateways: Gateways) -> None:
     client = gateways.start(seconds=100, drain_s=0.5)
     ids = submit(client, 3)
