@@ -131,6 +131,7 @@ def test_the_viewer_shows_the_mesh(browser: Any, quick: str) -> None:
     opened.page.evaluate("document.getElementById('stage').dataset.state = 'done'")
     opened.page.wait_for_timeout(1500)
     empty = pixels(opened)
+    opened.page.evaluate("document.getElementById('stage').dataset.state = 'empty'")
     opened.make("torus")
     opened.done()
     opened.page.wait_for_timeout(1500)
