@@ -45,7 +45,8 @@ class Page:
         self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT_MS)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        # A decoder of model-viewer tries WebAssembly, which the policy forbids. Our meshes are not compressed and need none.
+        self.page.on("pageerror", lambda error: None if "WebAssembly" in str(error) else self.wrong.append(str(error)))
         self.page.on("console", lambda message: self.wrong.append(message.text) if self._is_wrong(message) else None)
         self.page.on("request", lambda request: None if self._is_ours(request.url) else self.foreign.append(request.url))
         self.open()
@@ -134,9 +135,13 @@ def test_the_viewer_shows_the_mesh(browser: Any, quick: str) -> None:
     opened.page.evaluate("document.getElementById('stage').dataset.state = 'empty'")
     opened.make("torus")
     opened.done()
-    opened.page.wait_for_timeout(1500)
-    difference = ImageChops.difference(empty, pixels(opened)).convert("L").point(lambda value: 255 * (value > 12))
-    assert difference.histogram()[255] > 0.02 * empty.width * empty.height, "pixels must differ from the empty view"
+    least, changed = 0.02 * empty.width * empty.height, 0
+    for _ in range(40):  # software rendering takes its time
+        difference = ImageChops.difference(empty, pixels(opened)).convert("L").point(lambda value: 255 * (value > 12))
+        if (changed := difference.histogram()[255]) > least:
+            break
+        opened.page.wait_for_timeout(500)
+    assert changed > least, "pixels must differ from the empty view"
     opened.check()
     opened.context.close()
 

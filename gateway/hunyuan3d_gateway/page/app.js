@@ -377,8 +377,6 @@ async function begin() {
   await ask();
   const current = history.current();
   if (current) follow(current.id);
-  // Our meshes are not compressed. Without this line a decoder in the viewer would try WebAssembly, which the page's policy forbids.
-  globalThis.WebAssembly = undefined;
   await import("/static/vendor/model-viewer.min.js");
 }
 
