@@ -93,7 +93,13 @@ lock: $(STAMP)
 .PHONY: sbom  ## build/sbom/: what each image installs, in CycloneDX's form
 sbom: $(STAMP)
 	test -x build/sbom/.venv/bin/cyclonedx-py || { $(PYTHON) -m venv build/sbom/.venv && build/sbom/.venv/bin/pip install --quiet --constraint constraints.txt cyclonedx-bom; }
-	for image in cpu server export; do build/sbom/.venv/bin/cyclonedx-py requirements docker/requirements/$$image.txt --output-file build/sbom/$$image.json || exit 1; done
+	for image in cpu server export gateway; do build/sbom/.venv/bin/cyclonedx-py requirements docker/requirements/$$image.txt --output-file build/sbom/$$image.json || exit 1; done
+.PHONY: web  ## a web page at http://localhost:8081 before the embedded server, of the preset shapes unless told otherwise; Ctrl-C ends both
+web: PRESET := $(if $(filter file,$(origin PRESET)),shapes,$(PRESET))
+web: REPOSITORY := $(if $(filter file,$(origin REPOSITORY)),build/web,$(REPOSITORY))
+web: $(STAMP)
+	test -n "$$(find "$(REPOSITORY)" -name 'model.onnx' 2>/dev/null)" || $(MAKE) deploy PRESET=$(PRESET) REPOSITORY="$(REPOSITORY)"
+	$(BIN)/python -m hunyuan3d_gateway.local --repository "$(REPOSITORY)" $(if $(PORT),--port $(PORT))
 .PHONY: bench  ## speed, as ratios within one run
 bench: $(STAMP)
 	$(BIN)/python bench/guided.py && $(BIN)/python bench/attention.py && $(BIN)/python bench/client.py

@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 # Every package that the extras bring. The import of any of them fails with its name.
 BLOCKED = (
     "torch", "einops", "onnx", "onnxscript", "onnxruntime", "safetensors", "tensorrt", "tensorrt_rtx", "cupy", "pytriton",
-    "typer", "rich", "matplotlib", "scipy", "skimage", "PIL", "hunyuan3d_export",
+    "typer", "rich", "matplotlib", "scipy", "skimage", "PIL", "trimesh", "fastapi", "sqlalchemy", "hunyuan3d_export",
+    "hunyuan3d_gateway",
 )  # fmt: skip
 PRELUDE = f"""
 import sys
@@ -53,11 +54,12 @@ def test_importing_has_no_effect(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "argument", "extra"), [("hunyuan3d_client", "--help", "cli"), ("hunyuan3d_export", "onnx", "export")]
+    ("package", "argument", "extra"),
+    [("hunyuan3d_client", "--help", "cli"), ("hunyuan3d_export", "onnx", "export"), ("hunyuan3d_gateway", "--help", "gateway")],
 )
 def test_a_command_without_its_extra_says_what_to_install(package: str, argument: str, extra: str) -> None:
     code = f"import runpy; sys.argv = ['command', '{argument}']; sys.modules.pop('{package}', None)\n"
-    blocked = PRELUDE.replace("'hunyuan3d_export'", "'nothing'")
+    blocked = PRELUDE.replace("'hunyuan3d_export'", "'nothing'").replace("'hunyuan3d_gateway'", "'nothing'")
     found = subprocess.run(
         [sys.executable, "-c", blocked + code + f"runpy.run_module('{package}', run_name='__main__')"],
         capture_output=True, text=True, timeout=120, check=False,
@@ -90,7 +92,7 @@ def resolved(root: Path, *names: str) -> set[str]:
     return found
 
 
-ADDED = ("cli", "rtx", "embedded", "mesh", "conditioner", "shapes", "test", "dev")
+ADDED = ("cli", "rtx", "embedded", "mesh", "conditioner", "shapes", "gateway", "browser", "test", "dev")
 
 
 def test_an_environment_gets_one_onnx_runtime(root: Path) -> None:
@@ -131,7 +133,18 @@ def test_setup_gpu_exchanges_the_onnx_runtime_and_setup_keeps_it(root: Path, tmp
 
 def test_no_hint_names_a_package_that_no_index_has(root: Path) -> None:
     names = re.compile(r"pip install [^\n]*hunyuan3d-triton")
-    folders = ("client", "export", "model_repository", "docs", "docker", "examples", "README.md", "Makefile", "compose.yaml")
+    folders = (
+        "client",
+        "export",
+        "gateway",
+        "model_repository",
+        "docs",
+        "docker",
+        "examples",
+        "README.md",
+        "Makefile",
+        "compose.yaml",
+    )
     paths = [path for name in folders for path in ((root / name).rglob("*") if (root / name).is_dir() else [root / name])]
     texts = {path: path.read_text() for path in paths if path.suffix in (".py", ".md", ".sh", ".yaml", ".Dockerfile", "")
              and path.is_file()}  # fmt: skip
@@ -140,11 +153,15 @@ def test_no_hint_names_a_package_that_no_index_has(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_both_packages_and_nothing_else(root: Path, tmp_path: Path) -> None:
+def test_the_wheel_holds_the_packages_and_nothing_else(root: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(root)], check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"hunyuan3d_client", "hunyuan3d_export"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "hunyuan3d_client",
+        "hunyuan3d_export",
+        "hunyuan3d_gateway",
+    }
     inside = {
         name.removeprefix("hunyuan3d_export/") for name in zipfile.ZipFile(wheel).namelist() if "model_repository/" in name
     }

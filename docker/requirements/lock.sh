@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes cpu.txt, server.txt and export.txt: each package that an image installs, with its version and the hashes of its files.
+# Writes cpu.txt, server.txt, export.txt and gateway.txt: each package that an image installs, with its version and the hashes of its files.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 uv=${UV:-uv}
@@ -17,3 +17,4 @@ lock() {
 lock cpu 3.11 "$folder/cpu.in"
 lock server 3.12 "$folder/server.in"
 lock export 3.12 --constraint "$pins" --extra export pyproject.toml "$folder/export.in"
+lock gateway 3.11 --constraint "$pins" --extra gateway pyproject.toml "$folder/gateway.in"

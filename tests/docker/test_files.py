@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 STOPS_S = 30  # for what the entrypoint does beside its two waits: Triton's own shutdown, and the questions whether it is idle
-DOCKERFILES = ("server", "cpu", "export")
+DOCKERFILES = ("server", "cpu", "export", "gateway")
 SCRIPTS = ("entrypoint.sh", "export_entrypoint.sh", "envoy/drain.sh")
 
 

@@ -15,7 +15,7 @@ DOCUMENTS = (
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("examples/*/*.md")),
 )
-TREE = ("client", "export", "model_repository", "bench", "docs", "docker", "examples", "tests")
+TREE = ("client", "export", "gateway", "model_repository", "bench", "docs", "docker", "examples", "tests")
 FILES = {
     str(path.relative_to(ROOT))
     for folder in TREE
@@ -25,7 +25,7 @@ FILES = {
 FOLDERS = {str(parent) for name in FILES for parent in Path(name).parents}
 FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md|ya?ml|env|pbtxt|sh|png|Dockerfile)")
 FOLDER = re.compile(r"[\w.-]+(?:/[\w.-]+)*/")
-MODULE = re.compile(r"hunyuan3d_(?:client|export)(?:\.\w+)+")
+MODULE = re.compile(r"hunyuan3d_(?:client|export|gateway)(?!_)(?:\.\w+)+")
 # Written by the commands around them, or names of the reader's own.
 NOT_OURS = {"pictures/", "meshes/", ".cache/", "build/turbo", "build/", "configs/", "picture.png", "tori.png"}
 

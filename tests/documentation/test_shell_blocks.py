@@ -107,6 +107,7 @@ CLUSTER = "needs a Kubernetes cluster"
 LONG = "takes many minutes on a full-size network or on many samples; the tests run the same code on a smaller scale"
 HUB = "downloads gigabytes; tests/served/test_one_checkpoint.py runs it against a small hub on this machine"
 PROTOCOL = "tests/served/test_protocol.py runs it against a server of its own"
+GATEWAY = "runs until it is stopped; tests/gateway starts the same"
 PICTURES = "needs a server with an image encoder and a folder of pictures; tests/client/test_batch_killed.py runs it"
 CANNOT_RUN: dict[str, str] = {
     **dict.fromkeys(
@@ -140,6 +141,11 @@ CANNOT_RUN: dict[str, str] = {
     "hunyuan3d-export verify --artifacts build/vae --checkpoint model.fp16.safetensors": DECODER,
     "hunyuan3d-export engine --onnx build/vae --out build/vae-plan --target tensorrt": GPU,
     "hunyuan3d-export deploy --artifacts build/vae-plan": GPU,
+    "make web": GATEWAY,
+    "pip install '.[gateway]'": CLONE,
+    "hunyuan3d-gateway --servers localhost:8001": GATEWAY,
+    "docker compose --profile web up gateway server-cpu": DOCKER,
+    "kubectl apply -k docker/kubernetes/web": CLUSTER,
     "make test": TESTS,
     "make lint": TESTS,
     "make lint test": TESTS,
@@ -233,8 +239,10 @@ def group(program: str) -> Any:
 
     from hunyuan3d_client import cli
     from hunyuan3d_export.commands import app
+    from hunyuan3d_gateway import cli as gateway
 
-    return typer.main.get_command({"hunyuan3d": cli.app, "hunyuan3d-export": app.app}[program])
+    apps = {"hunyuan3d": cli.app, "hunyuan3d-export": app.app, "hunyuan3d-gateway": gateway.app}
+    return typer.main.get_command(apps[program])
 
 
 def parse(program: str, arguments: Sequence[str]) -> None:
@@ -242,6 +250,8 @@ def parse(program: str, arguments: Sequence[str]) -> None:
     whole = group(program)
     try:
         context = whole.make_context(program, [*arguments])
+        if program == "hunyuan3d-gateway" and not [*context._protected_args, *context.args]:
+            return  # it serves without a subcommand
         name, command, rest = whole.resolve_command(context, [*context._protected_args, *context.args])
         command.make_context(name, rest, parent=context)
     except Exception as error:  # typer brings a click of its own or uses the one that is installed
@@ -296,7 +306,7 @@ def check_options(line: str, *, whole: bool) -> int:
             for step in make_recipe(arguments):
                 if step.startswith(".venv/bin/hunyuan3d"):
                     parse(Path(step.split()[0]).name, shlex.split(step)[1:])
-        elif program in ("hunyuan3d", "hunyuan3d-export"):
+        elif program in ("hunyuan3d", "hunyuan3d-export", "hunyuan3d-gateway"):
             checked += 1
             (parse if whole else check_names)(program, arguments)
         elif program == "python":
@@ -343,7 +353,7 @@ def test_the_programs_are_those_that_are_installed() -> None:
     scripts = {
         script.name for script in importlib.metadata.entry_points(group="console_scripts") if "hunyuan3d" in script.value
     }
-    assert scripts == {"hunyuan3d", "hunyuan3d-export"}
+    assert scripts == {"hunyuan3d", "hunyuan3d-export", "hunyuan3d-gateway"}
 
 
 # --- running
@@ -354,7 +364,16 @@ class Tree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("client", "export", "model_repository", "examples", "Makefile", "pyproject.toml", "constraints.txt"):
+        for name in (
+            "client",
+            "export",
+            "gateway",
+            "model_repository",
+            "examples",
+            "Makefile",
+            "pyproject.toml",
+            "constraints.txt",
+        ):
             if (ROOT / name).is_dir():
                 shutil.copytree(
                     ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", *ARTIFACTS)
@@ -372,7 +391,7 @@ class Tree:
         self.environment = {
             **os.environ,
             "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": f"{folder / 'client'}{os.pathsep}{folder / 'export'}",
+            "PYTHONPATH": f"{folder / 'client'}{os.pathsep}{folder / 'export'}{os.pathsep}{folder / 'gateway'}",
         }
         self._server: subprocess.Popen[str] | None = None
         self._http = ""
