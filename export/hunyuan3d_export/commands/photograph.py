@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,19 @@ def photograph() -> bytes:
     import skimage
 
     return (Path(skimage.__file__).parent / "data" / "coffee.png").read_bytes()
+
+
+def in_front_of_a_wall(solid: bytes) -> bytes:
+    """A PNG file of a drawn solid, which has alpha, before scikit-image's photograph of bricks, as RGB. Raises ImportError without it."""
+    import skimage
+    from PIL import Image
+
+    with Image.open(io.BytesIO(solid)) as drawn, Image.open(Path(skimage.__file__).parent / "data" / "brick.png") as bricks:
+        wall = bricks.convert("RGB").resize((2 * drawn.width, 2 * drawn.height))
+        wall.paste(drawn, (drawn.width // 2, drawn.height // 2), mask=drawn.getchannel("A"))
+    file = io.BytesIO()
+    wall.save(file, "PNG")
+    return file.getvalue()
 
 
 def ensemble_latents(url: str, image: bytes, options: Mapping[str, int]) -> NDArray[np.float32]:
