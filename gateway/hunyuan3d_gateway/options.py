@@ -23,6 +23,7 @@ def checked(settings: Settings, **given: Any) -> dict[str, Any]:
         "guidance_scale": GUIDANCE,
         "resolution": (contract.RESOLUTIONS[0], settings.max_resolution),
         "max_faces": FACES,
+        "remove_background": (False, True),
     }
     found = {name: value for name, value in given.items() if value is not None}
     for name, value in found.items():

@@ -108,8 +108,11 @@ def test_a_delete_frees_the_sampler_within_one_step(http: TestClient, endpoints:
         assert active(endpoints) == 1
         step = http.get(f"/v1/jobs/{job['id']}").json()["step"]
         assert http.delete(f"/v1/meshes/{job['id']}").json()["status"] == "deleted"
+        made = metric(endpoints, "hunyuan3d_steps_total")
         assert client.health().ready
     until(lambda: active(endpoints) == 0, "the sampler must be free")
+    time.sleep(1.0)  # long enough for many steps
+    assert metric(endpoints, "hunyuan3d_steps_total") - made <= 1
     assert step < 150, "the sample was far from its end"
     done = http.post("/v1/meshes", json={"input_image": IMAGE, "num_inference_steps": 3, "resolution": 32}).json()
     until(lambda: http.get(f"/v1/meshes/{done['id']}").json()["status"] == "completed", "the server must be free for others")
@@ -117,11 +120,15 @@ def test_a_delete_frees_the_sampler_within_one_step(http: TestClient, endpoints:
 
 
 def active(endpoints: Endpoints) -> float:
+    return metric(endpoints, "hunyuan3d_active_samples")
+
+
+def metric(endpoints: Endpoints, name: str) -> float:
     import urllib.request
 
     with urllib.request.urlopen(f"http://{endpoints.metrics}/metrics", timeout=WAIT_S) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("hunyuan3d_active_samples"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
 def test_progress_is_true_and_previews_grow(http: TestClient) -> None:

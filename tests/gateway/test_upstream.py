@@ -34,7 +34,7 @@ def test_a_body_of_2_1_passes_and_unknown_keys_reach_nothing(running: Running) -
     assert wait_for(running, sent["uid"])["status"] == "completed"
     job = running.http.portal.call(running.gateway.queue.get, sent["uid"])  # type: ignore[union-attr]
     assert dict(job.options) == {
-        "seed": 2**32 - 1, "resolution": 256, "steps": 5, "guidance_scale": 5.0, "max_faces": 40000,
+        "seed": 2**32 - 1, "resolution": 256, "steps": 5, "guidance_scale": 5.0, "max_faces": 40000, "remove_background": True,
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The interface of upstream's own server, version 2.0 and 2.1: Blender's add-on, blender-mcp and many scripts speak it.
 
-Keys that are not named here are ignored and reach nothing. `remove_background` and `num_chunks` of 2.1 are such keys.
+Keys that are not named here are ignored and reach nothing. `num_chunks` of 2.1 is such a key.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class Body(BaseModel):
     guidance_scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     texture: Annotated[bool, Field(description="true is refused: there is no stage for textures")] = False
     face_count: int = 40_000
+    remove_background: Annotated[
+        bool | None, Field(description="cut the subject out of pictures without transparency; left out: as the server is set")
+    ] = None
     type: str = "glb"
 
 
@@ -112,7 +115,7 @@ async def _submit(context: Context, caller: Caller, body: Body, key: str | None)
         )
     options = checked(
         context.settings, steps=body.num_inference_steps, seed=body.seed, guidance_scale=body.guidance_scale,
-        resolution=body.octree_resolution, max_faces=body.face_count,
+        resolution=body.octree_resolution, max_faces=body.face_count, remove_background=body.remove_background,
     )  # fmt: skip
     format = format_of(body.type)
     prompt = "" if body.image else words_of(body.text)
