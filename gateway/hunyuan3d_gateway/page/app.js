@@ -209,7 +209,8 @@ async function open(id, result, fresh = false) {
   try {
     const blob = await api.content(id, "glb");
     const buffer = dressed(await blob.arrayBuffer(), { dark: dark.matches, upright: able?.model === "shapes" });
-    await customElements.whenDefined("model-viewer");
+    const ModelViewer = await customElements.whenDefined("model-viewer");
+    ModelViewer.minimumRenderScale = 1;  // where drawing is slow, a smaller scale shows a part of the picture, enlarged
     const viewer = $("viewer"), url = URL.createObjectURL(new Blob([buffer], { type: "model/gltf-binary" }));
     viewer.src = url;
     await new Promise((resolve, reject) => {
@@ -217,11 +218,13 @@ async function open(id, result, fresh = false) {
       viewer.addEventListener("error", () => reject(new api.Problem("This browser cannot show the mesh.", "Download it and open it in another program.")), { once: true });
     });
     URL.revokeObjectURL(url);
-    viewer.cameraOrbit = "35deg 72deg auto";
+    show("done");
+    await new Promise((resolve) => setTimeout(resolve, 60));  // the viewer learns its size first, and frames the mesh by it
+    viewer.cameraOrbit = `35deg 72deg ${viewer.clientWidth < viewer.clientHeight ? "140%" : "auto"}`;
+    await viewer.updateComplete;
     viewer.jumpCameraToGoal();
     viewer.toggleAttribute("auto-rotate", !matchMedia("(prefers-reduced-motion: reduce)").matches);
     shown = id;
-    show("done");
     if (fresh) setTimeout(() => picture(id), 400);
   } catch (error) {
     if (error.status === 404) history.forget(id);
