@@ -148,11 +148,12 @@ def _photograph_to_mesh(client: Client, build: Path) -> bool:
     mesh = client.generate(image, seed=_SEED, resolution=RESOLUTION)
     mesh.save(build / f"{SOLID}-from-photograph.glb")
     distance = measure_mesh(_as_triangles(mesh), SOLID)["to_surface"]
+    removed = cut.background == contract.REMOVED and mesh.statistics["background"] == [contract.REMOVED]
     console.print(
-        f"photograph: background {cut.background}, subject {cut.subject_share:.0%} of it; mesh of {mesh.faces} faces, "
-        f"mean distance to the {SOLID} {distance:.3f}"
+        f"photograph: background {cut.background}, subject {cut.subject_share:.0%} of it {_verdict(removed)}; mesh of {mesh.faces} "
+        f"faces, watertight {mesh.watertight}, mean distance to the {SOLID} {distance:.3f}"
     )
-    return cut.background == contract.REMOVED and mesh.statistics["background"] == contract.REMOVED and mesh.watertight
+    return removed and mesh.watertight
 
 
 def _prompts_to_meshes(client: Client, build: Path) -> dict[str, Mesh]:

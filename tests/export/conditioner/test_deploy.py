@@ -18,7 +18,8 @@ from hunyuan3d_export.server.embedded import loadable_models
 
 Export = Callable[..., Path]
 WITHOUT = sorted([contract.DIT, contract.DIT_GUIDED, contract.SAMPLER, contract.SAMPLER_UNARY])
-_OF_MESHES = {
+_OF_OTHERS = {
+    contract.BACKGROUND,
     contract.VAE,
     contract.FIELD,
     contract.MESH,
@@ -26,7 +27,7 @@ _OF_MESHES = {
     contract.PICTURE_MESH,
     contract.PICTURE_MESH_UNARY,
 }
-EVERYTHING = sorted(set(contract.MODELS) - _OF_MESHES)
+EVERYTHING = sorted(set(contract.MODELS) - _OF_OTHERS)
 IMAGE_MODELS = set(EVERYTHING) - set(WITHOUT)
 
 
