@@ -197,7 +197,8 @@ def test_safetensors_in_and_out(run: Run, kserve: Any) -> None:
 
 def test_an_output_of_no_known_kind_fails_before_the_work(run: Run, kserve: Any) -> None:
     result = run("sample", "--context", "context.npy", "--out", "x.npz")
-    assert result.exit_code == 2 and "--out must be a .npy or .safetensors file" in result.stderr and not kserve.requests
+    kinds = ".glb or .obj or .stl or .ply or .npy or .safetensors"
+    assert result.exit_code == 2 and f"--out must be a {kinds} file" in result.stderr and not kserve.requests
 
 
 def test_several_servers(run: Run, kserve: Any) -> None:

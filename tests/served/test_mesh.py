@@ -108,7 +108,7 @@ def inputs_of(tensors: dict[str, np.ndarray]) -> list[triton.InferInput]:
 
 
 def test_all_models_are_served(client: Client) -> None:
-    assert {model.name for model in client.health().models if model.ready} == set(contract.MODELS)
+    assert {model.name for model in client.health().models if model.ready} == set(contract.MODELS) - {contract.BACKGROUND}
 
 
 @pytest.mark.parametrize("format", contract.MESH_FORMATS)
