@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import logging
 import math
-import platform
 import sys
-import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,18 +14,13 @@ from torch import Tensor, nn
 
 from hunyuan3d_client.shapes import frame
 from hunyuan3d_export.dit import PRESETS, DiTConfig, Hunyuan3DDiT, save_checkpoint
-from hunyuan3d_export.files import sha256
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clouds import Batch, Clouds, load_pairs
+from optimizing import optimize
 
-log = logging.getLogger("train")
-
-EMA_DECAY = 0.999
 ADAMW_LR = 2e-3
-WARMUP_STEPS = 200
 CARRIED_WEIGHT, REST_WEIGHT = 8.0, 4.0
-SAVE_EVERY = 500
 CHECKPOINT_NAME = "shapes.safetensors"
 
 
@@ -81,14 +71,6 @@ def flow_loss(model: nn.Module, batch: Batch, t: Tensor, basis: Tensor) -> Tenso
     return CARRIED_WEIGHT * carried.square().mean() + REST_WEIGHT * ((1 - wide) ** 2 * rest.square()).mean()
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
-    """Updates the exponential moving average of the weights. The decay is smaller in the first steps."""
-    decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)
-
-
 def new_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, at `lr`, and AdamW for everything else.
 
@@ -102,76 +84,22 @@ def new_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Sets the rate of every parameter group to `factor` times its initial rate."""
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
-
-
-def learning_rate(progress: float, step: int) -> float:
-    """The share of the peak rate: linear warm-up, then a cosine to zero; progress in [0, 1]."""
-    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
 def train(args: argparse.Namespace) -> None:
     """Trains for args.steps steps or args.max_minutes, whichever ends first, and writes the averaged model."""
     clouds = Clouds(
         load_pairs(args.out / f"pairs-{args.seed}-{args.clouds}.npy", args.clouds, args.seed), args.tokens, args.seed
     )
     model = new_model(PRESETS["shapes"].config, args.seed)
-    average = copy.deepcopy(model).requires_grad_(False)
     network = torch.compile(model, dynamic=True) if args.compile else model
     optimizers = new_optimizers(model, args.lr)
     generator = torch.Generator().manual_seed(args.seed + 1)
     basis = torch.from_numpy(frame()).float()
-    started, running, step, progress = time.monotonic(), 0.0, 0, 0.0
-    while progress < 1.0:
-        set_learning_rate(optimizers, learning_rate(progress, step))
+
+    def loss_at(_: float) -> Tensor:
         batch = clouds.draw()
-        loss = flow_loss(network, batch, draw_times(len(batch.data), generator), basis)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        update_average(average, model, step)
-        step += 1
-        elapsed_s = time.monotonic() - started
-        progress = max(step / args.steps, elapsed_s / (60 * args.max_minutes))
-        running += loss.item()
-        if step % 100 == 0:
-            log.info("step %d  progress %.3f  loss %.4f  %.3f s/step", step, progress, running / 100, elapsed_s / step)
-            running = 0.0
-        if step % SAVE_EVERY == 0:
-            save_checkpoint(average, args.out / CHECKPOINT_NAME)
-    log.info("finished after %d steps, %.1f minutes", step, (time.monotonic() - started) / 60)
-    save_checkpoint(average, args.out / CHECKPOINT_NAME)
-    write_manifest(args.out / CHECKPOINT_NAME, args, steps=step, minutes=(time.monotonic() - started) / 60)
+        return flow_loss(network, batch, draw_times(len(batch.data), generator), basis)
 
-
-def write_manifest(checkpoint: Path, args: argparse.Namespace, *, steps: int, minutes: float) -> None:
-    """Writes the checkpoint's origin as JSON beside it. evaluate.py --record later adds the quality."""
-    script = f"examples/shapes/{Path(sys.argv[0]).name}"
-    manifest = {
-        "sha256": sha256(checkpoint),
-        "command": " ".join(["python", script, f"--steps {steps}", *_options(args)]),
-        "seed": args.seed,
-        "steps": steps,
-        "minutes": round(minutes, 1),
-        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")} | {"python": platform.python_version()},
-    }
-    checkpoint.with_suffix(".json").write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-def _options(args: argparse.Namespace) -> list[str]:
-    """The options of a command line that give the same weights, in alphabetic order."""
-    given = {name.replace("_", "-"): value for name, value in sorted(vars(args).items())}
-    kept = {
-        name: value
-        for name, value in given.items()
-        if name not in ("out", "steps", "max-minutes") and value not in (False, None)
-    }
-    return [f"--{name}" if value is True else f"--{name} {value}" for name, value in kept.items()]
+    optimize(args, model, optimizers, loss_at, args.out / CHECKPOINT_NAME, save_checkpoint)
 
 
 def parse_arguments() -> argparse.Namespace:

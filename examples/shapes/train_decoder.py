@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import math
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -19,13 +17,10 @@ from hunyuan3d_export.shapevae.model import fourier_features, precise
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fields import Batch, Fields, load_banks
-from train import learning_rate, set_learning_rate, update_average, write_manifest
-
-log = logging.getLogger("train_decoder")
+from optimizing import optimize
 
 PRESET = PRESETS["shapes"]
 ADAMW_LR = 2e-3
-SAVE_EVERY = 500
 CHECKPOINT_NAME = "shapes-decoder.safetensors"
 LEAST_JITTER = 0.4  # the share of the noise that is left at the end
 _FIRST_AND_LAST = ("post_kl", "query_proj", "output_proj")
@@ -92,31 +87,12 @@ def train(args: argparse.Namespace) -> None:
     model = new_model(args.seed)
     if args.resume is not None:
         model = load_checkpoint(args.resume, dtype=torch.float32).requires_grad_(True).train()
-    average = copy.deepcopy(model).requires_grad_(False)
     optimizers = new_optimizers(model, args.lr)
-    started, running, step, progress = time.monotonic(), 0.0, 0, 0.0
-    while progress < 1.0:
-        set_learning_rate(optimizers, learning_rate(progress, step))
-        loss = loss_of(model, fields.draw(1 - (1 - LEAST_JITTER) * progress))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        update_average(average, model, step)
-        step += 1
-        elapsed_s = time.monotonic() - started
-        progress = max(step / args.steps, elapsed_s / (60 * args.max_minutes))
-        running += loss.item()
-        if step % 100 == 0:
-            log.info("step %d  progress %.3f  loss %.4f  %.3f s/step", step, progress, running / 100, elapsed_s / step)
-            running = 0.0
-        if step % SAVE_EVERY == 0:
-            save_checkpoint(average, args.out / CHECKPOINT_NAME)
-    minutes = (time.monotonic() - started) / 60
-    log.info("finished after %d steps, %.1f minutes", step, minutes)
-    save_checkpoint(average, args.out / CHECKPOINT_NAME)
-    write_manifest(args.out / CHECKPOINT_NAME, args, steps=step, minutes=minutes)
+
+    def loss_at(progress: float) -> Tensor:
+        return loss_of(model, fields.draw(1 - (1 - LEAST_JITTER) * progress))
+
+    optimize(args, model, optimizers, loss_at, args.out / CHECKPOINT_NAME, save_checkpoint)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +19,8 @@ from hunyuan3d_export.conditioner.config import WORDS_IMAGE_SIZE, ConditionerCon
 from hunyuan3d_export.conditioner.model import Conditioner
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train import learning_rate, set_learning_rate, update_average, write_manifest
+from optimizing import optimize
 from views import TOKENS, VOCABULARY, Dresser, load_views
-
-log = logging.getLogger("train_encoder")
 
 CONFIG = ConditionerConfig(
     hidden_size=128,
@@ -36,7 +32,6 @@ CONFIG = ConditionerConfig(
     words=Words(tokens=TOKENS, vocabulary=len(VOCABULARY)),
 )
 ADAMW_LR = 2e-3
-SAVE_EVERY = 500
 CHECKPOINT_NAME = "shapes-encoder.safetensors"
 SMOOTHING = 0.02  # keeps the scores of a picture finite; the words stay as good as pure
 
@@ -86,32 +81,13 @@ def train(args: argparse.Namespace) -> None:
     if args.resume is not None:
         known = load_conditioner(args.resume, image_size=CONFIG.image_size, views=CONFIG.views)
         model.load_state_dict(known.state_dict())
-    average = copy.deepcopy(model).requires_grad_(False)
     optimizers = new_optimizers(model, args.lr)
-    started, running, step, progress = time.monotonic(), 0.0, 0, 0.0
-    while progress < 1.0:
-        set_learning_rate(optimizers, learning_rate(progress, step))
+
+    def loss_at(_: float) -> Tensor:
         rows = torch.randint(len(pictures), (args.batch,), generator=generator)
-        loss = loss_of(model, dresser.pixels(pictures[rows]), words[rows])
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        update_average(average, model, step)
-        step += 1
-        elapsed_s = time.monotonic() - started
-        progress = max(step / args.steps, elapsed_s / (60 * args.max_minutes))
-        running += loss.item()
-        if step % 100 == 0:
-            log.info("step %d  progress %.3f  loss %.4f  %.3f s/step", step, progress, running / 100, elapsed_s / step)
-            running = 0.0
-        if step % SAVE_EVERY == 0:
-            save_conditioner(average, args.out / CHECKPOINT_NAME)
-    minutes = (time.monotonic() - started) / 60
-    log.info("finished after %d steps, %.1f minutes", step, minutes)
-    save_conditioner(average, args.out / CHECKPOINT_NAME)
-    write_manifest(args.out / CHECKPOINT_NAME, args, steps=step, minutes=minutes)
+        return loss_of(model, dresser.pixels(pictures[rows]), words[rows])
+
+    optimize(args, model, optimizers, loss_at, args.out / CHECKPOINT_NAME, save_conditioner)
 
 
 def parse_arguments() -> argparse.Namespace:

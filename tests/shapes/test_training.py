@@ -9,6 +9,7 @@ from hunyuan3d_export.shapes import TRAINED_PROMPTS, decode_points, frame, solid
 
 pytest.importorskip("scipy", reason="needs the shapes extra")
 import clouds
+import optimizing
 import train
 
 PROMPTS = ("cube", "flat cube", "two tall cones")
@@ -112,12 +113,12 @@ def test_the_loss_of_the_true_velocity_is_zero(pairs):
 
 
 def test_the_schedule_of_the_learning_rate():
-    assert train.learning_rate(0.0, 0) < 0.01
-    assert train.learning_rate(0.0, 10_000) == 1.0
-    assert train.learning_rate(1.0, 10_000) == pytest.approx(0.0)
+    assert optimizing.learning_rate(0.0, 0) < 0.01
+    assert optimizing.learning_rate(0.0, 10_000) == 1.0
+    assert optimizing.learning_rate(1.0, 10_000) == pytest.approx(0.0)
     optimizers = train.new_optimizers(train.new_model(PRESETS["tiny"].config, seed=0), lr=0.008)
     for factor in (0.5, 0.25):
-        train.set_learning_rate(optimizers, factor)
+        optimizing.set_learning_rate(optimizers, factor)
         assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [factor * 0.008, factor * 0.002]
 
 
