@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Abilities:
     """pictures: the number of views of one object that the encoder takes, 0 without an encoder. model: the preset's name.
 
-    solid: whether the servers have a shape decoder. Without one, the points of the preset `shapes` still become a mesh.
+    cutting: whether they can cut the subject out of a picture. solid: whether they have a shape decoder. Without one, the points of the preset `shapes` still become a mesh.
     """
 
     ready: bool
@@ -33,6 +33,7 @@ class Abilities:
     meshes: bool
     solid: bool
     pictures: int
+    cutting: bool
     prompts: bool
     steps: int
     capacity: int
@@ -78,6 +79,7 @@ class Servers:
             meshes=solid or prompts,
             solid=solid,
             pictures=_views(health) if solid and contract.IMAGE_CONTEXT in ready else 0,
+            cutting=contract.BACKGROUND in ready,
             prompts=prompts,
             steps=numbers["steps"],
             capacity=servers * max(1, min(2 * numbers["max_batch"], numbers["max_trajectories"])),

@@ -54,8 +54,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     if settings.hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
     app.add_middleware(
-        Shield, max_body_bytes=settings.max_body_bytes, cors=settings.cors_origin, count=gateway.metrics.answered, fail=answer
-    )
+        Shield, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s, cors=settings.cors_origin,
+        count=gateway.metrics.answered, fail=answer,
+    )  # fmt: skip
     return app
 
 
@@ -83,6 +84,8 @@ def answer(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     elif refusal.status in (429, 503):
         headers.setdefault("Retry-After", "10")
+    elif refusal.status in (408, 413):
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     return JSONResponse(_body(request.url.path, refusal.failure), refusal.status, headers=headers)
 
 

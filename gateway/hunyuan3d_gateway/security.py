@@ -1,7 +1,8 @@
-"""What every request passes: who calls, a bound on the body, the page's origin, and the headers that protect browsers."""
+"""What every request passes: who calls, bounds on the body, the page's origin, and the headers that protect browsers."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 
-from .failures import refused
+from .failures import Refused, refused
 from .keys import Keys, digest
 from .service import Caller
 
@@ -40,16 +41,18 @@ logger = logging.getLogger(__name__)
 
 
 class Shield:
-    """Adds the headers to every answer and counts it. Bodies above the bound are refused while they arrive.
+    """Adds the headers to every answer and counts it. Bodies that are too large or too slow are refused while they arrive.
 
-    `count` is told the pattern of each route and the status. `fail` answers with an error in the form of the interface.
+    body_timeout_s: the time in which a whole body must arrive. `count` is told the pattern of each route and the status. `fail` answers with an error in the form of the interface.
     """
 
     def __init__(
-        self, app: App, *, max_body_bytes: int, cors: Iterable[str], count: Callable[[str, int], None], fail: Callable[..., Any]
-    ) -> None:
+        self, app: App, *, max_body_bytes: int, body_timeout_s: float, cors: Iterable[str],
+        count: Callable[[str, int], None], fail: Callable[..., Any],
+    ) -> None:  # fmt: skip
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
         self._cors = frozenset(cors)
         self._count = count
         self._fail = fail
@@ -58,43 +61,59 @@ class Shield:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._max_body_bytes, self._count)
+        body = _Body(receive, self._max_body_bytes, self._body_timeout_s)
+        exchange = _Exchange(scope, body, send, self._count)
         headers = Headers(scope=scope)
         try:
             _check_origin(headers, self._cors)
             _check_length(headers, self._max_body_bytes)
-            await self._app(scope, exchange.receive, exchange.send)
-            if exchange.exceeded and not exchange.begun:
-                raise too_large(self._max_body_bytes)
+            await self._app(scope, body.receive, exchange.send)
+            if body.refusal is not None and not exchange.begun:
+                raise body.refusal
         except Exception as error:
             if exchange.begun:
                 raise
-            exchange.exceeded = False
+            body.refusal = None
             await self._fail(Request(scope), error)(scope, receive, exchange.send)
 
 
-class _Exchange:
-    """One request and its answer. begun: the answer is on its way. exceeded: the body was larger than the bound."""
+class _Body:
+    """The body of one request. refusal: why no more of it is taken."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int, count: Callable[[str, int], None]
-    ) -> None:
-        self.begun = self.exceeded = False
-        self._scope, self._receive, self._send = scope, receive, send
-        self._max_body_bytes = max_body_bytes
-        self._count = count
+    def __init__(self, receive: Receive, max_bytes: int, timeout_s: float) -> None:
+        self.refusal: Refused | None = None
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
         self._taken = 0
+        self._whole = False
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        try:
+            async with asyncio.timeout_at(None if self._whole else self._deadline):
+                message = await self._receive()
+        except TimeoutError as error:
+            self.refusal = too_slow(self._timeout_s)
+            raise self.refusal from error
+        self._whole = not message.get("more_body", False)
         self._taken += len(message.get("body", b""))
-        if self._taken > self._max_body_bytes:
-            self.exceeded = True
-            raise too_large(self._max_body_bytes)
+        if self._taken > self._max_bytes:
+            self.refusal = too_large(self._max_bytes)
+            raise self.refusal
         return message
 
+
+class _Exchange:
+    """The answer to one request. begun: it is on its way."""
+
+    def __init__(self, scope: Scope, body: _Body, send: Send, count: Callable[[str, int], None]) -> None:
+        self.begun = False
+        self._scope, self._body, self._send = scope, body, send
+        self._count = count
+
     async def send(self, message: Message) -> None:
-        if self.exceeded and not self.begun:
+        if self._body.refusal is not None and not self.begun:
             return  # the application takes the broken body for a broken request; the refusal that follows tells the reason
         if message["type"] == "http.response.start":
             self.begun = True
@@ -105,9 +124,14 @@ class _Exchange:
         await self._send(message)
 
 
-def too_large(most: int) -> Exception:
+def too_large(most: int) -> Refused:
     """The refusal of a body above the bound."""
     return refused(413, "too_large", f"The request is larger than {most} bytes.", "Send a smaller picture.")
+
+
+def too_slow(most_s: float) -> Refused:
+    """The refusal of a body that did not arrive in time."""
+    return refused(408, "too_slow", f"The request did not arrive within {most_s:g} s.", "Send a smaller picture.")
 
 
 def _check_length(headers: Headers, most: int) -> None:

@@ -38,6 +38,7 @@ class Settings:
     max_queued: int = setting(256, "Jobs that wait, in all.")
     max_queued_per_caller: int = setting(64, "Jobs that wait for one caller.")
     max_body_bytes: int = setting(48 * MIB, "Largest body of a request.")
+    body_timeout_s: float = setting(120.0, "Time in which a request's whole body must arrive.")
     max_pixels: int = setting(40_000_000, "Most pixels of a picture.")
     max_resolution: int = setting(512, "Largest resolution of a mesh that a caller may ask for.")
     max_steps: int = setting(200, "Most steps that a caller may ask for.")
@@ -59,7 +60,7 @@ class Settings:
     def __post_init__(self) -> None:
         least = {"attempts": 1, "lease_s": 1, "max_queued": 1, "max_queued_per_caller": 1, "max_pixels": 1, "max_steps": 1}
         least |= {"running": 0, "previews": 0, "max_body_bytes": 1024, "keep_s": 1, "store_bytes": MIB, "port": 0}
-        least |= {"max_resolution": 8, "preview_resolution": 8, "job_timeout_s": 1}
+        least |= {"max_resolution": 8, "preview_resolution": 8, "job_timeout_s": 1, "body_timeout_s": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise invalid(f"--{name.replace('_', '-')}", f"at least {smallest}", getattr(self, name), "leave it out")

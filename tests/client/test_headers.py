@@ -94,7 +94,9 @@ def test_an_error_of_the_function_is_the_callers(kserve: Any, tokens: Tokens) ->
             client.denoise(LATENTS, 0.5, tokens(), headers=lambda: {"x": str(1 / 0)}, timeout_s=5)
 
 
-@pytest.mark.parametrize("headers", [{"My Key": "x"}, {"key": "a\r"}, 7, lambda: {"My Key": "x"}], ids=str)
+@pytest.mark.parametrize(
+    "headers", [{"My Key": "x"}, {"key": "a\r"}, 7, lambda: {"My Key": "x"}], ids=["space", "return", "number", "called"]
+)
 def test_wrong_headers_of_a_call(headers: Any, kserve: Any, tokens: Tokens) -> None:
     with h.Client(kserve.url) as client, pytest.raises(h.InvalidInput, match="headers must be"):
         client.sample(tokens(), headers=headers)

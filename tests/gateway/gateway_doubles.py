@@ -16,7 +16,7 @@ from hunyuan3d_gateway.board import Board
 from hunyuan3d_gateway.jobs import Job
 
 ABLE = Abilities(
-    ready=True, model="shapes", random=False, meshes=True, solid=True, pictures=4, prompts=True, steps=50, capacity=2
+    ready=True, model="shapes", random=False, meshes=True, solid=True, pictures=4, cutting=True, prompts=True, steps=50, capacity=2
 )  # fmt: skip
 
 

@@ -38,6 +38,15 @@ def test_multipart_and_json_make_the_same_mesh(running: Running) -> None:
         assert len(content.content) == done["file_size_bytes"]
 
 
+@pytest.mark.parametrize(("said", "asked"), [("false", False), ("true", True), ("", None)])
+def test_the_background_is_removed_as_the_caller_says(said: str, asked: bool | None, running: Running) -> None:
+    form = running.http.post("/v1/meshes", files={"image": ("a.png", PICTURE)}, data={"remove_background": said})
+    plain = running.http.post("/v1/meshes", json={"input_image": IMAGE, "remove_background": asked})
+    for found in (form, plain):
+        job = running.http.portal.call(running.gateway.queue.get, found.json()["id"])  # type: ignore[union-attr]
+        assert job.options.get("remove_background") is asked
+
+
 def test_content_is_404_until_the_job_is_done(running: Running) -> None:
     running.close_gate()
     id = running.http.post("/v1/meshes", json={"input_image": IMAGE}).json()["id"]

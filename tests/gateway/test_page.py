@@ -21,6 +21,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # Software rendering, because test machines have no GPU.
 FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", *(["--no-sandbox"] if sys.platform == "linux" else [])]
 WAIT_MS = 180_000
+KEEP_FORM = "const real = fetch; window.fetch = (url, options) => { window.sent = options?.body ?? window.sent; return real(url, options); }"
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: extra `browser`")
 
 pytestmark = [
@@ -111,8 +112,12 @@ def test_a_picture_becomes_a_mesh_that_can_be_taken_away(browser: Any, quick: st
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
     page.wait_for_selector("#go:not([disabled])")
     assert page.is_hidden("#problem")
+    page.evaluate("document.querySelector('details').open = true")
+    page.select_option("#background", "false")
+    page.evaluate(KEEP_FORM)
     page.click("#go")
     opened.done()
+    assert page.evaluate("window.sent.get('remove_background')") == "false"
     assert "12" in page.text_content("#facts")
     with page.expect_download() as download:
         page.click("#downloads a >> nth=0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import http.server
@@ -9,8 +10,10 @@ import io
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +77,37 @@ def test_bodies_are_bounded_whether_or_not_they_say_their_length(start: Start) -
         assert found.status_code == 413 and found.json()["error_code"] == 1
     wrong = running.http.post("/generate", content=b"{}", headers={**kind, "content-length": "-5"})
     assert wrong.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/generate", "/send", "/v1/meshes", "/v1/infer"])
+def test_bodies_that_dribble_are_refused(path: str, start: Start) -> None:
+    running = start(body_timeout_s=1)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.3)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": path, "query_string": b"", "http_version": "1.1", "scheme": "http",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "root_path": "",
+    }  # fmt: skip
+    begun = time.monotonic()
+    running.http.portal.call(running.http.app, scope, receive, send)  # type: ignore[union-attr]
+    assert 0.9 < time.monotonic() - begun < 10
+    start_of, body = sent
+    assert start_of["status"] == 408 and (b"connection", b"close") in start_of["headers"]
+    assert json.loads(body["body"])["error"]["code"] == "too_slow" and b"within 1 s" in body["body"]
+
+
+def test_a_slow_job_is_no_slow_body(start: Start) -> None:
+    running = start(body_timeout_s=1)
+    running.close_gate()
+    threading.Timer(1.5, running.open_gate).start()
+    assert running.http.post("/generate", json={"image": IMAGE}).status_code == 200
 
 
 def test_every_answer_has_the_headers(start: Start) -> None:

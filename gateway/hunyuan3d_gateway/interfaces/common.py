@@ -60,6 +60,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documented errors of a route, for OpenAPI."""
     words = {
         400: "The request cannot be read.", 401: "A key is needed.", 403: "A page of another site calls.", 404: "There is no such job.",
+        408: "The request did not arrive in time.",
         409: "The job was stopped, or the Idempotency-Key stands for another request.", 413: "The request is too large.",
         422: "The request cannot be carried out.", 429: "The queue is full; see Retry-After.", 500: "The gateway failed.",
         502: "The model failed.", 503: "No server, or a model that is not deployed.", 504: "The job's time limit passed.",
@@ -68,7 +69,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": words[status]} for status in statuses}
 
 
-TAKING = errors(400, 401, 403, 409, 413, 422, 429, 500, 503, 507)
+TAKING = errors(400, 401, 403, 408, 409, 413, 422, 429, 500, 503, 507)
 WAITING = errors(*(status for status in (502, 504)), *(int(status) for status in TAKING))
 LOOKING = errors(401, 403, 404, 422, 500, 503)
 

@@ -48,6 +48,7 @@ class About(BaseModel):
     random_weights: bool
     meshes: bool
     views: int
+    cutting: bool
     prompts: bool
     words: dict[str, list[str]]
     steps: int
@@ -86,7 +87,7 @@ async def about(context: InContext, _caller: From) -> About:
     words = {"attributes": list(ATTRIBUTES), "nouns": list(NOUNS)} if able.prompts else {}
     return About(
         ready=able.ready, model=able.model, random_weights=able.random, meshes=able.meshes, views=able.pictures,
-        prompts=able.prompts, words=words, steps=able.steps, max_steps=settings.max_steps,
+        cutting=able.cutting, prompts=able.prompts, words=words, steps=able.steps, max_steps=settings.max_steps,
         max_resolution=settings.max_resolution, max_body_bytes=settings.max_body_bytes, formats=list(contract.MESH_FORMATS),
         keep_s=settings.keep_s,
     )  # fmt: skip

@@ -53,6 +53,9 @@ class Options(BaseModel):
     output_format: str = "glb"
     resolution: Annotated[int | None, Field(description="cells along each side of the grid")] = None
     max_faces: Annotated[int | None, Field(description="simplify the mesh to this many triangles; 0 keeps all")] = None
+    remove_background: Annotated[
+        bool | None, Field(description="cut the subject out of pictures without transparency; left out: as the server is set")
+    ] = None
     url: Annotated[str | None, Field(description="of a picture, on a host that the operator allows")] = None
 
     @field_validator("*", mode="before")
@@ -126,7 +129,7 @@ async def create(request: Request, context: InContext, caller: From, key: Idempo
         files = [*files, await fetched(context, options.url)]
     chosen = checked(
         context.settings, steps=options.num_inference_steps, seed=options.seed, guidance_scale=options.guidance_scale,
-        resolution=options.resolution, max_faces=options.max_faces,
+        resolution=options.resolution, max_faces=options.max_faces, remove_background=options.remove_background,
     )  # fmt: skip
     format = format_of(options.output_format)
     prompt = "" if files else words_of(options.prompt)

@@ -114,7 +114,7 @@ async function make(event) {
   if ($("go").disabled) return;
   problem(null);
   if ($("key").value) api.useKey($("key").value);
-  const fields = { seed: $("seed").value, num_inference_steps: $("steps").value, guidance_scale: $("guidance").value, resolution: $("resolution").value, max_faces: $("faces").value === "0" ? "" : $("faces").value };
+  const fields = { seed: $("seed").value, num_inference_steps: $("steps").value, guidance_scale: $("guidance").value, resolution: $("resolution").value, max_faces: $("faces").value === "0" ? "" : $("faces").value, remove_background: $("background").value };
   const words = mode === "words" ? $("prompt").value.trim() : "";
   try {
     $("go").disabled = true;
@@ -323,6 +323,7 @@ async function ask() {
     if (able.prompts && !able.views) choose("words");
     cloud.upright = able.model === "shapes";
     if (able.words.nouns) $("vocabulary").textContent = `It knows: ${[...able.words.attributes, ...able.words.nouns.slice(0, 8)].join(", ")}.`;
+    $("background-field").hidden = !able.cutting || !able.views;
     $("steps").max = able.max_steps;
     $("steps").placeholder = `automatic (${able.steps})`;
     [...$("resolution").options].forEach((option) => { option.disabled = Number(option.value) > able.max_resolution; });
