@@ -207,3 +207,43 @@ def test_the_command_ends_with_a_killed_server_and_says_so(busy: bool, repositor
         assert "tritonserver was killed by signal 9 (out of memory?)" in command.stderr.read()
     _, alive = psutil.wait_procs(family, timeout=WAIT_S)
     assert alive == []
+
+
+@pytest.mark.served
+def test_a_server_does_not_outlive_a_killed_parent(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after kill -9 of the command, or a time limit that ends a test run."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    with serve(repository) as command:
+        assert command.stdout is not None and command.stderr is not None
+        assert ready(json.loads(command.stdout.readline())["http"])
+        family = psutil.Process(command.pid).children(recursive=True)
+        command.kill()
+    _, alive = psutil.wait_procs(family, timeout=WAIT_S)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    while list((tmp_path / "temporary").glob("hunyuan3d-triton-*")):
+        time.sleep(0.1)
+
+
+def test_what_ignores_the_first_signal_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "runtime").mkdir()
+    program = f"""
+import subprocess, sys
+from pathlib import Path
+from hunyuan3d_export.server.orphans import ended_with_this_process
+deaf = subprocess.Popen(["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 1; done"], start_new_session=True)
+with ended_with_this_process(deaf.pid, Path({str(tmp_path / "runtime")!r}), grace_s=1):
+    print(deaf.pid, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        lines = {parent.stdout.readline().strip() for _ in range(2)}
+        (pid,) = lines - {"deaf"}
+        process = psutil.Process(int(pid))
+        family = [process, *process.children(recursive=True)]
+        parent.kill()
+        _, alive = psutil.wait_procs(family, timeout=WAIT_S)
+    assert [left for left in alive if left.status() != psutil.STATUS_ZOMBIE] == []
+    while (tmp_path / "runtime").exists():
+        time.sleep(0.1)

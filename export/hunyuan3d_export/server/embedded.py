@@ -26,6 +26,7 @@ from ..engines.targets import PLAN_FILES
 from ..manifest import Manifest
 from ..repository_from_artifacts import DeployError, check_plan
 from .loadable import VERSION, loadable, memory_pool_flags
+from .orphans import ended_with_this_process
 from .wheel import ServerStartError, lay_out
 
 READY_TIMEOUT_S = 180.0
@@ -71,7 +72,7 @@ class ServerOptions:
 
 
 class EmbeddedServer:
-    """One tritonserver process on 127.0.0.1. Use it as a context manager, or call start() and stop().
+    """One tritonserver process on 127.0.0.1. Use it as a context manager, or call start() and stop(). It ends with this process.
 
     start() raises ServerStartError when the platform is not supported, the wheel is missing, a port is taken, or the server is
     not ready in time or dies; the error then says the cause.
@@ -111,6 +112,7 @@ class EmbeddedServer:
                 start_new_session=True,  # a process group of its own, so that its models' processes can be ended with it
             )
             self._resources.callback(self._process.stdout.close if self._process.stdout else bool)
+            self._resources.enter_context(ended_with_this_process(self._process.pid, runtime))
             self._reader = threading.Thread(target=self._follow_log, daemon=True)
             self._reader.start()
             grpc, http, metrics = (f"{_HOST}:{port}" for port in ports)
