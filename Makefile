@@ -55,7 +55,7 @@ demo: $(STAMP)
 .PHONY: test  ## the fast tests (what CI runs)
 test: $(STAMP)
 	$(BIN)/python tests/warm_artifacts.py
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses logical --maxprocesses 4 --dist loadfile
 .PHONY: test-slow  ## full-size presets
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not docker"

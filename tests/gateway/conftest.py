@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,7 +43,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("postgres")
     user = "nobody" if os.getuid() == 0 else getpass.getuser()  # PostgreSQL does not run as root
     if os.getuid() == 0:
-        for parent in (folder, *folder.parents[:2]):
+        for parent in (folder, *itertools.takewhile(lambda parent: parent != Path(tempfile.gettempdir()), folder.parents)):
             parent.chmod(0o755)
         shutil.chown(folder, user)
     other: dict[str, Any] = {"user": user, "cwd": "/"} if os.getuid() == 0 else {"cwd": "/"}

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -136,8 +136,9 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / (1 + expected.double().norm()))
+def distance(found: Tensor, expected: Tensor, terms: float = 0.0) -> float:
+    """terms: the size of what cancels in the expected tensor, where something does."""
+    return float((found.double() - expected.double()).norm() / (1 + terms + expected.double().norm()))
 
 
 def run(case: Case, backend: str, tensors: dict[str, Tensor]) -> Tensor:
@@ -157,12 +158,19 @@ def gradients(case: Case, backend: str, tensors: dict[str, Tensor]) -> dict[str,
     # The flash kernel refuses a bias that needs a gradient.
     tracked = {name: x.clone().requires_grad_(not (name == "bias" and backend == "flash")) for name, x in tensors.items()}
     out = run(case, backend, tracked)
-    (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    (out * incoming(out)).sum().backward()
     return {name: x.grad for name, x in tracked.items() if x.grad is not None}
+
+
+def incoming(out: Tensor) -> Tensor:
+    """The gradient of the loss with respect to the output."""
+    return torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
 @settings(max_examples=60, deadline=None)
+# One key is left, so the gradient of q is 0: the difference of two equal terms, each of which is rounded.
+@example(case=Case((2, 2, 15, 3, 64), "padding", None, False, 1, 1, torch.float32))
 @given(case=cases())
 def test_backends_compute_the_definition_and_its_gradients(backend: str, case: Case) -> None:
     tensors, tolerance = case.tensors(), TOLERANCE[case.dtype]
@@ -173,7 +181,7 @@ def test_backends_compute_the_definition_and_its_gradients(backend: str, case: C
     expected = gradients(case, "standard", tensors)
     for name, gradient in gradients(case, backend, tensors).items():
         assert not gradient.isnan().any(), name
-        assert distance(gradient, expected[name]) <= tolerance, name
+        assert distance(gradient, expected[name], float(incoming(found).norm())) <= tolerance, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
