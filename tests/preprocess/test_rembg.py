@@ -46,6 +46,7 @@ def test_solids_over_photographs(saliency: Callable[[Image.Image], np.ndarray]) 
     assert sum(each >= 0.9 for each in found.values()) >= 11, found
 
 
+@pytest.mark.timeout(1000)
 @pytest.mark.skipif(not REMBG, reason="REMBG_PYTHON must name a Python that has rembg")
 def test_masks_are_rembgs_to_one_level(saliency: Callable[[Image.Image], np.ndarray], tmp_path: Path) -> None:
     file = kept(WHEELS["u2netp"].onnx_sha256)

@@ -111,6 +111,7 @@ def test_the_sweep_of_any_weights(shapes_server: Endpoints, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1860)
 def test_the_full_gate_with_a_tolerance(shapes_server: Endpoints) -> None:
     command = [sys.executable, "-m", "hunyuan3d_export", "quality", "--through", "served", "--url", shapes_server.grpc]
     done = subprocess.run([*command, "--tolerance", str(TOLERANCE)], capture_output=True, text=True, timeout=1800)

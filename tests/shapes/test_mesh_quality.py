@@ -1,6 +1,7 @@
 """The gate passes the shipped shape decoder, and fails for each plausible mistake in a decoder or in the making of meshes."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -70,6 +71,21 @@ def test_a_path_without_a_surface_fails(clouds, reference):
     found = report(clouds, lambda _latents: None, reference)
     missed = failures(found, BOUNDS_OF)
     assert any("to_surface" in line for line in missed) and any("deviation" in line for line in missed)
+
+
+def test_meshes_made_at_once_are_measured_in_order(clouds):
+    latents = np.concatenate(list(clouds.values())[:2])
+    decoded = threading.Barrier(2, timeout=60)  # breaks unless two are decoded at a time
+    decode = Decoder(torch_decoder(), RESOLUTION)
+
+    def both(each):
+        decoded.wait()
+        return decode(each)
+
+    alone, together = MeshQuality(decode, seeds=2), MeshQuality(both, seeds=2, at_once=2)
+    for meshes in (alone, together):
+        meshes.add(PROMPTS[0], latents)
+    assert together.report() == alone.report()
 
 
 def test_clouds_that_are_not_finite_have_no_mesh():

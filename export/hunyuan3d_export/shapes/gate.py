@@ -28,6 +28,7 @@ from .reference import Guidance, torch_sampler
 from .served import served_sampler
 
 THROUGH = ("torch", "onnx", "served")
+_DECODED_AT_ONCE = 4
 _METRICS = ("mean", "p95", "coverage", "accuracy", "energy")
 _MESH_METRICS = ("to_surface", "from_surface", "volume", "watertight", "topology")
 
@@ -119,7 +120,8 @@ def _meshes(options: GateOptions, decode: Decode) -> MeshQuality | None:
         return None
     # In torch the path is its own reference, so its meshes are not made twice.
     reference = None if options.through == "torch" else Decoder(torch_decoder(), options.resolution)
-    return MeshQuality(decode, seeds=options.mesh_seeds, reference=reference, cells=options.resolution)
+    at_once = _DECODED_AT_ONCE if options.through == "served" else 1  # a server decodes meshes of several requests together
+    return MeshQuality(decode, seeds=options.mesh_seeds, reference=reference, cells=options.resolution, at_once=at_once)
 
 
 def table(report: Report) -> list[str]:

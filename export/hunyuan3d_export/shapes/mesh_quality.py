@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,33 @@ _MEANS = ("to_surface", "from_surface", "watertight", "topology")
 
 
 class MeshQuality:
-    """Collects the meshes of a path. seeds: how many samples of each prompt are decoded.
+    """Collects the meshes of a path. seeds: how many samples of each prompt are decoded; at_once: by so many threads.
 
     reference: decodes the same latents; "deviation" is then the mean distance of the path's vertices to the reference's mesh, in
     cells of the reference's grid, which has `cells` along each side.
     """
 
-    def __init__(self, decode: Decode, *, seeds: int, reference: Decode | None = None, cells: int = 64) -> None:
+    def __init__(
+        self, decode: Decode, *, seeds: int, reference: Decode | None = None, cells: int = 64, at_once: int = 1
+    ) -> None:
         self._decode, self._reference = decode, reference
-        self._seeds, self._cell = seeds, 2 * BOUNDS / cells
+        self._seeds, self._cell, self._at_once = seeds, 2 * BOUNDS / cells, at_once
         self._rows: dict[str, list[dict[str, float]]] = {}
         self._deviations: list[float] = []
 
     def add(self, prompt: str, latents: Latents) -> str:
         """Decodes the first samples of latents [B, L, 64] of a prompt. Returns a line about them."""
-        rows = self._rows.setdefault(prompt, [])
-        for each in latents[: self._seeds]:
+
+        def measured(each: Latents) -> tuple[Triangles | None, dict[str, float]]:
             mesh = self._decode(each) if np.isfinite(each).all() else None
-            rows.append(measure_mesh(mesh, prompt))
-            if self._reference is not None and len(rows) == 1:
-                self._deviations.append(_deviation(mesh, self._reference(each)) / self._cell)
-        values = _mean(rows)
+            return mesh, measure_mesh(mesh, prompt)
+
+        with ThreadPoolExecutor(self._at_once) as pool:
+            meshes, rows = zip(*pool.map(measured, latents[: self._seeds]), strict=True)
+        self._rows.setdefault(prompt, []).extend(rows)
+        if self._reference is not None:
+            self._deviations.append(_deviation(meshes[0], self._reference(latents[0])) / self._cell)
+        values = _mean(list(rows))
         return f"meshes: to surface {values['to_surface']:.3f}, volume off by {values['volume']:.1%}"
 
     def report(self) -> dict[str, Any]:
