@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hunyuan3d_client.shapes import decode_points, embed_prompt, out_of_subspace_energy
 
-from ..progress import Silent, Watch
+from ..progress import ComparisonWatch, Silent
 from .mesh_quality import MeshQuality
 from .metrics import coverage_distance, nearest_prompt, surface_distance
 from .prompts import PROMPTS, TRAINED_PROMPTS
@@ -66,7 +66,7 @@ def evaluate(
     guidance_scale: float,
     reference: Sample | None = None,
     meshes: MeshQuality | None = None,
-    watch: Watch | None = None,
+    watch: ComparisonWatch | None = None,
 ) -> Report:
     """Draws every prompt with every seed and reports the metrics, per prompt and overall, as plain data.
 
@@ -98,7 +98,7 @@ def evaluate(
     }
 
 
-def _plan(watch: Watch, prompts: int, seeds: Sequence[int], reference: Sample | None) -> None:
+def _plan(watch: ComparisonWatch, prompts: int, seeds: Sequence[int], reference: Sample | None) -> None:
     """Tells the watch what is to come: so many prompts, each with every seed, and the probes."""
     probes = len(PROBE_SCALES) * len(PROBE_PROMPTS)
     watch.plan(prompts + probes, prompts * len(seeds) + probes * _samples_of_a_probe(seeds[:_PROBE_SEEDS], reference))
@@ -113,7 +113,7 @@ def _line(prompt: str, values: dict[str, float]) -> str:
 
 
 def _probe(
-    sample: Sample, seeds: Sequence[int], num_latents: int, reference: Sample | None, watch: Watch
+    sample: Sample, seeds: Sequence[int], num_latents: int, reference: Sample | None, watch: ComparisonWatch
 ) -> tuple[dict[str, dict[str, float]], float | None]:
     """The metrics of PROBE_PROMPTS at each scale, and the largest deviation from the reference."""
     probes: dict[str, dict[str, float]] = {}
