@@ -30,6 +30,7 @@ from .home import Home
 from .transport import ModelInfo, Request, StatusError, Tensors, Transport
 
 R = TypeVar("R")
+Send = Callable[[float], AsyncGenerator[R, None]]  # timeout_s -> the answers of one attempt
 logger = logging.getLogger("hunyuan3d_client")
 _PROBE_S = 2.0
 _FIRST_PAUSE_S = 0.1
@@ -95,31 +96,25 @@ class Exchange:
             )
         return self._models[name]
 
-    async def _answers(
-        self, send: Callable[[float], AsyncGenerator[R, None]], model: str, request_id: str | None, call: Call
-    ) -> AsyncGenerator[R, None]:
+    async def _answers(self, send: Send[R], model: str, request_id: str | None, call: Call) -> AsyncGenerator[R, None]:
         """The answers of `send(timeout_s)`.
 
         `send` is called again only if no answer came and the request was refused or never reached the server. A call without
         a request_id is a question about the server, which needs no slot.
         """
-        if self._closed:
-            raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
-        self._home.check()
+        self._check_usable()
         deadline = call.deadline
-        what = f"{model} {request_id}" if request_id else f"a question about {model or 'the server'}"
-        started = time.monotonic()
+        log = _CallLog(model, request_id)
         for attempt in itertools.count(1):
             answered = False
-            logger.debug("%s: attempt %d, %.3f s left", what, attempt, deadline - time.monotonic())
+            log.begun(attempt, deadline)
             try:
                 async with self._slot(deadline) if request_id else nullcontext(), aclosing(send(left_s(deadline))) as answers:
                     async for answer in answers:
                         answered = True
                         yield answer
                 self._budget = min(_BUDGET, self._budget + _REFUND)
-                seconds = time.monotonic() - started
-                logger.log(_level(request_id), "%s: answered in %.3f s, attempt %d", what, seconds, attempt)
+                log.answered(attempt)
                 return
             except StatusError as failure:
                 error = await self._typed(failure, model, call, answered=answered)
@@ -130,19 +125,26 @@ class Exchange:
                     raise
                 error = Cancelled("the client was closed during the call\nhint: wait for the call first")
             error.model, error.request_id, error.attempt = model, request_id, attempt
-            told_s = error.__cause__.retry_after_s if isinstance(error.__cause__, StatusError) else None
-            pause_s = told_s or _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+            pause_s = _pause_s(error, attempt)
             if isinstance(error, Overloaded):
                 error.retry_after_s = pause_s
-            spent = attempt > self._retries or self._budget < 1 or time.monotonic() + pause_s >= deadline
-            if answered or spent or not _safe_to_repeat(error):
+            if answered or self._spent(attempt, pause_s, deadline) or not _safe_to_repeat(error):
                 self._models.pop(model, None)  # another deployment may be the reason for the failure
-                seconds, name = time.monotonic() - started, type(error).__name__
-                logger.log(_level(request_id), "%s: %s after %.3f s, attempt %d", what, name, seconds, attempt)
+                log.failed(error, attempt)
                 raise error
             self._budget -= 1
-            logger.debug("%s: %s, sent again in %.3f s", what, type(error).__name__, pause_s)
+            log.repeated(error, pause_s)
             await asyncio.sleep(pause_s)
+
+    def _spent(self, attempt: int, pause_s: float, deadline: float) -> bool:
+        """Whether the call's retries, the budget of all calls or the time until `deadline` is used up."""
+        return attempt > self._retries or self._budget < 1 or time.monotonic() + pause_s >= deadline
+
+    def _check_usable(self) -> None:
+        """Raises Cancelled after close(), and InvalidInput in another process or event loop than that of the first call."""
+        if self._closed:
+            raise Cancelled("client must be open, got a closed one\nhint: keep calls inside its with block")
+        self._home.check()
 
     @asynccontextmanager
     async def _slot(self, deadline: float) -> AsyncIterator[None]:
@@ -194,9 +196,33 @@ async def one(answers: AsyncGenerator[R, None]) -> R:
     return found[0]
 
 
-def _level(request_id: str | None) -> int:
-    """One line a request at INFO; questions about the server are details."""
-    return logging.INFO if request_id else logging.DEBUG
+class _CallLog:
+    """Writes the log of one call: how a request ends is a line at INFO; attempts and questions about the server are details."""
+
+    def __init__(self, model: str, request_id: str | None) -> None:
+        self._what = f"{model} {request_id}" if request_id else f"a question about {model or 'the server'}"
+        self._level_of_end = logging.INFO if request_id else logging.DEBUG
+        self._started = time.monotonic()
+
+    def begun(self, attempt: int, deadline: float) -> None:
+        logger.debug("%s: attempt %d, %.3f s left", self._what, attempt, deadline - time.monotonic())
+
+    def answered(self, attempt: int) -> None:
+        seconds = time.monotonic() - self._started
+        logger.log(self._level_of_end, "%s: answered in %.3f s, attempt %d", self._what, seconds, attempt)
+
+    def failed(self, error: Hunyuan3DError, attempt: int) -> None:
+        seconds, name = time.monotonic() - self._started, type(error).__name__
+        logger.log(self._level_of_end, "%s: %s after %.3f s, attempt %d", self._what, name, seconds, attempt)
+
+    def repeated(self, error: Hunyuan3DError, pause_s: float) -> None:
+        logger.debug("%s: %s, sent again in %.3f s", self._what, type(error).__name__, pause_s)
+
+
+def _pause_s(error: Hunyuan3DError, attempt: int) -> float:
+    """The seconds until the next attempt: those that the server told, or else about twice as many as the last time."""
+    told_s = error.__cause__.retry_after_s if isinstance(error.__cause__, StatusError) else None
+    return told_s or _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
 
 
 def _safe_to_repeat(error: Hunyuan3DError) -> bool:

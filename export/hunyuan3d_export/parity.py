@@ -25,7 +25,7 @@ from .manifest import NAME as MANIFEST
 from .manifest import Manifest, read_artifacts, versions_of
 from .networks import Network, artifacts_of, network_of, remake
 from .precisions import PRECISIONS
-from .progress import Silent, Watch
+from .progress import ComparisonWatch, Silent
 from .runners import DryRunner, OnnxRunner, PlanRunner, Runner, TorchRunner, WatchedRunner
 
 RECEIPT = "parity.json"
@@ -44,7 +44,7 @@ class RunOptions:
     """quick: make the first check of each model alone, and write no receipt. watch: is told how the checks go."""
 
     quick: bool = False
-    watch: Watch = dataclasses.field(default_factory=Silent)
+    watch: ComparisonWatch = dataclasses.field(default_factory=Silent)
 
 
 def verify(
@@ -180,7 +180,7 @@ class _Run:
         return sum(1 for _ in self._made(dry, dry)), dry.work
 
 
-def _plan(watch: Watch, runs: Iterable[_Run]) -> None:
+def _plan(watch: ComparisonWatch, runs: Iterable[_Run]) -> None:
     sizes = [run.size() for run in runs]
     watch.plan(sum(checks for checks, _ in sizes), sum(work for _, work in sizes))
 

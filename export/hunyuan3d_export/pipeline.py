@@ -58,6 +58,11 @@ class Named:
     seed: int = 0
     networks: tuple[str, ...] = ()
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the user named any weights: a seed and networks alone name none."""
+        return bool(self.checkpoint or self.subfolder or self.vae or self.preset)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 
-class Watch(Protocol):
+class ComparisonWatch(Protocol):
     """Is told how a comparison goes. Work is a number in any unit that all parts share."""
 
     def plan(self, parts: int, work: float) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,7 @@ def deploy_checkpoint(
     dtype = PRECISIONS[check_precision(precision)]
     network = NETWORKS[weights.network]
     serving = network.in_precision(weights.serving(), precision)
-    if network.save is None:
-        raise DeployError(
-            f"weights must be of a network with a torch runtime, got {network.name}\nhint: {remake(network.models[0])}"
-        )
+    save = _torch_saver(network)
     models = [graph.spec.name for graph in network.graphs(serving).values()]
     made_from = {"weights": weights.identity(), "precision": precision, "runtime": "torch"}
     new, configs = [_Deployed(network, serving, {})], {network.name: network.configs(serving, torch)}
@@ -135,7 +132,7 @@ def deploy_checkpoint(
     if kept:
         logger.info("%s: unchanged, kept", version / CHECKPOINT_FILE)
         return models
-    network.save(loaded, version / CHECKPOINT_FILE, dtype=dtype)
+    save(loaded, version / CHECKPOINT_FILE, dtype=dtype)
     manifest = Manifest(
         model=holder,
         made_from=made_from,
@@ -147,6 +144,15 @@ def deploy_checkpoint(
     warn_of_random([manifest])
     logger.info("%s: deployed", version / CHECKPOINT_FILE)
     return models
+
+
+def _torch_saver(network: Network[Any]) -> Callable[..., None]:
+    """The function that writes a network's checkpoint. Raises DeployError for a network without a torch runtime."""
+    if network.save is None:
+        raise DeployError(
+            f"weights must be of a network with a torch runtime, got {network.name}\nhint: {remake(network.models[0])}"
+        )
+    return network.save
 
 
 def check_plan(manifest: Manifest, folder: Path) -> None:

@@ -20,7 +20,7 @@ from .engines.targets import Target
 from .files import ONNX_FILE
 from .graphs import Graph
 from .precisions import WIRE_DTYPES
-from .progress import Watch
+from .progress import ComparisonWatch
 
 Tensors = Mapping[str, Tensor]
 
@@ -84,7 +84,7 @@ class TorchRunner:
 class WatchedRunner:
     """A runner whose evaluations a watch is told of."""
 
-    def __init__(self, runner: Runner, watch: Watch) -> None:
+    def __init__(self, runner: Runner, watch: ComparisonWatch) -> None:
         self._runner, self._watch = runner, watch
 
     def run(self, model: str, tensors: Tensors) -> dict[str, Tensor]:

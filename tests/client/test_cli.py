@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from hunyuan3d_client import Client, MockTransport, ServedWeights, StatusError, cli, contract, options
+from hunyuan3d_client.commands import connecting, console
 from hunyuan3d_client.shapes import embed_prompt
 
 Run = Callable[..., Result]
@@ -42,7 +43,7 @@ def run(kserve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def call(*args: str) -> Result:
         # A Console keeps the stream that it finds when it is made, but CliRunner replaces the streams for each call.
         for stream in ("stdout", "stderr"):
-            monkeypatch.setattr(cli, stream, Console(stderr=stream == "stderr"))
+            monkeypatch.setattr(console, stream, Console(stderr=stream == "stderr"))
         return CliRunner().invoke(cli.app, list(args))
 
     return call
@@ -117,7 +118,7 @@ def test_each_command_passes_each_option_on(command: str, option: str, run: Run,
     value, expected = FLAGS[option]
     for flags in ([], [f"--{option.replace('_', '-')}", value]):
         transport = MockTransport()
-        monkeypatch.setattr(cli, "_client", lambda _, transport=transport: Client(transport=transport))
+        monkeypatch.setattr(connecting, "client", lambda _, transport=transport: Client(transport=transport))
         result = run(*COMMANDS[command][0], *flags)
         assert result.exit_code == 0, result.output
         if option == "request_id":
@@ -158,7 +159,7 @@ def test_a_prompt_that_means_nothing_to_the_server_is_refused(
     prompt: str, weights: dict[str, ServedWeights], message: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport = MockTransport(weights=weights)
-    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=transport))
+    monkeypatch.setattr(connecting, "client", lambda _: Client(transport=transport))
     result = run("sample", "--prompt", prompt, "--num-latents", "7", "--out", "x.npy")
     assert result.exit_code == 2 and message in result.stderr, result.output
     assert not transport.requests and not Path("x.npy").exists()
@@ -167,7 +168,7 @@ def test_a_prompt_that_means_nothing_to_the_server_is_refused(
 def test_words_become_points(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The condition of a prompt and the points of its latents, without the export package."""
     transport = MockTransport(weights=SHAPES)
-    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=transport))
+    monkeypatch.setattr(connecting, "client", lambda _: Client(transport=transport))
     monkeypatch.setitem(sys.modules, "hunyuan3d_export", None)
     result = run("sample", "--prompt", "two flat tori", "--num-latents", "7", "--out", "x.npy", "--ply", "tori.ply")
     assert result.exit_code == 0, result.output
@@ -246,7 +247,7 @@ def test_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         Path("pictures", f"{name}.png").write_bytes(name.encode())
     transport = MockTransport()
-    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=transport))
+    monkeypatch.setattr(connecting, "client", lambda _: Client(transport=transport))
     result = run("batch", "pictures", "--out", "out", "--steps", "2", "--shard", "0/1", "--concurrency", "2", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout).items() >= {"total": 3, "done": 3, "skipped": 0, "failed": 0}.items()
@@ -265,7 +266,7 @@ def test_a_batch_with_a_failure_ends_with_1(run: Run, monkeypatch: pytest.Monkey
     def answer(_: object) -> list[Any]:
         raise StatusError(grpc.StatusCode.INTERNAL, "words")
 
-    monkeypatch.setattr(cli, "_client", lambda _: Client(transport=MockTransport(answer)))
+    monkeypatch.setattr(connecting, "client", lambda _: Client(transport=MockTransport(answer)))
     result = run("batch", "pictures", "--out", "out")
     assert result.exit_code == 1 and "a: ModelFailed: " in result.stderr and "failed 1" in result.stdout
     assert run("batch", "pictures", "--out", "out", "--on-error", "raise").exit_code == 6
@@ -334,8 +335,8 @@ def test_an_authority_that_cannot_be_read(run: Run) -> None:
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for terminal in (True, False):
-        monkeypatch.setattr(cli, "stderr", Console(stderr=True, force_terminal=terminal))
-        assert cli._progress().disable is not terminal
+        monkeypatch.setattr(console, "stderr", Console(stderr=True, force_terminal=terminal))
+        assert console.progress().disable is not terminal
 
 
 def test_progress_tells_the_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +421,8 @@ def test_bad_usage(run: Run) -> None:
 @pytest.mark.parametrize("missing", ["typer", "rich", "safetensors"])
 def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [*sys.modules]:
-        if name in (missing, "hunyuan3d_client.cli", "hunyuan3d_client.array_files") or name.startswith(f"{missing}."):
+        own = name in ("hunyuan3d_client.cli", "hunyuan3d_client.array_files") or name.startswith("hunyuan3d_client.commands")
+        if own or name == missing or name.startswith(f"{missing}."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     main = importlib.import_module("hunyuan3d_client.__main__").main

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from hunyuan3d_client import contract
-from hunyuan3d_export.commands import app, deployment
-from hunyuan3d_export.commands import artifacts as commands
+from hunyuan3d_export.commands import app, deployment, plans
+from hunyuan3d_export.commands import artifacts as graphs
 from hunyuan3d_export.dit import network
 from hunyuan3d_export.engines.gpu import first_gpu
 from hunyuan3d_export.files import sha256
@@ -120,9 +120,10 @@ def test_forms_and_float32_parts_reach_the_graphs(
         exports.append(options["options"])
         return []
 
-    monkeypatch.setattr(commands, "export_onnx", record)
-    monkeypatch.setattr(commands, "build_engines", lambda *_, **__: [])
-    monkeypatch.setattr(commands, "refit_plans", lambda *_: [])
+    for module in (graphs, plans):
+        monkeypatch.setattr(module, "export_onnx", record)
+    monkeypatch.setattr(plans, "build_engines", lambda *_, **__: [])
+    monkeypatch.setattr(plans, "refit_plans", lambda *_: [])
     flags = ["--guided-form", "bias", "--attention-accumulation", "fp32", "--residual", "fp32"]
     chosen = {"guided_form": "bias", "attention_accumulation": "fp32", "residual": "fp32"}
     weights = ["--checkpoint", micro.checkpoint, "--precision", "fp16", "--out", tmp_path / "out"]

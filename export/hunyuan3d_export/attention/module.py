@@ -70,19 +70,11 @@ class EfficientAttention(nn.Module):
         for the backend `sage` without its package, unless fall_back is set.
         """
         super().__init__()
-        if attention_bias is not None:
-            raise ValueError(
-                f"attention_bias must be given to a call, got {type(attention_bias).__name__} in the constructor\n"
-                "hint: layer(query, bias=...) adds it to the scores; to_q, to_k and to_v have no bias"
-            )
+        _check_no_bias(attention_bias)
         d_context = d_model if d_context is None else d_context
-        for name, size in (("d_model", d_model), ("num_heads", num_heads), ("d_head", d_head), ("d_context", d_context)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        _check_sizes(d_model=d_model, num_heads=num_heads, d_head=d_head, d_context=d_context)
         Call(None, None, False, dropout, chunk_size)  # checks dropout and chunk_size now rather than at the first call
-        known_backend(backend, AUTO)
-        if not fall_back:
-            require_backend(backend)
+        _check_backend(backend, fall_back=fall_back)
         self.num_heads, self.dropout, self.chunk_size = num_heads, dropout, chunk_size
         self.backend, self.fall_back, self.monitor_memory = backend, fall_back, monitor_memory
         self.prefer_sage = backend == AUTO and _sage_preferred()
@@ -183,6 +175,26 @@ class EfficientAttention(nn.Module):
         shape = f"{q.shape[-2]} queries, {k.shape[-2]} keys"
         _logger.info("attention %s, %s: estimated %.1f MiB, peak %s", _label(name, chunk_size), shape, estimated, measured)
         return out
+
+
+def _check_no_bias(attention_bias: object) -> None:
+    if attention_bias is not None:
+        raise ValueError(
+            f"attention_bias must be given to a call, got {type(attention_bias).__name__} in the constructor\n"
+            "hint: layer(query, bias=...) adds it to the scores; to_q, to_k and to_v have no bias"
+        )
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def _check_backend(backend: str, *, fall_back: bool) -> None:
+    known_backend(backend, AUTO)
+    if not fall_back:
+        require_backend(backend)
 
 
 def _sage_preferred() -> bool:

@@ -12,10 +12,13 @@ from hunyuan3d_client import Hunyuan3DError
 from ..engine_from_onnx import BuildCancelled
 from ..introduction import INTRODUCTION
 from ..server.embedded import ServerStartError
-from .artifacts import background, conditioner, engine, info, onnx, refit, vae, verify
+from .artifacts import background, conditioner, onnx, vae
 from .deployment import deploy, serve
+from .info import info
 from .options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MISUSE, errors
+from .plans import engine, refit
 from .quality import quality
+from .verification import verify
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=INTRODUCTION)
 for command in (onnx, conditioner, vae, background, engine, refit, verify, deploy, serve, info, quality):

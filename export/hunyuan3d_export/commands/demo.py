@@ -31,10 +31,10 @@ from ..repository_from_artifacts import deploy
 from ..server.embedded import EmbeddedServer
 from ..shapevae.weights import ShapeVAESource
 from . import demo_mesh, demo_shapes
-from .artifacts import print_checks
 from .clock import Clock
 from .options import CheckpointOption, PresetOption, console
 from .photograph import ensemble_latents, photograph
+from .verification import print_checks
 
 BUILD = Path("build") / "demo"
 MESH, MESH_PICTURE = BUILD / "mesh.glb", BUILD / "mesh.png"

@@ -33,10 +33,11 @@ from ..shapes.gate import torch_decoder
 from ..shapes.mesh_pictures import save_meshes
 from ..shapes.meshes import Triangles, distance_to_mesh, measure_mesh
 from ..shapes.render import Look, View, gridded, picture
-from .artifacts import export_all, print_checks
+from .artifacts import export_all
 from .clock import Clock
 from .options import console
 from .photograph import ensemble_mesh, in_front_of_a_wall
+from .verification import print_checks
 
 SOLID = "torus"  # of the picture
 PROMPTS = (

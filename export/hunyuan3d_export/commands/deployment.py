@@ -42,6 +42,31 @@ _PORTS = (8001, 8000, 8002)  # gRPC, HTTP, metrics: Triton's own
 _PORT = "Default {}. 0 picks a free port, and then also for the ports that are not given."
 _KILLED = 128  # a shell's exit code of a command that signal N ended is 128 + N
 
+StoredPrecisionOption = Annotated[
+    str, typer.Option(help="fp32, fp16 or bf16: how the weights are stored (without --artifacts).")
+]
+TorchOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE, a parameter of the torch runtime (without --artifacts); repeatable.")
+]
+RequireParityOption = Annotated[
+    bool,
+    typer.Option("--require-parity", help="Refuse an artifact without a receipt of `verify` that passed (with --artifacts)."),
+]
+ServedCheckpointArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Weights to export, deploy and serve: a file, a folder or an id on the hub. Default: what is deployed."
+    ),
+]
+ServedRepositoryOption = Annotated[
+    Path | None,
+    typer.Option(help="Model repository with deployed artifacts; for named weights, a folder in build/ of their own."),
+]
+DeployedOption = Annotated[
+    bool,
+    typer.Option("--deployed", help="Serve what is deployed: an error where it comes from other weights than those named."),
+]
+
 
 def deploy(
     artifacts: Annotated[Path | None, typer.Option(help="Folder that `onnx` or `engine` wrote.")] = None,
@@ -54,24 +79,15 @@ def deploy(
     vae: VaeOption = None,
     network: NetworkOption = None,
     seed: SeedOption = 0,
-    precision: Annotated[
-        str, typer.Option(help="fp32, fp16 or bf16: how the weights are stored (without --artifacts).")
-    ] = "fp32",
-    torch: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE, a parameter of the torch runtime (without --artifacts); repeatable.")
-    ] = None,
-    require_parity: Annotated[
-        bool,
-        typer.Option(
-            "--require-parity", help="Refuse an artifact without a receipt of `verify` that passed (with --artifacts)."
-        ),
-    ] = False,
+    precision: StoredPrecisionOption = "fp32",
+    torch: TorchOption = None,
+    require_parity: RequireParityOption = False,
 ) -> None:
     """Artifacts whose manifests match -> a Triton model repository; or weights as a checkpoint, for `serve --config torch`."""
-    named = bool(preset or checkpoint or vae or subfolder)
     networks = tuple(network or ())
-    if (artifacts is None) != named or (torch and not named):
-        got = "both" if named or torch else "neither"
+    named = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=networks)
+    if (artifacts is None) != named.has_weights or (torch and not named.has_weights):
+        got = "both" if named.has_weights or torch else "neither"
         raise ValueError(
             f"deploy must get artifacts or weights, got {got}\nhint: --artifacts DIR, or --preset, --checkpoint and --torch"
         )
@@ -80,9 +96,8 @@ def deploy(
     if artifacts is not None:
         models = deploy_artifacts(artifacts, repository, require_parity=require_parity, networks=networks)
     else:
-        wanted = Named(checkpoint=checkpoint, subfolder=subfolder, vae=vae, preset=preset, seed=seed, networks=networks)
         parameters, models = torch_parameters(torch or []), []
-        for source in _with_torch_runtime(find_pipeline(wanted), networks):
+        for source in _with_torch_runtime(find_pipeline(named), networks):
             models += deploy_checkpoint(source, repository, precision=precision, torch=parameters)
     for model in models:
         console.print(f"{model} -> {repository / model}", soft_wrap=True)
@@ -98,25 +113,14 @@ def _with_torch_runtime(pipeline: Pipeline, named: tuple[str, ...]) -> list[Sour
 
 
 def serve(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Weights to export, deploy and serve: a file, a folder or an id on the hub. Default: what is deployed."
-        ),
-    ] = None,
+    checkpoint: ServedCheckpointArgument = None,
     subfolder: SubfolderOption = None,
     vae: VaeOption = None,
     network: NetworkOption = None,
     preset: PresetOption = None,
     precision: Annotated[str | None, typer.Option(help="Of the export, when weights are named; default fp16.")] = None,
-    repository: Annotated[
-        Path | None,
-        typer.Option(help="Model repository with deployed artifacts; for named weights, a folder in build/ of their own."),
-    ] = None,
-    deployed: Annotated[
-        bool,
-        typer.Option("--deployed", help="Serve what is deployed: an error where it comes from other weights than those named."),
-    ] = False,
+    repository: ServedRepositoryOption = None,
+    deployed: DeployedOption = False,
     config: Annotated[str, typer.Option(help="Runtime: the name of a file in each model's configs/ folder.")] = "cpu",
     grpc_port: Annotated[int | None, typer.Option(help=_PORT.format(8001))] = None,
     http_port: Annotated[int | None, typer.Option(help=_PORT.format(8000))] = None,

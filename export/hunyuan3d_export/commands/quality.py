@@ -14,6 +14,12 @@ from .options import EXIT_FAILED, CheckpointOption, errors, plain
 from .watched import watched
 
 _SEEDS = 16
+SweepOption = Annotated[
+    str | None, typer.Option("--sweep", help="tolerance: of any weights' server, deviation against evaluations instead.")
+]
+SweptContextOption = Annotated[
+    Path | None, typer.Option(help="For --sweep: condition tokens [N, T, 1536] as .npy; default 18 prompts of `shapes`.")
+]
 
 
 def quality(
@@ -28,12 +34,8 @@ def quality(
     mesh_seeds: Annotated[int, typer.Option(help="Samples of each prompt that become meshes too.", min=0)] = 1,
     resolution: Annotated[int, typer.Option(help="Cells along each side of a mesh's grid, a multiple of 32.")] = 64,
     tolerance: Annotated[float, typer.Option(help="For served: forecast velocities up to this relative error.", min=0)] = 0.0,
-    swept: Annotated[
-        str | None, typer.Option("--sweep", help="tolerance: of any weights' server, deviation against evaluations instead.")
-    ] = None,
-    context: Annotated[
-        Path | None, typer.Option(help="For --sweep: condition tokens [N, T, 1536] as .npy; default 18 prompts of `shapes`.")
-    ] = None,
+    swept: SweepOption = None,
+    context: SweptContextOption = None,
     picture: Annotated[Path | None, typer.Option(help="For --sweep: also draw the curves as PNG.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for all measurements as JSON.")] = None,
 ) -> None:
@@ -55,20 +57,15 @@ def quality(
     if context is not None or picture is not None:
         raise ValueError("--context and --picture must be left out without --sweep\nhint: --sweep tolerance")
     gated = gate.GateOptions(
-        through=through,
-        guidance=guidance,
-        checkpoint=checkpoint,
-        artifacts=artifacts,
-        url=url,
-        seeds=seeds,
-        num_latents=num_latents,
-        steps=steps,
-        tolerance=tolerance,
-        mesh_seeds=mesh_seeds,
-        resolution=resolution,
-    )
+        through=through, guidance=guidance, checkpoint=checkpoint, artifacts=artifacts, url=url, seeds=seeds, steps=steps,
+        num_latents=num_latents, tolerance=tolerance, mesh_seeds=mesh_seeds, resolution=resolution,
+    )  # fmt: skip
+    _gate(gated, report)
+
+
+def _gate(options: gate.GateOptions, report: Path | None) -> None:
     with watched("quality", "prompts") as watch:
-        found, missed = gate.run(gated, watch)
+        found, missed = gate.run(options, watch)
     _save(report, found)
     plain(*gate.table(found))
     for line in missed:

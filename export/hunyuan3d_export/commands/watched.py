@@ -20,7 +20,7 @@ _LEAST_SHARE = 0.05  # of the work that must be done before the time left is wor
 
 
 class Watched:
-    """A progress.Watch. `unit` is the word for its parts: checks, prompts. It counts and formats; a subclass shows."""
+    """A progress.ComparisonWatch. `unit` is the word for its parts: checks, prompts. It counts and formats; a subclass shows."""
 
     def __init__(self, title: str, unit: str) -> None:
         self._title, self._unit = title, unit

@@ -33,7 +33,7 @@ class Bars(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class BuildWatch:
     """The monitor that a build passes to its config. cancelled: whether Ctrl-C was pressed."""
 
     monitor: tensorrt.IProgressMonitor
@@ -45,11 +45,11 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(trt: TensorRT, title: str) -> Iterator[Watch]:
+def watched(trt: TensorRT, title: str) -> Iterator[BuildWatch]:
     """Inside this context, SIGINT asks the builder to stop, because KeyboardInterrupt must not pass through its C++ frames."""
     cancel = threading.Event()
     with _bars(title) as bars, _on_interrupt(cancel):
-        yield Watch(_monitor(trt, bars, cancel), cancel)
+        yield BuildWatch(_monitor(trt, bars, cancel), cancel)
 
 
 def _monitor(trt: TensorRT, bars: Bars, cancel: threading.Event) -> tensorrt.IProgressMonitor:

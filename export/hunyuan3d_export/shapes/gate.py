@@ -15,7 +15,7 @@ from hunyuan3d_client.text_table import aligned
 
 from ..dit import PRESETS, load_checkpoint
 from ..dit.reference_sampler import OnnxDenoiser
-from ..progress import Watch
+from ..progress import ComparisonWatch
 from ..runners import OnnxRunner, Runner, TorchRunner
 from ..shapevae import network as shapevae
 from ..shapevae.weights import ShapeVAESource
@@ -70,7 +70,7 @@ class GateOptions:
             raise ValueError(f"resolution must be a multiple of {COARSE}, got {self.resolution}")
 
 
-def run(options: GateOptions, watch: Watch | None = None) -> tuple[Report, list[str]]:
+def run(options: GateOptions, watch: ComparisonWatch | None = None) -> tuple[Report, list[str]]:
     """Returns the report over all trained prompts, and a line for each bound that it misses. watch: is told of each prompt.
 
     Raises CheckpointError for an unreadable checkpoint, and the client's errors when the server cannot be reached.

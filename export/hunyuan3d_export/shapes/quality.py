@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hunyuan3d_client.shapes import decode_points, embed_prompt, out_of_subspace_energy
 
-from ..progress import Silent, Watch
+from ..progress import ComparisonWatch, Silent
 from .mesh_quality import MeshQuality
 from .metrics import coverage_distance, nearest_prompt, surface_distance
 from .prompts import PROMPTS, TRAINED_PROMPTS
@@ -28,6 +28,7 @@ THRESHOLDS = Path(__file__).with_name("thresholds.json")
 PROBE_SCALES = (0.0, 1.0, 4.0)
 QUICK_PROMPTS = ("cube", "flat torus", "two cones", "two tall tetrahedra")
 PROBE_PROMPTS = ("two flat cubes", "two tall cones", "two flat tori", "flat helix")
+_PROBE_SEEDS = 2
 
 
 def initial_noise(seeds: Iterable[int], num_latents: int) -> Latents:
@@ -65,7 +66,7 @@ def evaluate(
     guidance_scale: float,
     reference: Sample | None = None,
     meshes: MeshQuality | None = None,
-    watch: Watch | None = None,
+    watch: ComparisonWatch | None = None,
 ) -> Report:
     """Draws every prompt with every seed and reports the metrics, per prompt and overall, as plain data.
 
@@ -74,9 +75,7 @@ def evaluate(
     meshes of the first samples of each prompt ("meshes"). `watch` is told of each prompt; its work is counted in samples.
     """
     watch = watch or Silent()
-    probes_to_come = len(PROBE_SCALES) * len(PROBE_PROMPTS)
-    probe_samples = len(seeds[:2]) * (1 if reference is None else 2)
-    watch.plan(len(prompts) + probes_to_come, len(prompts) * len(seeds) + probes_to_come * probe_samples)
+    _plan(watch, len(prompts), seeds, reference)
     per_prompt = {}
     for prompt in prompts:
         watch.begin(prompt)
@@ -87,7 +86,7 @@ def evaluate(
             line += f"; {meshes.add(prompt, latents)}"
         watch.advance(len(seeds))
         watch.finish(line)
-    probes, deviation = _probe(sample, seeds[:2], num_latents, reference, watch)
+    probes, deviation = _probe(sample, seeds[:_PROBE_SEEDS], num_latents, reference, watch)
     return {
         "num_latents": num_latents,
         "guidance_scale": guidance_scale,
@@ -99,12 +98,22 @@ def evaluate(
     }
 
 
+def _plan(watch: ComparisonWatch, prompts: int, seeds: Sequence[int], reference: Sample | None) -> None:
+    """Tells the watch what is to come: so many prompts, each with every seed, and the probes."""
+    probes = len(PROBE_SCALES) * len(PROBE_PROMPTS)
+    watch.plan(prompts + probes, prompts * len(seeds) + probes * _samples_of_a_probe(seeds[:_PROBE_SEEDS], reference))
+
+
+def _samples_of_a_probe(seeds: Sequence[int], reference: Sample | None) -> int:
+    return len(seeds) * (1 if reference is None else 2)
+
+
 def _line(prompt: str, values: dict[str, float]) -> str:
     return f"{prompt}: mean {values['mean']:.3f}, accuracy {values['accuracy']:.2f}"
 
 
 def _probe(
-    sample: Sample, seeds: Sequence[int], num_latents: int, reference: Sample | None, watch: Watch
+    sample: Sample, seeds: Sequence[int], num_latents: int, reference: Sample | None, watch: ComparisonWatch
 ) -> tuple[dict[str, dict[str, float]], float | None]:
     """The metrics of PROBE_PROMPTS at each scale, and the largest deviation from the reference."""
     probes: dict[str, dict[str, float]] = {}
@@ -118,7 +127,7 @@ def _probe(
             if reference is not None:
                 expected = draw(reference, prompt, seeds, num_latents=num_latents, guidance_scale=scale)
                 distances.append(np.linalg.norm(decode_points(latents) - decode_points(expected), axis=-1))
-            watch.advance(len(seeds) * (1 if reference is None else 2))
+            watch.advance(_samples_of_a_probe(seeds, reference))
             watch.finish(_line(name, rows[prompt]))
         # The median ignores outliers: rounding errors grow large in single points and, at high scales, in whole clouds.
         deviation = {"deviation": float(np.median(distances))} if distances else {}

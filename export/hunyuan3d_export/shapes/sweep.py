@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hunyuan3d_client import Client, Step
 from hunyuan3d_client.text_table import aligned
 
-from ..progress import Silent, Watch
+from ..progress import ComparisonWatch, Silent
 from . import TRAINED_PROMPTS, embed_prompt
 from .quality import Latents, initial_noise
 
@@ -54,7 +54,7 @@ class SweepOptions:
             )
 
 
-def run(options: SweepOptions, watch: Watch | None = None) -> list[Row]:
+def run(options: SweepOptions, watch: ComparisonWatch | None = None) -> list[Row]:
     """The rows of sweep() for these options. watch: is told of each row.
 
     Raises the client's errors when the server cannot be reached.
@@ -68,7 +68,7 @@ def run(options: SweepOptions, watch: Watch | None = None) -> list[Row]:
         return list(_told(found, watch or Silent()))
 
 
-def _told(found: Iterable[Row], watch: Watch) -> Iterator[Row]:
+def _told(found: Iterable[Row], watch: ComparisonWatch) -> Iterator[Row]:
     settings = len(SCALES) * (len(TOLERANCES) + len(FEWER_STEPS))
     watch.plan(settings, settings)
     watch.begin("the first setting")

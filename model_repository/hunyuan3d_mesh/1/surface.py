@@ -94,10 +94,7 @@ def extract(
         middles = np.concatenate([_middles(bricks), (2 * seeds[:, None] + AROUND).reshape(-1, 3)])
         points = 2 * points - 1
         bricks = Bricks(resolution, stride=bricks.stride // 2, points=points, level=level, parent=bricks)
-        asking.next_level()
-        for step in (-1, 0, 1):  # the ends of the edges too: what the parent knows of them counts only in bricks that exist
-            bricks.ensure((middles + step) >> 3)
-        yield from _close(bricks, bricks.unknown(middles), asking)
+        yield from _refined(bricks, middles, asking)
         seeds = _nearer(bricks, seeds)
     asking.check_sides(level)
     bricks.parent = None  # frees the coarser levels
@@ -136,6 +133,14 @@ def _whole(bricks: Bricks, asking: _Asking) -> Generator[np.ndarray, np.ndarray,
         yield from asking.ask(bricks, unknown[first : first + _WAVE])
     for first in range(1, bricks.count, 4096):  # marks the mixed cells
         bricks.missing(np.arange(first, min(first + 4096, bricks.count)))
+
+
+def _refined(bricks: Bricks, middles: np.ndarray, asking: _Asking) -> Generator[np.ndarray, np.ndarray, None]:
+    """Evaluates the points of a new level: the middles [M, 3] first, then the corners that mixed cells lack."""
+    asking.next_level()
+    for step in (-1, 0, 1):  # the ends of the edges too: what the parent knows of them counts only in bricks that exist
+        bricks.ensure((middles + step) >> 3)
+    yield from _close(bricks, bricks.unknown(middles), asking)
 
 
 def _close(bricks: Bricks, unknown: np.ndarray, asking: _Asking) -> Generator[np.ndarray, np.ndarray, None]:

@@ -19,52 +19,43 @@ class Metrics:
     """Implements stepper.Observer and counts the bytes of tensors; `family` is pb_utils.MetricFamily."""
 
     def __init__(self, family: Any) -> None:
+        self._family = family
         self._families: list[Any] = []  # kept, because a metric is removed when its family is collected
-
-        def metric(
-            kind: str, name: str, description: str, label: str, values: tuple[str, ...], **options: Any
-        ) -> dict[str, Any]:
-            self._families.append(family(name=f"hunyuan3d_{name}", description=description, kind=getattr(family, kind)))
-            return {value: self._families[-1].Metric(labels={label: value} if label else {}, **options) for value in values}
-
-        self._load = {
-            name: metric("GAUGE", f"{name}_samples", f"Samples that are {name}", "", ("",))[""] for name in ("active", "queued")
-        }
-        self._steps = metric("COUNTER", "steps_total", "Steps made, of all samples", "", ("",))[""]
-        self._forecasts = metric("COUNTER", "forecast_steps_total", "Evaluations saved by forecasts", "", ("",))[""]
-        self._error = metric(
-            "HISTOGRAM", "forecast_error", "Mean relative error of a sample's velocities", "", ("",), buckets=_ERRORS
-        )[""]
-        self._evaluations = metric("COUNTER", "evaluations_total", "Denoiser calls", "path", PATHS)
-        self._requests = metric("COUNTER", "requests_total", "Requests ended", "outcome", OUTCOMES)
-        self._moved = metric(
-            "COUNTER", "moved_bytes_total", "Bytes handed to the denoiser, to clients and back", "tensor", MOVED
-        )
-        self._rows = metric("HISTOGRAM", "batch_rows", "Rows of a denoiser call", "", ("",), buckets=_ROWS)[""]
-        self._seconds = metric("HISTOGRAM", "evaluation_seconds", "Time of a denoiser call", "", ("",), buckets=_SECONDS)[""]
-        self._queue_s = metric(
-            "HISTOGRAM",
-            "queue_seconds",
-            "Time from a request's arrival until it is stepped",
-            "",
-            ("",),
-            buckets=_REQUEST_SECONDS,
-        )[""]
-        self._first_step_s = metric(
-            "HISTOGRAM",
-            "first_step_seconds",
-            "Time from a request's arrival to its first step",
-            "",
-            ("",),
-            buckets=_REQUEST_SECONDS,
-        )[""]
-        self._request_s = metric(
-            "HISTOGRAM", "request_seconds", "Time from a request's arrival to its result", "", ("",), buckets=_REQUEST_SECONDS
-        )[""]
-        self._without_preview = metric("COUNTER", "previews_left_out_total", "Previews that preview_mib kept back", "", ("",))[
-            ""
-        ]
+        self._load = {name: self._gauge(f"{name}_samples", f"Samples that are {name}") for name in ("active", "queued")}
+        self._steps = self._counter("steps_total", "Steps made, of all samples")
+        self._forecasts = self._counter("forecast_steps_total", "Evaluations saved by forecasts")
+        self._error = self._histogram("forecast_error", "Mean relative error of a sample's velocities", _ERRORS)
+        self._evaluations = self._counters("evaluations_total", "Denoiser calls", "path", PATHS)
+        self._requests = self._counters("requests_total", "Requests ended", "outcome", OUTCOMES)
+        self._moved = self._counters("moved_bytes_total", "Bytes handed to the denoiser, to clients and back", "tensor", MOVED)
+        self._rows = self._histogram("batch_rows", "Rows of a denoiser call", _ROWS)
+        self._seconds = self._histogram("evaluation_seconds", "Time of a denoiser call", _SECONDS)
+        since_arrival, buckets = "Time from a request's arrival", _REQUEST_SECONDS
+        self._queue_s = self._histogram("queue_seconds", f"{since_arrival} until it is stepped", buckets)
+        self._first_step_s = self._histogram("first_step_seconds", f"{since_arrival} to its first step", buckets)
+        self._request_s = self._histogram("request_seconds", f"{since_arrival} to its result", buckets)
+        self._without_preview = self._counter("previews_left_out_total", "Previews that preview_mib kept back")
         self._last_load: dict[str, int] = {}
+
+    def _new(self, kind: str, name: str, description: str) -> Any:
+        """A new family of metrics."""
+        of_kind = getattr(self._family, kind)
+        self._families.append(self._family(name=f"hunyuan3d_{name}", description=description, kind=of_kind))
+        return self._families[-1]
+
+    def _gauge(self, name: str, description: str) -> Any:
+        return self._new("GAUGE", name, description).Metric(labels={})
+
+    def _counter(self, name: str, description: str) -> Any:
+        return self._new("COUNTER", name, description).Metric(labels={})
+
+    def _counters(self, name: str, description: str, label: str, values: tuple[str, ...]) -> dict[str, Any]:
+        """A counter for each value of the label."""
+        family = self._new("COUNTER", name, description)
+        return {value: family.Metric(labels={label: value}) for value in values}
+
+    def _histogram(self, name: str, description: str, buckets: list[float]) -> Any:
+        return self._new("HISTOGRAM", name, description).Metric(labels={}, buckets=buckets)
 
     def load(self, active: int, queued: int) -> None:
         for name, value in (("active", active), ("queued", queued)):
