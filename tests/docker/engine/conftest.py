@@ -197,7 +197,7 @@ class Project:
     ports: dict[str, int]
 
     def compose(self, *arguments: str) -> str:
-        every = [part for profile in ("cpu", "monitoring", "gateway") for part in ("--profile", profile)]
+        every = [part for profile in ("cpu", "monitoring", "gateway", "web") for part in ("--profile", profile)]
         return self.engine.compose(*every, *arguments, files=(self.override,), environment=self.environment)
 
     def container(self, service: str = "server-cpu") -> str:
@@ -232,7 +232,7 @@ def project(
     folder = tmp_path_factory.mktemp("compose")
     (folder / "secrets").mkdir(mode=0o755)
     (folder / "secrets" / "gateway_key").write_text("0123456789abcdef-a-test-key\n")
-    ports = dict(zip(("grpc", "http", "metrics", "gateway", "prometheus"), free_ports(5), strict=True))
+    ports = dict(zip(("grpc", "http", "metrics", "gateway", "prometheus", "web"), free_ports(6), strict=True))
     published = {"grpc": 8001, "http": 8000, "metrics": 8002}
     override = yaml.safe_dump(
         {
@@ -241,6 +241,7 @@ def project(
                     "build": {"network": "host"},  # the registry is reached as from this machine
                     "ports": [f"127.0.0.1:{ports[name]}:{inside}" for name, inside in published.items()],
                 },
+                "gateway": {"build": {"network": "host"}, "ports": [f"127.0.0.1:{ports['web']}:8081"]},
                 "prometheus": {"ports": [f"127.0.0.1:{ports['prometheus']}:9090"]},
             }
         }

@@ -114,3 +114,26 @@ def test_a_sample_through_the_gateway_profile(server: Any, edge: str) -> None:
     assert told["Config"]["User"] == "1000:1000" and told["HostConfig"]["ReadonlyRootfs"]
     server.compose("stop", "envoy")
     assert server.engine.inspect(server.container("envoy"))["State"]["ExitCode"] == 0
+
+
+def test_the_page_of_the_web_profile(server: Any) -> None:
+    """Its image is built of the lock, and it knows what the server beside it can make."""
+    server.compose("build", "gateway")
+    server.compose("up", "--detach", "--no-deps", "gateway")
+    address = f"http://127.0.0.1:{server.ports['web']}"
+
+    def asked(path: str) -> bytes | None:
+        try:
+            with urllib.request.urlopen(f"{address}{path}", timeout=10) as answer:
+                return bytes(answer.read())
+        except OSError:
+            return None
+
+    about = json.loads(until(lambda: asked("/v1/about"), "the gateway must know its server"))
+    assert about["ready"] and about["meshes"] and about["views"] == 0, "a decoder is deployed and no encoder"
+    assert b"Make it 3D" in (asked("/") or b"") and asked("/health/ready") is not None
+    told = server.engine.inspect(server.container("gateway"))
+    assert told["Config"]["User"] == "1000:1000" and told["HostConfig"]["ReadonlyRootfs"]
+    until(lambda: server.engine.inspect(server.container("gateway"))["State"]["Health"]["Status"] == "healthy", "healthy")
+    server.compose("stop", "gateway")
+    assert server.engine.inspect(server.container("gateway"))["State"]["ExitCode"] == 0
