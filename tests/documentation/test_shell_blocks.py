@@ -488,7 +488,7 @@ def add_encoder(checkpoint: Path) -> None:
 @pytest.mark.parametrize("scene", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCENES])
 def test_scene(scene: str, tree: Tree, artifacts: Callable[..., Path]) -> None:
     prepare(tree, artifacts)
-    if scene == "pictures":
+    if scene in ("pictures", "photographs"):
         add_encoder(tree.folder / "model.fp16.safetensors")
     for command in SCENES[scene]:
         tree.run(command)
