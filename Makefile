@@ -52,10 +52,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: PRESET := $(if $(filter file,$(origin PRESET)),shapes,$(PRESET))
 demo: $(STAMP)
 	$(BIN)/python -m hunyuan3d_export.commands.demo $(WEIGHTS) --precision $(PRECISION)
-.PHONY: test  ## the fast tests (what CI runs)
+.PHONY: test  ## the fast tests (what CI runs); WORKERS=2 runs them in two processes
 test: $(STAMP)
 	$(BIN)/python tests/warm_artifacts.py
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadfile)
 .PHONY: test-slow  ## full-size presets
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not docker"

@@ -1,6 +1,6 @@
 """Walks README.md from top to bottom in a fresh clone, as a newcomer would, and prints each command's exit code and seconds.
 
-    python3 tests/walk_readme.py                   every block; about 40 minutes on two cores, of which a third is make test
+    python3 tests/walk_readme.py                   every block; about 50 minutes on two cores, of which half is make test
     python3 tests/walk_readme.py --skip "make test" --skip "hunyuan3d-export quality"
 
 Only Python's standard library is needed: the first commands of README make the environment that the later ones use. What a newcomer

@@ -119,7 +119,7 @@ def test_one_waits_the_next_is_refused_and_waiting_has_an_end(
     for job in jobs:
         with pytest.raises(DeadlineExceeded, match="end within 5 s.*\n.*hint: raise total_timeout_s"):
             job.result(timeout_s=WAIT_S)
-    assert idle(limited)
+    until(lambda: idle(limited), "all must have left")
     after = metrics(limited)
     changed = {name: after[name] - before.get(name, 0) for name in after if name.startswith("hunyuan3d_requests")}
     assert {name: value for name, value in changed.items() if value} == {
