@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from hunyuan3d_client import contract
 
@@ -13,6 +15,9 @@ SEEDS = (0, 2**63 - 1)
 GUIDANCE = (0.0, 100.0)
 FACES = (0, 10_000_000)
 WORDS = 1000  # most characters of a prompt
+RemoveBackground = Annotated[
+    bool | None, Field(description="cut the subject out of pictures without transparency; left out: as the server is set")
+]
 
 
 def checked(settings: Settings, **given: Any) -> dict[str, Any]:

@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 class Shield:
     """Adds the headers to every answer and counts it. Bodies that are too large or too slow are refused while they arrive.
 
-    body_timeout_s: the time in which a whole body must arrive. `count` is told the pattern of each route and the status. `fail` answers with an error in the form of the interface.
+    body_timeout_s: the time in which a whole body must arrive. `count` is told the pattern of each route and the status. `fail`
+    answers with an error in the form of the interface.
     """
 
     def __init__(

@@ -99,9 +99,8 @@ def test_a_new_address_gets_work_and_a_gone_one_gets_none(name: Name, tokens: To
         await client.denoise(LATENTS, 0.5, tokens())
         name.addresses = ("10.0.0.2", "10.0.0.3")
         async with asyncio.timeout(60):
-            while not name.servers[
-                "10.0.0.1"
-            ].closed:  # a lookup that began before the change may still run beside the first call
+            # A lookup that began before the change may still run beside the first call.
+            while not name.servers["10.0.0.1"].closed:
                 await client.denoise(LATENTS, 0.5, tokens())
             before = name.calls()
             while not name.calls().get("10.0.0.3"):

@@ -21,7 +21,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # Software rendering, because test machines have no GPU.
 FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", *(["--no-sandbox"] if sys.platform == "linux" else [])]
 WAIT_MS = 180_000
-KEEP_FORM = "const real = fetch; window.fetch = (url, options) => { window.sent = options?.body ?? window.sent; return real(url, options); }"
+KEEP_FORM = """
+const real = fetch;
+window.fetch = (url, options) => { window.sent = options?.body ?? window.sent; return real(url, options); };
+"""
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: extra `browser`")
 
 pytestmark = [

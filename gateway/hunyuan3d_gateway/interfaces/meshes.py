@@ -13,7 +13,7 @@ from hunyuan3d_client import contract
 
 from ..failures import refused
 from ..jobs import Job, State, Wanted
-from ..options import SEEDS, checked
+from ..options import SEEDS, RemoveBackground, checked
 from ..pictures import from_base64
 from .common import (
     LOOKING,
@@ -53,9 +53,7 @@ class Options(BaseModel):
     output_format: str = "glb"
     resolution: Annotated[int | None, Field(description="cells along each side of the grid")] = None
     max_faces: Annotated[int | None, Field(description="simplify the mesh to this many triangles; 0 keeps all")] = None
-    remove_background: Annotated[
-        bool | None, Field(description="cut the subject out of pictures without transparency; left out: as the server is set")
-    ] = None
+    remove_background: RemoveBackground = None
     url: Annotated[str | None, Field(description="of a picture, on a host that the operator allows")] = None
 
     @field_validator("*", mode="before")

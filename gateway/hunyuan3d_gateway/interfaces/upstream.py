@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..failures import refused
 from ..jobs import Job, State, Wanted
-from ..options import SEEDS, checked
+from ..options import SEEDS, RemoveBackground, checked
 from ..pictures import from_base64
 from ..service import Caller
 from .common import (
@@ -48,9 +48,7 @@ class Body(BaseModel):
     guidance_scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     texture: Annotated[bool, Field(description="true is refused: there is no stage for textures")] = False
     face_count: int = 40_000
-    remove_background: Annotated[
-        bool | None, Field(description="cut the subject out of pictures without transparency; left out: as the server is set")
-    ] = None
+    remove_background: RemoveBackground = None
     type: str = "glb"
 
 

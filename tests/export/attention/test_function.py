@@ -181,7 +181,8 @@ def test_backends_compute_the_definition_and_its_gradients(backend: str, case: C
     expected = gradients(case, "standard", tensors)
     for name, gradient in gradients(case, backend, tensors).items():
         assert not gradient.isnan().any(), name
-        assert distance(gradient, expected[name], float(incoming(found).norm())) <= tolerance, name
+        terms = 0.0 if name == "v" else float(incoming(found).norm())  # those of q, k and the bias pass the softmax
+        assert distance(gradient, expected[name], terms) <= tolerance, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
