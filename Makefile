@@ -7,6 +7,7 @@ CHECKPOINT ?=
 PRECISION ?= fp32
 TARGET ?= tensorrt
 REPOSITORY ?= model_repository
+WORKERS ?=
 # Official files share one name, so OUT also holds their folder's name. Spaces in a path become _ first, because make splits words
 # at spaces.
 space := $(subst ,, )

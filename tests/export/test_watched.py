@@ -26,7 +26,7 @@ from hunyuan3d_export import parity
 from hunyuan3d_export.commands import options, watched
 from hunyuan3d_export.dit import network
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 @pytest.fixture
@@ -124,18 +124,25 @@ def on_a_terminal(command: list[str], until: str, then: signal.Signals) -> tuple
     process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment, start_new_session=True)
     os.close(follower)
     shown, sent, deadline = "", False, time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if not select.select([leader], [], [], 1.0)[0]:
-            continue
-        try:
-            shown += os.read(leader, 65536).decode(errors="replace")
-        except OSError:  # the other side is closed
-            break
-        if until in shown and not sent:
-            process.send_signal(then)
-            sent = True
-    os.close(leader)
-    return process.wait(WAIT_S), re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    try:
+        while time.monotonic() < deadline:
+            if not select.select([leader], [], [], 1.0)[0]:
+                continue
+            try:
+                shown += os.read(leader, 65536).decode(errors="replace")
+            except OSError:  # the other side is closed
+                break
+            if until in shown and not sent:
+                process.send_signal(then)
+                sent = True
+        else:
+            pytest.fail(f"{command} must end within {WAIT_S} s, got (signal {'sent' if sent else 'not sent'}):\n{shown}")
+        code = process.wait(WAIT_S)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+    return code, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
 
 
 @pytest.mark.served

@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -40,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _PORTS = (8001, 8000, 8002)  # gRPC, HTTP, metrics: Triton's own
 _PORT = "Default {}. 0 picks a free port, and then also for the ports that are not given."
+_LOOK_S = 0.2  # how often a running server is looked at
 _KILLED = 128  # a shell's exit code of a command that signal N ended is 128 + N
 
 StoredPrecisionOption = Annotated[
@@ -179,31 +179,31 @@ def repository_of(pipeline: Pipeline, precision: str, repository: Path | None) -
 
 def _run(server: EmbeddedServer) -> NoReturn:
     """Runs the server until it ends or a signal arrives."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too, because a shell starts background jobs with SIGINT ignored
-        signal.signal(each, _interrupt)
-    code = 0
+    signals = (signal.SIGINT, signal.SIGTERM)  # SIGINT too, because a shell starts background jobs with SIGINT ignored
+    for each in signals:
+        signal.signal(each, signal.default_int_handler)
+    code, arrived = None, []
     warn_of_random(deployed_in(server.repository).values())
     with errors.status(f"starting tritonserver on {server.repository} ...") as starting, server as endpoints:
-        try:  # `try` must begin before the line is written, because a reader of the line may send a signal at once
-            starting.stop()
-            sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
-            sys.stdout.flush()
-            for line in summary(server.repository, server.options.config, endpoints):
-                errors.print(line, markup=False, highlight=False, soft_wrap=True)
-            code = server.wait()
-            errors.print(ended(code), markup=False, highlight=False)
-        except KeyboardInterrupt:
-            for each in (signal.SIGINT, signal.SIGTERM):  # an interrupted stop would leave the server running
-                signal.signal(each, signal.SIG_IGN)
+        # Before the first line is written, because its reader may send a signal at once. From here a signal is noted and raises
+        # nothing: a KeyboardInterrupt is lost where it falls into a finalizer, and it would interrupt the server's stop.
+        for each in signals:
+            signal.signal(each, lambda number, _frame: arrived.append(number))
+        starting.stop()
+        sys.stdout.write(json.dumps(dataclasses.asdict(endpoints)) + "\n")
+        sys.stdout.flush()
+        for line in summary(server.repository, server.options.config, endpoints):
+            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+        while code is None and not arrived:
+            code = server.wait(_LOOK_S)
+        if code is None:
             logger.info("stopping tritonserver ...")
-    raise typer.Exit(code if code >= 0 else _KILLED - code)
+        else:
+            errors.print(ended(code), markup=False, highlight=False)
+    raise typer.Exit(0 if code is None else code if code >= 0 else _KILLED - code)
 
 
 def ports(*given: int | None) -> tuple[int, ...]:
     """The ports for gRPC, HTTP and metrics: those that were given; else Triton's own, or free ones where a free port was asked for."""
     free = 0 in given
     return tuple((0 if free else usual) if port is None else port for port, usual in zip(given, _PORTS, strict=True))
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -139,10 +139,16 @@ class EmbeddedServer:
             self._end_models(process)
         self._resources.close()
 
-    def wait(self) -> int:
-        """Waits until the server ends by itself, and ends its models' processes. Returns its exit code; see `ended`."""
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Waits until the server ends by itself, and ends its models' processes.
+
+        Returns its exit code (see `ended`), or None when it has not ended within timeout_s; None waits for ever.
+        """
         assert self._process is not None, "start() first"
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
         self._end_models(self._process)
         return code
 
