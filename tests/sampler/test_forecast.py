@@ -59,10 +59,8 @@ def sampled(
     for step in range(np.count_nonzero(np.diff(sigmas))):
         if step == one.next:
             evaluated.append(step)
-            state, now = one.receive(step, state, velocity(state, sigmas[step]))
-        else:
-            now = one.velocity(step, state)
-        state = state + np.float32(sigmas[step + 1] - sigmas[step]) * now
+            one.receive(state, velocity(state, sigmas[step]))
+        state = one.state(step + 1)
     return state, one, evaluated
 
 
@@ -195,7 +193,7 @@ def test_previews_hold_the_state_of_their_own_step(request_for: Make) -> None:
     class Watching(Recorder):
         def step(self, progress: object) -> None:
             super().step(progress)
-            if progress.preview_due:
+            if progress.latents is not None:
                 seen[progress.step] = progress.latents.copy()
 
     async def scenario() -> None:
@@ -207,6 +205,35 @@ def test_previews_hold_the_state_of_their_own_step(request_for: Make) -> None:
     asyncio.run(scenario())
     assert list(seen) == [*range(2, 49, 2), 50]
     assert all((one != other).any() for one, other in zip(list(seen.values())[:-1], list(seen.values())[1:], strict=True))
+
+
+def test_previews_change_no_bit_of_the_result(request_for: Make) -> None:
+    """The states of a gap are computed only where a preview or a call needs them, and each of them on its own."""
+    requests = [request_for(batch=2, steps=50, tolerance=np.float32([0.1]), preview_every=every) for every in (0, 1, 3)]
+    finals = [asyncio.run(run_together(make_stepper(Curved()), [request], "plain"))[0].final for request in requests]
+    np.testing.assert_array_equal(finals[0], finals[1])
+    np.testing.assert_array_equal(finals[0], finals[2])
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 0.1])
+def test_a_state_in_a_gap_is_that_of_its_euler_steps(tolerance: float) -> None:
+    """One after the other, each towards the polynomial through the last known end points at its time."""
+    velocity, state, one = mixture(2, width=0.3), noise(2), Forecast(FIFTY, tolerance)
+    gaps = 0
+    while one.next < 49:
+        step = one.next
+        one.receive(state, velocity(state, FIFTY[step]))
+        stepped, known = one._state.astype(np.float64), one._known[-one._order - 1 :]
+        times = np.array([time for time, _ in known])
+        ends = np.stack([end for _, end in known]).astype(np.float64)
+        for at in range(step, one.next):
+            shares = [np.prod((FIFTY[at] - np.delete(times, i)) / (times[i] - np.delete(times, i))) for i in range(len(times))]
+            end = np.tensordot(shares, ends, 1)
+            stepped = stepped + (FIFTY[at + 1] - FIFTY[at]) * (end - stepped) / (1 - FIFTY[at])
+            assert deviation(one.state(at + 1), stepped) < 1e-5
+        gaps += one.next - step > 1
+        state = one.state(one.next)
+    assert gaps > 5
 
 
 SHARED = st.lists(
@@ -268,8 +295,8 @@ def test_a_forecast_that_is_not_finite_ends_the_sample(request_for: Make) -> Non
     while trajectory.step < forecast.EARLY - 1:
         trajectory.receive(part, np.ones_like(trajectory.latents))
         part = trajectory.take(1)
-    trajectory._forecasts[0].velocity = lambda _step, state: state * np.float32(np.inf)
-    with pytest.raises(FloatingPointError, match="got NaN or Inf at step 5 of 50"), np.errstate(invalid="ignore"):
+    trajectory._forecasts[0].state = lambda _step: trajectory.latents * np.float32(np.inf)
+    with pytest.raises(FloatingPointError, match="got NaN or Inf at step 10 of 50"), np.errstate(invalid="ignore"):
         trajectory.receive(part, np.ones_like(trajectory.latents))
 
 

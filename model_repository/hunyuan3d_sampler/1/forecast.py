@@ -38,7 +38,7 @@ def off_reason(schedule: str, sigmas: np.ndarray) -> str | None:
 
 
 class Forecast:
-    """One sample of a request: which of its steps are evaluated, and the velocities of the others.
+    """One sample of a request: which of its steps are evaluated, and its state at every step.
 
     tolerance: the bound on a gap's mean estimated error. States and velocities are [L, 64] float32.
     """
@@ -60,39 +60,56 @@ class Forecast:
         """The mean over all steps of the relative error of the velocities, as measured before the states were corrected."""
         return self._errors / (self._last + 1)
 
-    def velocity(self, step: int, state: np.ndarray) -> np.ndarray:
-        """The forecast velocity at a step that is not evaluated."""
-        return self._towards(self._end_point(self._order, step), step, state)
-
-    def receive(self, step: int, state: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Takes the velocity evaluated at a step and decides about the next steps: returns the corrected state and velocity."""
+    def receive(self, state: np.ndarray, velocity: np.ndarray) -> None:
+        """Takes the state at the step `next` and its velocity, corrects the state, and decides which step is the next."""
+        step = self.next
         end_point = state + np.float32(1 - self._times[step]) * velocity
         errors = {order: end_point - self._end_point(order, step) for order in ORDERS if len(self._known) > order}
         self._measure(errors, step, scale=_norm(velocity))
         if shares := self._shares(step):
             state = state + np.float32(self._missing(shares)) * errors[self._order]
-            velocity = self._towards(end_point, step, state)
+        self._state = state
         self._known = [*self._known[-max(ORDERS) :], (self._times[step], end_point)]
         self._previous = step
         self.evaluations += 1
         gap, self._order = max((self._gap(step + 1, order), order) for order in ORDERS)
         self.next = step + 1 + gap
-        return state, velocity
 
-    def _towards(self, end_point: np.ndarray, step: int, state: np.ndarray) -> np.ndarray:
-        return (end_point - state) / np.float32(1 - self._times[step])
+    def state(self, step: int) -> np.ndarray:
+        """The state at a step after the last evaluation, up to `next`.
+
+        Each Euler step moves the state towards an end point that is a sum of known end points. So the state after any number of
+        them is a sum of the state at the last evaluation and of these end points, and only its weights need the steps in between.
+        """
+        own, weights = 1.0, [0.0] * len(self._nodes(self._order))
+        for before in range(self._previous, step):
+            pace = self._pace(before)
+            own *= 1 - pace
+            forecast = self._weights(self._order, before)
+            weights = [(1 - pace) * weight + pace * new for weight, new in zip(weights, forecast, strict=True)]
+        return np.float32(own) * self._state + self._sum(weights)
+
+    def _pace(self, step: int) -> float:
+        """The share of the way to the end point that a step goes."""
+        return (self._times[step + 1] - self._times[step]) / (1 - self._times[step])
 
     def _nodes(self, order: int) -> list[float]:
         return [time for time, _ in self._known[-order - 1 :]]
 
-    def _end_point(self, order: int, step: int) -> np.ndarray:
-        """The polynomial through the known end points, at the time of a step, in Lagrange's form."""
+    def _weights(self, order: int, step: int) -> list[float]:
+        """The polynomial through the known end points at the time of a step, as their weights (Lagrange's form)."""
         nodes, now = self._nodes(order), self._times[step]
-        forecast = np.float32(0)
-        for index, (_, end_point) in enumerate(self._known[-order - 1 :]):
-            others = nodes[:index] + nodes[index + 1 :]
-            forecast = forecast + np.float32(_product(now, others) / _product(nodes[index], others)) * end_point
-        return forecast
+        others = [nodes[:index] + nodes[index + 1 :] for index in range(len(nodes))]
+        return [_product(now, rest) / _product(node, rest) for node, rest in zip(nodes, others, strict=True)]
+
+    def _sum(self, weights: Sequence[float]) -> np.ndarray:
+        terms = [
+            np.float32(weight) * end_point for weight, (_, end_point) in zip(weights, self._known[-len(weights) :], strict=True)
+        ]
+        return sum(terms[1:], start=terms[0])
+
+    def _end_point(self, order: int, step: int) -> np.ndarray:
+        return self._sum(self._weights(order, step))
 
     def _measure(self, errors: dict[int, np.ndarray], step: int, *, scale: float) -> None:
         """Updates c of each order, and the errors so far by those of the gap that ends here."""
@@ -113,7 +130,7 @@ class Forecast:
         """What the state lacks after the gap, as a multiple of the measured error: the gap's errors, summed as Euler's steps do."""
         missing = 0.0
         for skipped, share in enumerate(shares, start=self._previous + 1):
-            pace = (self._times[skipped + 1] - self._times[skipped]) / (1 - self._times[skipped])
+            pace = self._pace(skipped)
             missing = (1 - pace) * missing + pace * share
         return missing
 
@@ -157,4 +174,4 @@ def _squares(array: np.ndarray) -> np.ndarray:
 
 
 def _ratio(value: float, scale: float) -> float:
-    return value / scale if scale > 0 else math.inf if value > 0 else 0.0
+    return value / scale if scale > 0 else 0.0 if value == 0 else math.inf  # inf for NaN too: the next step is evaluated then

@@ -113,9 +113,10 @@ class _Stream(Stream):
             pb_utils.Tensor("path", np.array([progress.path.encode()], np.object_)),
             pb_utils.Tensor("evaluated", np.array([progress.evaluated], np.int32)),
         ]
-        if progress.preview_due and self._may_send(progress):
-            outputs.append(pb_utils.Tensor("latents", self._arrays.host(progress.latents)))
-            self._metrics.moved("response", progress.latents.nbytes)
+        latents = progress.latents
+        if latents is not None and self._may_send(latents, done=progress.done):
+            outputs.append(pb_utils.Tensor("latents", self._arrays.host(latents)))
+            self._metrics.moved("response", latents.nbytes)
         if progress.done:
             outputs += self._last(progress)
         self.send(outputs, final=progress.done)
@@ -129,8 +130,8 @@ class _Stream(Stream):
         self._previews.forget(self)
         super().fail(error)
 
-    def _may_send(self, progress: Progress) -> bool:
-        if progress.done or self._previews.take(self, progress.latents.nbytes):
+    def _may_send(self, latents: np.ndarray, *, done: bool) -> bool:
+        if done or self._previews.take(self, latents.nbytes):
             return True
         self._metrics.preview_left_out()
         return False

@@ -8,7 +8,7 @@ Axes: B samples of the request, L latent tokens, T context tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from forecast import Forecast
@@ -40,6 +40,7 @@ class Part:
 class Progress:
     """A trajectory right after one of its steps, for its client.
 
+    latents: the state, where a preview is due or the request is done; None at other steps.
     evaluated, forecast: for how many samples the step's velocity was evaluated, and for how many it was forecast; both are 0 for
     a step of size 0, which needs no velocity. batch: samples of the last denoiser call, those of other requests included.
     evaluations and forecast_errors hold a number for each sample.
@@ -48,19 +49,15 @@ class Progress:
     step: int
     total: int
     t: float
-    latents: np.ndarray
+    latents: np.ndarray | None
     path: SamplingPath
+    samples: int
     batch: int
     context_tokens: int
-    preview_due: bool
     evaluated: int
     forecast: int
     evaluations: tuple[int, ...]
     forecast_errors: tuple[float, ...]
-
-    @property
-    def samples(self) -> int:
-        return len(self.latents)
 
     @property
     def done(self) -> bool:
@@ -78,7 +75,7 @@ class Trajectory:
         self.request = request
         self.path = path
         self.request_id = request_id
-        self.latents = request.latents
+        self.latents = request.latents  # at the present step, or, in a gap whose states nobody needs, at an earlier one
         self.step = 0
         self.batch = 0  # samples of the last denoiser call, those of other requests included
         self._forecasts = [Forecast(request.sigmas, request.tolerance) for _ in self.latents] if request.tolerance else []
@@ -144,44 +141,42 @@ class Trajectory:
         """One Euler step in float32, and the steps of size 0 behind it, such as flow_match's last, which change nothing."""
         sigmas = self.request.sigmas
         if self._forecasts:
-            self.latents, velocity = self._with_forecasts(dict(zip(evaluated, velocity, strict=True)))
-        self.latents = self.latents + np.float32(sigmas[self.step + 1] - sigmas[self.step]) * velocity
-        self.step += 1
+            for index, row in zip(evaluated, velocity, strict=True):
+                self._forecasts[index].receive(self.latents[index], row)
+        else:
+            self._set(self.latents + np.float32(sigmas[self.step + 1] - sigmas[self.step]) * velocity, self.step + 1)
         self._evaluations += 1
-        if not np.isfinite(self.latents).all():
-            raise FloatingPointError(f"latents must stay finite, got NaN or Inf at step {self.step} of {self.total}")
-        steps = [self._progress(evaluated=len(evaluated), forecast=self.samples - len(evaluated))]
+        first = self.step = self.step + 1
         while not self.done and sigmas[self.step + 1] == sigmas[self.step]:
             self.step += 1
-            steps.append(self._progress(evaluated=0, forecast=0))
         nexts = [forecast.next for forecast in self._forecasts] or [self.step] * self.samples
         self._waiting = [index for index, step in enumerate(nexts) if step == self.step]
         self._missing = len(self._waiting)
-        return steps
+        steps = range(first, self.step + 1)
+        if self._forecasts and (self._waiting or any(map(self._shown, steps))):
+            self._set(np.stack([forecast.state(first) for forecast in self._forecasts]), first)
+        counts = [(len(evaluated), self.samples - len(evaluated)), *[(0, 0)] * (len(steps) - 1)]
+        return [self._progress(step, *count) for step, count in zip(steps, counts, strict=True)]
 
-    def _with_forecasts(self, evaluated: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The corrected state and the velocity of all samples: evaluated where there is a velocity, otherwise forecast."""
-        states, velocities = [], []
-        for index, (forecast, state) in enumerate(zip(self._forecasts, self.latents, strict=True)):
-            if index in evaluated:
-                state, velocity = forecast.receive(self.step, state, evaluated[index])
-            else:
-                velocity = forecast.velocity(self.step, state)
-            states.append(state)
-            velocities.append(velocity)
-        return np.stack(states), np.stack(velocities)
+    def _set(self, latents: np.ndarray, step: int) -> None:
+        if not np.isfinite(latents).all():
+            raise FloatingPointError(f"latents must stay finite, got NaN or Inf at step {step} of {self.total}")
+        self.latents = latents
 
-    def _progress(self, *, evaluated: int, forecast: int) -> Progress:
-        every = self.request.preview_every
+    def _shown(self, step: int) -> bool:
+        """Whether the client gets the state of a step."""
+        return step >= self.total or (self.request.preview_every > 0 and step % self.request.preview_every == 0)
+
+    def _progress(self, step: int, evaluated: int, forecast: int) -> Progress:
         return Progress(
-            step=self.step,
+            step=step,
             total=self.total,
-            t=self.t,
-            latents=self.latents,
+            t=float(self.request.sigmas[step]),
+            latents=self.latents if self._shown(step) else None,
             path=self.path,
+            samples=self.samples,
             batch=self.batch,
             context_tokens=self.request.context.shape[1],
-            preview_due=self.done or (every > 0 and self.step % every == 0),
             evaluated=evaluated,
             forecast=forecast,
             evaluations=tuple(one.evaluations for one in self._forecasts) or (self._evaluations,) * self.samples,
