@@ -201,3 +201,37 @@ def test_the_stepper_works_again_after_it_was_idle(request_for: Make) -> None:
 
     asyncio.run(scenario())
     assert denoiser.rows == [1, 1, 1]
+
+
+def test_requests_that_arrive_together_share_the_first_call(request_for: Make) -> None:
+    """While no call runs, the first call waits for a tenth of a call since the last arrival, at most for three since the first."""
+
+    async def scenario() -> tuple[Denoiser, list[float]]:
+        denoiser, waits = Denoiser(), []
+        stepper, sinks = make_stepper(denoiser), [Recorder() for _ in range(3)]
+        stepper._call_s = 20.0
+        begin = asyncio.get_running_loop().time()
+        for sink in sinks:
+            stepper.submit(Trajectory(request_for(steps=5), "plain"), sink)
+            waits.append(stepper._gathering.when() - asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+        stepper._first_arrival = begin - 5.0
+        stepper._gather()
+        waits.append(stepper._gathering.when() - begin)
+        assert denoiser.calls == []
+        stepper._pump()
+        assert stepper._gathering is None
+        await asyncio.gather(*(sink.ended.wait() for sink in sinks))
+        return denoiser, waits
+
+    denoiser, waits = asyncio.run(scenario())
+    assert denoiser.rows[0] == 3 and waits == pytest.approx([2.0, 2.0, 2.0, 1.0], abs=0.1)
+
+
+def test_the_first_request_of_a_server_does_not_wait(request_for: Make) -> None:
+    async def scenario() -> float:
+        stepper = make_stepper(Denoiser())
+        stepper.submit(Trajectory(request_for(steps=2), "plain"), Recorder())
+        return stepper._gathering.when() - asyncio.get_running_loop().time()
+
+    assert asyncio.run(scenario()) <= 0

@@ -24,6 +24,9 @@ _TICK_S = 0.1  # while nothing else happens, time limits and cancellations are n
 CONTEXTS_HELD = 4
 _NEWEST = 0.2  # the weight of the newest call in the moving average of its seconds
 _LEAST_WAIT_S = 0.1
+# While no call runs, a request waits for those that arrive together with it, in shares of a call's seconds.
+_APART = 0.1  # since the last arrival
+_TOGETHER = 0.3  # since the first one
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +109,10 @@ class Stepper:
         self._held: collections.OrderedDict[tuple[Part, ...], Any] = collections.OrderedDict()  # the last used at the end
         self._untold: list[tuple[Trajectory, _Place, Progress]] = []  # steps that are done and that no client has been told
         self._timer: asyncio.TimerHandle | None = None
+        self._gathering: asyncio.TimerHandle | None = None
+        self._first_arrival = 0.0  # of the requests that are being gathered
         self._last_check = 0.0
+        self._call_s = 0.0  # seconds of a denoiser call, averaged
         self._sample_s = 0.0  # seconds of a denoiser call for each of its samples, averaged
 
     @property
@@ -133,7 +139,21 @@ class Stepper:
                 f"samples in progress must stay within {self._settings.max_trajectories} and {self._settings.max_queued} queued, "
                 f"got {self.samples} and {self.queued} and {trajectory.samples} more\nhint: try again {self._when_one_ends()}"
             )
-        loop.call_soon(self._pump)  # later and not at once, so that requests that arrive together start together
+        if self._calls:
+            loop.call_soon(self._pump)
+        else:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Starts the first call a little later, so that requests that arrive together start together."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._gathering is None:
+            self._first_arrival = now
+        else:
+            self._gathering.cancel()
+        due = min(now + _APART * self._call_s, self._first_arrival + _TOGETHER * self._call_s)
+        self._gathering = loop.call_at(due, self._pump)
 
     def _when_one_ends(self) -> str:
         """About when the next trajectory is done, if all samples in progress take turns and each step is evaluated."""
@@ -153,6 +173,9 @@ class Stepper:
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if now - self._last_check >= _TICK_S:
             self._last_check = now
             for trajectory in [*self._queue, *self._active]:
@@ -220,7 +243,9 @@ class Stepper:
             seconds = asyncio.get_running_loop().time() - begin
             self._observer.evaluated(path, len(state["latents"]), seconds)
             velocity = combine(parts, output)
-            self._sample_s += (_NEWEST if self._sample_s else 1) * (seconds / len(velocity) - self._sample_s)
+            newest = _NEWEST if self._call_s else 1
+            self._call_s += newest * (seconds - self._call_s)
+            self._sample_s += newest * (seconds / len(velocity) - self._sample_s)
             rows = shares(parts, velocity)
         except Exception as error:  # the requests of this call end, and all others go on
             for part in parts:
