@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +25,34 @@ METRICS = ("to_surface", "from_surface", "volume", "watertight", "topology")
 
 
 def measure(client: Client, prompt: str, views: int, *, resolution: int, seed: int, pixels: int) -> list[dict[str, float]]:
-    """One row of metrics for each picture; every other picture has alpha. "right": whether the drawn points fit this prompt best."""
-    distance, rows = gridded(prompt), []
-    for index in range(views):
+    """One row of metrics for each picture; every other picture has alpha. "right": whether the drawn points fit this prompt best.
+
+    The server gets all pictures of the prompt at once.
+    """
+    distance = gridded(prompt)
+
+    def row(index: int) -> dict[str, float]:
         random = np.random.default_rng([seed, index, zlib.crc32(prompt.encode())])
         image = picture(distance, random_view(random), random_look(random, alpha=index % 2 == 0), pixels)
         mesh = client.generate(png(image), seed=index, resolution=resolution)
         shape = mesh.to_trimesh()
         assert mesh.latents is not None
         found = nearest_prompt(decode_points(mesh.latents[0]), PROMPTS)
-        metrics = measure_mesh(Triangles(np.asarray(shape.vertices), np.asarray(shape.faces)), prompt)
-        rows.append({"right": float(found == prompt), **metrics})
         if found != prompt:
             log.info("%s, view %d: drawn as %s", prompt, index, found)
+        metrics = measure_mesh(Triangles(np.asarray(shape.vertices), np.asarray(shape.faces)), prompt)
+        return {"right": float(found == prompt), **metrics}
+
+    with ThreadPoolExecutor(views) as pool:
+        return list(pool.map(row, range(views)))
+
+
+def measured(client: Client, prompts: Sequence[str], args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """The rows of each prompt, with a line as each is done."""
+    rows = {}
+    for prompt in prompts:
+        rows[prompt] = measure(client, prompt, args.views, resolution=args.resolution, seed=args.seed, pixels=args.pixels)
+        log.info("%d of %d: %s", len(rows), len(prompts), prompt)
     return rows
 
 
@@ -54,8 +71,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse_arguments()
     with Client(args.url, timeout_s=600) as client:
-        sizes = {"resolution": args.resolution, "seed": args.seed, "pixels": args.pixels}
-        rows = {prompt: measure(client, prompt, args.views, **sizes) for prompt in TRAINED_PROMPTS}
+        rows = measured(client, TRAINED_PROMPTS, args)
     flat = [row for each in rows.values() for row in each]
     right = [row for row in flat if row["right"]]
     log.info("%d pictures, right solid %.1f %%", len(flat), 100 * np.mean([row["right"] for row in flat]))
