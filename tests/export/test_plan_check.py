@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from hunyuan3d_client import contract
-from hunyuan3d_export import repository_from_artifacts
 from hunyuan3d_export.dit import PRESETS
+from hunyuan3d_export.engines import plan_check
 from hunyuan3d_export.engines.gpu import Gpu
+from hunyuan3d_export.engines.plan_check import DeployError, check_plan
 from hunyuan3d_export.files import sha256
 from hunyuan3d_export.manifest import Manifest
 from hunyuan3d_export.networks import NETWORKS
-from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan, deploy
+from hunyuan3d_export.repository_from_artifacts import SOURCE, deploy
 
 HINT = "hint: on the machine that will serve: docker compose --profile export run --rm export engine --checkpoint FILE"
 
@@ -27,8 +28,8 @@ HINT = "hint: on the machine that will serve: docker compose --profile export ru
 def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with an SM89 GPU, where the server's image has TensorRT 11.1.0."""
     monkeypatch.setenv("TENSORRT_VERSION", "11.1.0")
-    monkeypatch.setattr(repository_from_artifacts, "installed_version", lambda _name: "11.1.0.1")
-    monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: Gpu("An Ada", "SM89"))
+    monkeypatch.setattr(plan_check, "installed_version", lambda _name: "11.1.0.1")
+    monkeypatch.setattr(plan_check, "first_gpu", lambda: Gpu("An Ada", "SM89"))
 
 
 def plan(**changes: Any) -> Manifest:
@@ -112,7 +113,7 @@ def test_a_stripped_plan_is_refused_with_the_refit() -> None:
 
 
 def test_without_a_gpu_only_the_gpu_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: None)
+    monkeypatch.setattr(plan_check, "first_gpu", lambda: None)
     check_plan(plan(library_version=f"{versions_env()}.1", compute_capabilities=["SM75"]), Path("plans"))
     with pytest.raises(DeployError, match=f"must be built by the server image's TensorRT {versions_env()}, got 1.0"):
         check_plan(plan(library_version="1.0", compute_capabilities=["SM75"]), Path("plans"))
@@ -120,7 +121,7 @@ def test_without_a_gpu_only_the_gpu_is_not_compared(monkeypatch: pytest.MonkeyPa
 
 def test_the_library_of_this_machine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that the local TensorRT made and can load is still refused, because the image serves it."""
-    monkeypatch.setattr(repository_from_artifacts, "first_gpu", lambda: None)
+    monkeypatch.setattr(plan_check, "first_gpu", lambda: None)
     library = types.ModuleType("tensorrt")
     library.__version__, library.Builder = "11.4.0.106", object  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", library)
@@ -168,7 +169,7 @@ def test_a_plan_too_narrow_for_its_configs_is_refused(axis: str, sizes: list[int
 def checkout(tmp_path: Path) -> Path:
     """A checkout beside this code's own one, as it is mounted into the export image."""
     skip = shutil.ignore_patterns("model.*on*", "model.plan", "*.json", "__pycache__")
-    shutil.copytree(repository_from_artifacts.SOURCE, tmp_path / "work" / "model_repository", ignore=skip, symlinks=True)
+    shutil.copytree(SOURCE, tmp_path / "work" / "model_repository", ignore=skip, symlinks=True)
     (tmp_path / "work" / "docker").mkdir()
     (tmp_path / "work" / "docker" / "versions.env").write_text("")
     return tmp_path / "work" / "model_repository"

@@ -13,13 +13,14 @@ import pytest
 from hunyuan3d_client import contract
 from hunyuan3d_export.engine_from_onnx import BuildError, EngineOptions, _made_from, _write_manifest, build_engines
 from hunyuan3d_export.engines.gpu import first_gpu
+from hunyuan3d_export.engines.plan_check import DeployError, check_plan
 from hunyuan3d_export.engines.refit import RefitError, refit_plans
 from hunyuan3d_export.engines.runtime import PlanLoadError
 from hunyuan3d_export.engines.structure import structure_digest
 from hunyuan3d_export.engines.targets import Target, TargetMissing, find_target
 from hunyuan3d_export.manifest import Manifest, file_digests
 from hunyuan3d_export.parity import verify_engines
-from hunyuan3d_export.repository_from_artifacts import DeployError, check_plan, deploy
+from hunyuan3d_export.repository_from_artifacts import deploy
 
 STRIPPED = EngineOptions(weight_stripped=True)
 without_gpu = pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU: the library does not refuse")

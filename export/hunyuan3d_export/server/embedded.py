@@ -22,9 +22,9 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engines.plan_check import DeployError, check_plan
 from ..engines.targets import PLAN_FILES
 from ..manifest import Manifest
-from ..repository_from_artifacts import DeployError, check_plan
 from .loadable import VERSION, loadable, memory_pool_flags
 from .orphans import ended_with_this_process
 from .wheel import ServerStartError, lay_out
