@@ -68,7 +68,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)  # of this script alone: the client logs each answer
     args = parse_arguments()
     with Client(args.url, timeout_s=600) as client:
         rows = measured(client, TRAINED_PROMPTS, args)
