@@ -154,7 +154,11 @@ def _last_step(sigmas: np.ndarray) -> int:
 
 
 def _product(time: float, nodes: Sequence[float]) -> float:
-    return math.prod(time - node for node in nodes)
+    """(time - node) of all nodes, multiplied; a loop, because there are at most three, and math.prod takes three times as long."""
+    product = 1.0
+    for node in nodes:
+        product *= time - node
+    return product
 
 
 def _norm(array: np.ndarray) -> float:
