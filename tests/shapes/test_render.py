@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from views import SIDE, TOKENS, VOCABULARY, Dresser, fitted, targets
+from views import NOTHING, SIDE, TOKENS, VOCABULARY, Dresser, fitted, targets
 
 from hunyuan3d_export.shapes import TRAINED_PROMPTS, solid
 from hunyuan3d_export.shapes.decoding import mesh_of
@@ -71,8 +71,8 @@ def test_a_grid_of_distances_is_near_the_exact_distance(prompt):
 def test_every_prompt_has_its_own_words():
     words = {prompt: tuple(targets(prompt)) for prompt in TRAINED_PROMPTS}
     assert len(set(words.values())) == len(words) and all(len(each) == TOKENS for each in words.values())
-    assert [VOCABULARY[word] for word in targets("flat torus")] == ["torus", "flat", "torus"]
-    assert [VOCABULARY[word] for word in targets("two cubes")] == ["two", "cubes", "cubes"]
+    assert [VOCABULARY[word] for word in targets("flat torus")] == [NOTHING, "flat", "torus"]
+    assert [VOCABULARY[word] for word in targets("two cubes")] == ["two", NOTHING, "cubes"]
 
 
 def test_views_are_dressed_anew_each_time():
