@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import stepper as stepper_module
 from doubles import Denoiser, Recorder, expected, make_stepper, run_together
 from outcomes import Ended
 from sample_request import SampleRequest
@@ -203,8 +204,10 @@ def test_the_stepper_works_again_after_it_was_idle(request_for: Make) -> None:
     assert denoiser.rows == [1, 1, 1]
 
 
-def test_requests_that_arrive_together_share_the_first_call(request_for: Make) -> None:
+def test_requests_that_arrive_together_share_the_first_call(request_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """While no call runs, the first call waits for a tenth of a call since the last arrival, at most for three since the first."""
+
+    monkeypatch.setattr(stepper_module, "_LONGEST_CALL_S", 20.0)  # far from the time that this test takes
 
     async def scenario() -> tuple[Denoiser, list[float]]:
         denoiser, waits = Denoiser(), []
@@ -228,10 +231,14 @@ def test_requests_that_arrive_together_share_the_first_call(request_for: Make) -
     assert denoiser.rows[0] == 3 and waits == pytest.approx([2.0, 2.0, 2.0, 1.0], abs=0.1)
 
 
-def test_the_first_request_of_a_server_does_not_wait(request_for: Make) -> None:
-    async def scenario() -> float:
-        stepper = make_stepper(Denoiser())
-        stepper.submit(Trajectory(request_for(steps=2), "plain"), Recorder())
-        return stepper._gathering.when() - asyncio.get_running_loop().time()
+@pytest.mark.parametrize(("call_s", "waits_s"), [(0.0, 0.0), (0.5, 0.05), (60.0, 0.1)])
+def test_a_request_waits_a_tenth_of_a_call_and_never_long(call_s: float, waits_s: float, request_for: Make) -> None:
+    """Not at all where no call was made yet."""
 
-    assert asyncio.run(scenario()) <= 0
+    async def scenario() -> float:
+        stepper, begin = make_stepper(Denoiser()), asyncio.get_running_loop().time()
+        stepper._call_s = call_s
+        stepper.submit(Trajectory(request_for(steps=2), "plain"), Recorder())
+        return stepper._gathering.when() - begin
+
+    assert waits_s <= asyncio.run(scenario()) < waits_s + 0.5
