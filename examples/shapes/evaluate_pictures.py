@@ -48,7 +48,7 @@ def measure(client: Client, prompt: str, views: int, *, resolution: int, seed: i
 
 
 def measured(client: Client, prompts: Sequence[str], args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """The rows of each prompt, with a line as each is done."""
+    """The rows of each prompt. A line is logged when a prompt is done."""
     rows = {}
     for prompt in prompts:
         rows[prompt] = measure(client, prompt, args.views, resolution=args.resolution, seed=args.seed, pixels=args.pixels)
@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)  # of this script alone: the client logs each answer
+    log.setLevel(logging.INFO)  # only this script's lines are shown, because the client logs a line for each answer
     args = parse_arguments()
     with Client(args.url, timeout_s=600) as client:
         rows = measured(client, TRAINED_PROMPTS, args)

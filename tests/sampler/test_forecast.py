@@ -217,7 +217,7 @@ def test_previews_change_no_bit_of_the_result(request_for: Make) -> None:
 
 @pytest.mark.parametrize("tolerance", [0.01, 0.1])
 def test_a_state_in_a_gap_is_that_of_its_euler_steps(tolerance: float) -> None:
-    """One after the other, each towards the polynomial through the last known end points at its time."""
+    """Here the steps are made one after the other: each moves towards the polynomial through the last known end points."""
     velocity, state, one = mixture(2, width=0.3), noise(2), Forecast(FIFTY, tolerance)
     gaps = 0
     while one.next < 49:

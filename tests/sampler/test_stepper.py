@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import stepper as stepper_module
 from doubles import Denoiser, Recorder, expected, make_stepper, run_together
 from outcomes import Ended
 from sample_request import SampleRequest
@@ -203,8 +204,9 @@ def test_the_stepper_works_again_after_it_was_idle(request_for: Make) -> None:
     assert denoiser.rows == [1, 1, 1]
 
 
-def test_requests_that_arrive_together_share_the_first_call(request_for: Make) -> None:
-    """While no call runs, the first call waits for a tenth of a call since the last arrival, at most for three since the first."""
+def test_requests_that_arrive_together_share_the_first_call(request_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call starts a tenth of a call after the last arrival, and at most three tenths after the first arrival."""
+    monkeypatch.setattr(stepper_module, "_LONGEST_CALL_S", 20.0)  # far from the time that this test takes
 
     async def scenario() -> tuple[Denoiser, list[float]]:
         denoiser, waits = Denoiser(), []
@@ -228,10 +230,14 @@ def test_requests_that_arrive_together_share_the_first_call(request_for: Make) -
     assert denoiser.rows[0] == 3 and waits == pytest.approx([2.0, 2.0, 2.0, 1.0], abs=0.1)
 
 
-def test_the_first_request_of_a_server_does_not_wait(request_for: Make) -> None:
+@pytest.mark.parametrize(("call_s", "waits_s"), [(0.0, 0.0), (0.5, 0.05), (60.0, 0.1)])
+def test_a_request_waits_a_tenth_of_a_call_and_never_long(call_s: float, waits_s: float, request_for: Make) -> None:
+    """A request does not wait at all before the server has made its first call."""
+
     async def scenario() -> float:
         stepper = make_stepper(Denoiser())
+        stepper._call_s = call_s
         stepper.submit(Trajectory(request_for(steps=2), "plain"), Recorder())
-        return stepper._gathering.when() - asyncio.get_running_loop().time()
+        return stepper._gathering.when() - stepper._first_arrival
 
-    assert asyncio.run(scenario()) <= 0
+    assert asyncio.run(scenario()) == pytest.approx(waits_s, abs=1e-9)

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 _PORTS = (8001, 8000, 8002)  # gRPC, HTTP, metrics: Triton's own
 _PORT = "Default {}. 0 picks a free port, and then also for the ports that are not given."
-_LOOK_S = 0.2  # how often a running server is looked at
+_LOOK_S = 0.2  # a running server is looked at so often: whether it has ended, and whether a signal has arrived
 _KILLED = 128  # a shell's exit code of a command that signal N ended is 128 + N
 
 StoredPrecisionOption = Annotated[
@@ -185,8 +185,9 @@ def _run(server: EmbeddedServer) -> NoReturn:
     code, arrived = None, []
     warn_of_random(deployed_in(server.repository).values())
     with errors.status(f"starting tritonserver on {server.repository} ...") as starting, server as endpoints:
-        # Before the first line is written, because its reader may send a signal at once. From here a signal is noted and raises
-        # nothing: a KeyboardInterrupt is lost where it falls into a finalizer, and it would interrupt the server's stop.
+        # The handlers change before the first line is written, because the reader of that line may send a signal at once. From
+        # here on they only note a signal: Python drops a KeyboardInterrupt that is raised inside a finalizer, and a second one
+        # would interrupt the server's stop.
         for each in signals:
             signal.signal(each, lambda number, _frame: arrived.append(number))
         starting.stop()

@@ -11,7 +11,7 @@ from .targets import PLAN_FILES, installed_version
 
 
 class DeployError(ValueError):
-    """The artifacts cannot be placed into this repository as asked."""
+    """The artifacts cannot be deployed into this repository, or cannot be served from it, as asked."""
 
 
 def check_plan(manifest: Manifest, folder: Path) -> None:

@@ -52,6 +52,7 @@ class Forecast:
         self._order = ORDERS[0]  # of the present gap
         self._previous = -1  # the step of the last evaluation
         self._errors = 0.0
+        self._state: np.ndarray  # at the last evaluation, corrected
         self.next = 0  # the next step to evaluate
         self.evaluations = 0
 
@@ -97,12 +98,13 @@ class Forecast:
         return [time for time, _ in self._known[-order - 1 :]]
 
     def _weights(self, order: int, step: int) -> list[float]:
-        """The polynomial through the known end points at the time of a step, as their weights (Lagrange's form)."""
+        """The weights of the known end points in the polynomial through them, at the time of a step (Lagrange's form)."""
         nodes, now = self._nodes(order), self._times[step]
         others = [nodes[:index] + nodes[index + 1 :] for index in range(len(nodes))]
         return [_product(now, rest) / _product(node, rest) for node, rest in zip(nodes, others, strict=True)]
 
     def _sum(self, weights: Sequence[float]) -> np.ndarray:
+        """The weighted sum of the last end points, as many as there are weights."""
         terms = [
             np.float32(weight) * end_point for weight, (_, end_point) in zip(weights, self._known[-len(weights) :], strict=True)
         ]
@@ -154,7 +156,7 @@ def _last_step(sigmas: np.ndarray) -> int:
 
 
 def _product(time: float, nodes: Sequence[float]) -> float:
-    """(time - node) of all nodes, multiplied; a loop, because there are at most three, and math.prod takes three times as long."""
+    """The product of (time - node) over all nodes, of which there are at most three."""
     product = 1.0
     for node in nodes:
         product *= time - node

@@ -27,6 +27,7 @@ _LEAST_WAIT_S = 0.1
 # While no call runs, a request waits for those that arrive together with it, in shares of a call's seconds.
 _APART = 0.1  # since the last arrival
 _TOGETHER = 0.3  # since the first one
+_LONGEST_CALL_S = 1.0  # a call that takes longer counts as this, because the first call of a server may take very long
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +153,8 @@ class Stepper:
             self._first_arrival = now
         else:
             self._gathering.cancel()
-        due = min(now + _APART * self._call_s, self._first_arrival + _TOGETHER * self._call_s)
-        self._gathering = loop.call_at(due, self._pump)
+        call_s = min(self._call_s, _LONGEST_CALL_S)
+        self._gathering = loop.call_at(min(now + _APART * call_s, self._first_arrival + _TOGETHER * call_s), self._pump)
 
     def _when_one_ends(self) -> str:
         """About when the next trajectory is done, if all samples in progress take turns and each step is evaluated."""
@@ -256,8 +257,9 @@ class Stepper:
             part.trajectory.batch = len(velocity)
             steps += self._receive(part, values)
         # Once for all samples, because each count of a metric takes 20 us and the next call waits for this method.
-        forecast = sum(progress.forecast for progress in steps)
-        self._observer.stepped(sum(progress.evaluated for progress in steps) + forecast, forecast)
+        if steps:
+            forecast = sum(progress.forecast for progress in steps)
+            self._observer.stepped(sum(progress.evaluated for progress in steps) + forecast, forecast)
 
     def _called(self, task: asyncio.Task[None]) -> None:
         del self._calls[task]

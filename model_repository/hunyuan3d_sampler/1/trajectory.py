@@ -75,7 +75,7 @@ class Trajectory:
         self.request = request
         self.path = path
         self.request_id = request_id
-        self.latents = request.latents  # at the present step, or, in a gap whose states nobody needs, at an earlier one
+        self.latents = request.latents  # the state at the present step; inside a gap it may be an earlier step's state
         self.step = 0
         self.batch = 0  # samples of the last denoiser call, those of other requests included
         self._forecasts = [Forecast(request.sigmas, request.tolerance) for _ in self.latents] if request.tolerance else []
