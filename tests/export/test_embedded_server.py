@@ -76,6 +76,21 @@ def test_starts_and_stops(repository: Path) -> None:
     server.stop()  # the second stop changes nothing
 
 
+@pytest.mark.served
+@pytest.mark.usefixtures("nothing_left")
+def test_models_import_from_a_relative_pythonpath(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "only_here.py").touch()
+    model = repository / contract.SAMPLER / "1" / "model.py"
+    text = model.read_text()
+    model.unlink()
+    model.write_text(f"{text}\nimport only_here\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "packages")
+    with EmbeddedServer(repository) as endpoints:
+        assert ready(endpoints.http)
+
+
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
 @pytest.mark.usefixtures("nothing_left")
 def test_a_taken_port(name: str, taken: int, repository: Path) -> None:

@@ -102,9 +102,10 @@ class EmbeddedServer:
         try:
             runtime = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="hunyuan3d-triton-")))
             launcher = lay_out(runtime)
-            command = _command(launcher, self.repository, models, ports, self.options)
+            command = _command(launcher, self.repository.absolute(), models, ports, self.options)
             self._process = subprocess.Popen(
                 command,
+                cwd=_python_path(runtime / "packages"),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -253,6 +254,20 @@ def _command(
         *memory_pool_flags(loadable(repository, options.config), options.config),
         *options.extra,
     ]
+
+
+def _python_path(folder: Path) -> Path:
+    """Fills a working folder for the server with links to what PYTHONPATH holds. Returns the folder.
+
+    Triton's stub ignores PYTHONPATH, and looks for packages in its working folder first, whatever folder a user stands in.
+    """
+    folder.mkdir()
+    for path in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        for found in Path(path).absolute().glob("*"):
+            link = folder / found.name
+            if not link.is_symlink():  # the first folder of PYTHONPATH that has a name wins
+                link.symlink_to(found)
+    return folder
 
 
 def _ports(options: ServerOptions) -> tuple[int, int, int]:
