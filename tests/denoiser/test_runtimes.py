@@ -148,6 +148,15 @@ def test_threads(in_torch: InTorch) -> None:
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("text", "expected"), [("threads=0", 1), ("threads=2", 2)])
+def test_threads_of_a_model_on_a_gpu(text: str, expected: int, in_torch: InTorch) -> None:
+    in_torch("device=cuda", text)
+    assert torch.get_num_threads() == expected
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -162,6 +171,8 @@ def test_options_that_this_machine_cannot_take(texts: list[str], message: str, i
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch records an empty one first, and does not let it be heard
 @pytest.mark.parametrize("texts", [["dtype=fp16"], ["dtype=bf16", "compile=true"], ["dtype=fp16", "cuda_graphs=true"]], ids=str)
 def test_on_a_gpu(texts: list[str], in_torch: InTorch, micro: Any) -> None:
     denoiser = in_torch("device=cuda", *texts)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from hunyuan3d_export.checkpoints import CheckpointError
+from hunyuan3d_export.checkpoints import CheckpointError, check_finite
 from hunyuan3d_export.conditioner.checkpoint import random_conditioner
 from hunyuan3d_export.conditioner.weights import ConditionerSource
 from hunyuan3d_export.dit.weights import Weights
@@ -49,6 +51,23 @@ def test_a_weight_that_is_no_number_is_refused_by_name(network: Any, value: floa
     with pytest.raises(CheckpointError, match=f"{path} must hold finite weights, got NaN or Inf in {key}\nhint: get the file"):
         source(path).load(torch.float32)
     source(path).serving()  # the sizes can be read all the same
+
+
+@given(
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    count=st.integers(0, 2**19),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_value_that_is_no_number_is_found(dtype: torch.dtype, count: int, data: st.DataObject) -> None:
+    largest = torch.finfo(dtype).max
+    weights = torch.tensor([largest, -largest, torch.finfo(dtype).tiny, -0.0], dtype=dtype).repeat(count // 4 + 1)[:count]
+    check_finite({"a": weights, "b": torch.tensor([1])}, Path("file"))
+    if count:
+        place = data.draw(st.one_of(st.integers(0, count - 1), st.just(count - 1)))
+        weights[place] = data.draw(st.sampled_from([float("nan"), -float("nan"), float("inf"), -float("inf")]))
+        with pytest.raises(CheckpointError, match="got NaN or Inf in a\n"):
+            check_finite({"a": weights}, Path("file"))
 
 
 def test_weights_beyond_the_range_of_fp16_name_the_precision(micro: Any, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ class Evaluations:
         if runtime == TENSORRT and rows > most:
             raise Skip(f"{rows} rows are more than the {most} of a plan's profile")
         denoiser = self._denoiser(runtime, preset, precision, path)
-        expected = path.expected(self._networks.expected(preset), batch=batch)
+        two_batch = self._networks.expected(preset)
+        expected = path.expected(two_batch, batch=batch)
         run = functools.partial(path.call(denoiser), **inputs)
         error = relative_l2(run().cpu(), expected)
         work = path.flop(chosen, precision, batch=batch)
@@ -96,7 +97,7 @@ class Evaluations:
             roofline_ms=work / 1e9 / self._setting.stopwatch.matmul_tflops(PRECISIONS[precision]),
             memory_mib=self._memory_mib(runtime, run),
             error=error,
-            tolerance=TOLERANCES[precision].evaluation,
+            tolerance=TOLERANCES[precision].evaluation * path.amplification(two_batch),
             note=self._note(runtime, preset, path, batch),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,17 @@ class Path:
             return two_batch.repeat_interleave(batch, dim=0)
         guided = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
         return (guided if self.kind == "guided" else conditional).repeat_interleave(batch, dim=0)
+
+    def amplification(self, two_batch: Tensor) -> float:
+        """How much larger this path's relative error is than that of the two velocities, whose errors are independent.
+
+        A guided velocity is their difference, s * conditional - (s - 1) * unconditional: it has the errors of both, s times.
+        """
+        if self.kind != "guided":
+            return 1.0
+        conditional, unconditional = (float(each.norm()) for each in two_batch)
+        errors = math.hypot(GUIDANCE_SCALE * conditional, (GUIDANCE_SCALE - 1) * unconditional)
+        return errors / float(self.expected(two_batch).norm())
 
     def flop(self, preset: Preset, precision: str, *, batch: int = 1) -> int:
         """Floating-point operations of one evaluation of `batch` samples, at the preset's own sizes."""

@@ -85,9 +85,10 @@ class Network:
             raise FileNotFoundError(
                 f"checkpoint must be deployed, found none at {path}\nhint: hunyuan3d-export deploy --checkpoint FILE"
             )
-        if options.threads:
-            torch.set_num_threads(options.threads)
         self.device = options.torch_device()
+        # On a GPU only loading runs on the CPU, and the models of a server load at once: their threads would hold each other up.
+        if threads := options.threads or (1 if self.device.type == "cuda" else 0):
+            torch.set_num_threads(threads)
         backend = None if options.attention_backend == "auto" else options.attention_backend
         defined = importlib.import_module(f"hunyuan3d_export.{options.network}.served")
         choices = dict(choice.partition("=")[::2] for choice in options.choices.split())

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from hunyuan3d_export.checks import relative_l2
 from hunyuan3d_export.dit import PRESETS
 from hunyuan3d_export.gpu_check import __main__ as gpu_check
 from hunyuan3d_export.gpu_check import graphs
@@ -141,6 +146,25 @@ def test_nothing_starts_after_the_limit(tmp_path: Path, setting: Setting) -> Non
     assert len(rows) == sum(len(group.jobs) for group in groups(setting))
 
 
+def test_sigterm_ends_the_processes_of_the_group_that_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hunyuan3d_export.gpu_check", "--device", "cpu", "--preset", "v2-mini"]
+    process = psutil.Popen([*command, "--report", str(tmp_path / "report.json")], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):  # the processes of the check: a server for new processes, its tracker, and that of the first group
+            family = process.children(recursive=True)
+            if len(family) >= 3:
+                break
+            time.sleep(0.1)
+        assert len(family) >= 3
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+    finally:
+        for each in (process, *family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -243,6 +267,18 @@ def test_every_path_expects_what_two_batch_gives(batch: int) -> None:
         assert path.inputs(preset, device, batch=batch)["guidance_scale"].tolist() == [GUIDANCE_SCALE] * batch
         assert str(path) == f"guided ({path.form})"
     assert TWO_BATCH.flop(preset, "fp16", batch=batch) == 2 * batch * PLAIN.flop(preset, "fp16")
+
+
+def test_a_guided_velocity_has_the_errors_of_both_velocities() -> None:
+    """Errors drawn independently grow by as much as amplification says."""
+    generator = torch.Generator().manual_seed(0)
+    shared, conditional, unconditional, *errors = (torch.randn(1, 200, 64, generator=generator) for _ in range(5))
+    exact = torch.cat([shared + 0.3 * conditional, shared + 0.4 * unconditional])
+    found = exact * (1 + 1e-3 * torch.cat(errors))
+    for path in (PLAIN, TWO_BATCH, *GUIDED):
+        expected = 1e-3 * path.amplification(exact)
+        assert relative_l2(path.expected(found), path.expected(exact)) == pytest.approx(expected, rel=0.05)
+    assert GUIDED[0].amplification(exact) > 2 and PLAIN.amplification(exact) == TWO_BATCH.amplification(exact) == 1
 
 
 def test_rows_beyond_a_plans_profile_say_so(setting: Setting) -> None:
