@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +33,10 @@ CONFIG = ConditionerConfig(
 )
 ADAMW_LR = 2e-3
 CHECKPOINT_NAME = "shapes-encoder.safetensors"
-SMOOTHING = 0.02  # keeps the scores of a picture finite; the words stay as good as pure
+SMOOTHING = 0.02  # keeps the scores of a picture finite in training
+# How much larger the written scores are. The softmax then gives one word alone, also where the encoder hesitates: a twentieth of "flat"
+# beside NOTHING's zeros would be drawn as "flat". A power of two is exact in float16.
+SHARPNESS = 32.0
 
 
 def new_model(seed: int) -> Conditioner:
@@ -76,6 +79,16 @@ def loss_of(model: Conditioner, pixels: Tensor, words: Tensor) -> Tensor:
     return F.cross_entropy(scores(model, pixels).flatten(0, 1), words.flatten(), label_smoothing=SMOOTHING)
 
 
+def sharpened(model: Conditioner, factor: float) -> Conditioner:
+    """A copy of the model whose scores are `factor` times as large."""
+    copied = copy.deepcopy(model)
+    assert copied.head is not None
+    with torch.no_grad():
+        for value in copied.head.choice.parameters():
+            value.mul_(factor)
+    return copied
+
+
 def train(args: argparse.Namespace) -> None:
     """Trains for args.steps steps or args.max_minutes, whichever ends first, and writes the averaged model."""
     pictures, words = load_views(args.out / "views", args.views, args.seed)
@@ -83,14 +96,17 @@ def train(args: argparse.Namespace) -> None:
     model = new_model(args.seed)
     if args.resume is not None:
         known = load_conditioner(args.resume, image_size=CONFIG.image_size, views=CONFIG.views)
-        model.load_state_dict(known.state_dict())
+        model.load_state_dict(sharpened(known, 1 / SHARPNESS).state_dict())
     optimizers = new_optimizers(model, args.lr)
 
     def loss_at(_: float) -> Tensor:
         rows = torch.randint(len(pictures), (args.batch,), generator=generator)
         return loss_of(model, dresser.pixels(pictures[rows]), words[rows])
 
-    optimize(args, model, optimizers, loss_at, args.out / CHECKPOINT_NAME, save_conditioner)
+    def save(average: Conditioner, path: Path) -> None:
+        save_conditioner(sharpened(average, SHARPNESS), path)
+
+    optimize(args, model, optimizers, loss_at, args.out / CHECKPOINT_NAME, save)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -63,7 +63,10 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises CheckpointError, which names the tensors, when weights are NaN or infinite. It reads all of their bytes."""
+    """Raises CheckpointError, which names the tensors, when weights are NaN or infinite. It reads all of their bytes.
+
+    The tensors lie on the CPU; those of a floating-point type have one that check_dtypes allows.
+    """
     wrong = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
     if not wrong:
         return

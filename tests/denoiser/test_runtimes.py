@@ -172,6 +172,7 @@ def test_options_that_this_machine_cannot_take(texts: list[str], message: str, i
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("threads")
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch records an empty one first, and does not let it be heard
 @pytest.mark.parametrize("texts", [["dtype=fp16"], ["dtype=bf16", "compile=true"], ["dtype=fp16", "cuda_graphs=true"]], ids=str)
 def test_on_a_gpu(texts: list[str], in_torch: InTorch, micro: Any) -> None:

@@ -79,15 +79,17 @@ def test_starts_and_stops(repository: Path) -> None:
 @pytest.mark.served
 @pytest.mark.usefixtures("nothing_left")
 def test_models_import_from_a_relative_pythonpath(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "only_here.py").touch()
+    for folder, text in (("first", "right = True"), ("second", "right = False")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "only_here.py").write_text(text)
+    (tmp_path / "einops.py").write_text("raise RuntimeError('a file of the folder in which the user stands')")
     model = repository / contract.SAMPLER / "1" / "model.py"
     text = model.read_text()
     model.unlink()
-    model.write_text(f"{text}\nimport only_here\n")
+    model.write_text(f"{text}\nimport einops, only_here\nassert only_here.right\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", "packages")
-    with EmbeddedServer(repository) as endpoints:
+    monkeypatch.setenv("PYTHONPATH", "first:second")
+    with EmbeddedServer(Path("repository")) as endpoints:
         assert ready(endpoints.http)
 
 

@@ -11,6 +11,7 @@ pytest.importorskip("scipy", reason="needs the shapes extra")
 import clouds
 import optimizing
 import train
+import train_encoder
 
 PROMPTS = ("cube", "flat cube", "two tall cones")
 
@@ -133,3 +134,15 @@ def test_held_out_prompts_are_never_trained(pairs):
     with pytest.raises(ValueError, match="trained"):
         clouds.Clouds({**pairs, "flat cone": pairs["cube"]}, tokens=512, seed=0)
     assert "flat cone" not in TRAINED_PROMPTS
+
+
+def test_the_written_encoder_chooses_one_word_also_where_the_trained_one_hesitates():
+    trained = train_encoder.new_model(seed=0)
+    assert trained.head is not None
+    with torch.no_grad():
+        trained.head.choice.bias.copy_(torch.arange(60) % 20 / 20)  # each word a little likelier than the one before
+    written, cls = train_encoder.sharpened(trained, train_encoder.SHARPNESS), torch.zeros(1, 128)
+    assert trained.head(cls).abs().amax(-1).max() < 0.9, "a mixture"
+    torch.testing.assert_close(written.head(cls)[0], trained.head.vectors[[19, 19, 19]], rtol=0, atol=0.5)
+    again = train_encoder.sharpened(written, 1 / train_encoder.SHARPNESS).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in trained.state_dict().items()), "what --resume reads"

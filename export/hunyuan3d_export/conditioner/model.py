@@ -19,8 +19,8 @@ _LONGEST_PERIOD = 10_000.0
 class WordHead(nn.Module):
     """Reads a few words from a picture's CLS token; each word stands for a vector of the context's width.
 
-    A word is chosen by a softmax, whose result is nearly one word's vector wherever the encoder is sure. A linear layer instead
-    would give mixtures of the vectors, and a denoiser that was trained on words has never seen a mixture.
+    A word is chosen by a softmax over scores so far apart that its result is one word's vector. A linear layer instead would give
+    mixtures of the vectors, and a denoiser that was trained on words has never seen a mixture.
     """
 
     def __init__(self, width: int, words: Words) -> None:

@@ -98,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _stop(number: int, _frame: object) -> None:
+    """Ends the check by an exception, so that the process of the group that runs is ended too. A second signal changes nothing."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
-    # An exception, so that the process of the group that runs is ended too, with the tritonserver that it may have started.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

@@ -50,9 +50,9 @@ def _one_process(group: str, left: list[Job], setting: Setting, deadline: float)
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(group, [job.name for job in left], setting, sender))
-    process.start()
-    sender.close()  # the process has its own end; with this one open, its death would not be seen
     try:
+        process.start()
+        sender.close()  # the process has its own end; with this one open, its death would not be seen
         while left:
             if not receiver.poll(max(deadline - time.monotonic(), 0)):
                 return
@@ -76,9 +76,13 @@ def _how(process: BaseProcess) -> str:
 
 def _end(process: BaseProcess) -> None:
     """Kills the process with all that it has started, such as a tritonserver; a process that has ended is left alone."""
-    process.join(0.2)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(int(process.pid or 0), signal.SIGKILL)
+    if process.pid is None:
+        return
+    try:
+        process.join(0.2)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.join()
 
 

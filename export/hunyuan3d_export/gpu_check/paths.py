@@ -57,7 +57,7 @@ class Path:
         return (guided if self.kind == "guided" else conditional).repeat_interleave(batch, dim=0)
 
     def amplification(self, two_batch: Tensor) -> float:
-        """How much larger this path's relative error is than that of the two velocities, whose errors are independent.
+        """How much larger this path's relative error is than that of the two velocities, if their errors are independent.
 
         A guided velocity is their difference, s * conditional - (s - 1) * unconditional: it has the errors of both, s times.
         """

@@ -61,7 +61,8 @@ class Endpoints:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """config: the name of a file in each model's configs/ folder. Port 0 takes a free port. extra: further server flags."""
+    """config: the name of a file in each model's configs/ folder. Port 0 takes a free port. extra: further server flags, whose
+    paths must be absolute, because the server works in a folder of its own."""
 
     config: str = "cpu"
     grpc_port: int = 0

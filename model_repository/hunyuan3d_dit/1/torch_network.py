@@ -26,8 +26,8 @@ class Options:
     device: a torch device, or auto, which takes a GPU when there is one. dtype: auto keeps the checkpoint's.
     attention_backend: sdpa, flash, chunked, standard, sage, or auto (sage where USE_SAGEATTN=1, else sdpa).
     compile: evaluate through torch.compile. cuda_graphs: record a graph for each shape, which pays where few shapes repeat.
-    threads: how many compute one evaluation on a CPU, 0 for torch's own choice. choices: the network's own options, each
-    NAME=VALUE, with spaces between them.
+    threads: how many compute one evaluation on a CPU, 0 for torch's own choice there and one on a GPU. choices: the network's own
+    options, each NAME=VALUE, with spaces between them.
     """
 
     network: str

@@ -35,9 +35,11 @@ def pixels(count=2):
 def test_the_weights_are_small_and_hold_the_words_of_prompts(encoder):
     manifest = json.loads(SHIPPED["shapes"].with_suffix(".json").read_text())
     assert SHIPPED["shapes"].stat().st_size < 3_000_000 and manifest["sha256"] == sha256(SHIPPED["shapes"])
-    assert encoder.config.words == Words(tokens=3, vocabulary=len(ATTRIBUTES) + len(NOUNS))
+    assert encoder.config.words == Words(tokens=3, vocabulary=1 + len(ATTRIBUTES) + len(NOUNS))
     words = np.concatenate([embed_prompt(word) for word in (*ATTRIBUTES, *NOUNS)])
-    np.testing.assert_array_equal(encoder.head.vectors.numpy(), words.astype(np.float32))
+    nothing, *others = encoder.head.vectors.numpy()
+    assert not nothing.any(), "the word of a token that a short prompt does not need"
+    np.testing.assert_array_equal(others, words.astype(np.float32))
 
 
 def test_the_context_is_a_choice_of_words(encoder):
@@ -46,9 +48,8 @@ def test_the_context_is_a_choice_of_words(encoder):
     assert context.shape == (2, 3, contract.CONTEXT_WIDTH) and context.dtype == torch.float16
     scores = encoder.head.scores(hidden[:, 0, 0])
     chosen = encoder.head.vectors[scores.argmax(-1)]
-    sure = scores.softmax(-1).amax(-1) > 0.99
-    assert (context.float() - chosen)[sure].abs().max() < 0.05 if sure.any() else True
-    assert context.abs().max() <= 1, "a mixture of vectors of signs"
+    # Less than a twentieth of "flat" beside NOTHING's zeros is drawn as "flat", because the denoiser normalises its tokens.
+    torch.testing.assert_close(context.float(), chosen, rtol=0, atol=1e-3)
 
 
 def test_a_checkpoint_is_read_as_it_was_written(encoder, tmp_path: Path):

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -148,14 +147,13 @@ def test_nothing_starts_after_the_limit(tmp_path: Path, setting: Setting) -> Non
 
 def test_sigterm_ends_the_processes_of_the_group_that_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hunyuan3d_export.gpu_check", "--device", "cpu", "--preset", "v2-mini"]
-    process = psutil.Popen([*command, "--report", str(tmp_path / "report.json")], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = psutil.Popen([*command, "--report", str(tmp_path / "report.json")], cwd=tmp_path, **pipe)
+    family = []
     try:
-        for _ in range(600):  # the processes of the check: a server for new processes, its tracker, and that of the first group
-            family = process.children(recursive=True)
-            if len(family) >= 3:
-                break
-            time.sleep(0.1)
-        assert len(family) >= 3
+        assert "matmul" in process.stderr.readline(), "the first row, of a process whose group has two more"
+        family = process.children(recursive=True)
+        assert len(family) >= 3, "the server of processes, its tracker, and the process that measures"
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
         assert psutil.wait_procs(family, timeout=10)[1] == []
@@ -163,6 +161,7 @@ def test_sigterm_ends_the_processes_of_the_group_that_runs(tmp_path: Path) -> No
         for each in (process, *family):
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
+        process.stderr.close()
 
 
 @pytest.mark.parametrize(
