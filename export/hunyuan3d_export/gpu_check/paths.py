@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dit import Hunyuan3DDiT, Preset, compute
-from ..dit.network import example_inputs
+from ..dit.network import amplification, example_inputs
 from ..dit.reference_sampler import Denoiser
 from ..precisions import PRECISIONS
 
@@ -57,15 +56,8 @@ class Path:
         return (guided if self.kind == "guided" else conditional).repeat_interleave(batch, dim=0)
 
     def amplification(self, two_batch: Tensor) -> float:
-        """How much larger this path's relative error is than that of the two velocities, if their errors are independent.
-
-        A guided velocity is their difference, s * conditional - (s - 1) * unconditional: it has the errors of both, s times.
-        """
-        if self.kind != "guided":
-            return 1.0
-        conditional, unconditional = (float(each.norm()) for each in two_batch)
-        errors = math.hypot(GUIDANCE_SCALE * conditional, (GUIDANCE_SCALE - 1) * unconditional)
-        return errors / float(self.expected(two_batch).norm())
+        """How much larger this path's relative error is than that of the two velocities (see dit.network.amplification)."""
+        return amplification(GUIDANCE_SCALE, two_batch[:1], two_batch[1:]) if self.kind == "guided" else 1.0
 
     def flop(self, preset: Preset, precision: str, *, batch: int = 1) -> int:
         """Floating-point operations of one evaluation of `batch` samples, at the preset's own sizes."""
