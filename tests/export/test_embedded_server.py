@@ -154,6 +154,15 @@ def test_a_platform_without_the_wheel(monkeypatch: pytest.MonkeyPatch, repositor
         EmbeddedServer(repository).start()
 
 
+@pytest.mark.parametrize("version", ["2.0.0", "2.5.2"])
+def test_numpy_2_is_refused(version: str, monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    monkeypatch.setattr(wheel.importlib.metadata, "version", {"numpy": version}.__getitem__)
+    with pytest.raises(
+        ServerStartError, match=rf"numpy must be below 2 for the embedded server, found {version}\nhint: .* 'numpy<2'$"
+    ):
+        EmbeddedServer(repository).start()
+
+
 def test_the_wheel_is_missing(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(

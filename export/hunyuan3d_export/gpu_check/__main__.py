@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .children import rows_of, start_server
-from .groups import groups
+from .groups import Group, groups
 from .machine import machine
 from .report import Report
 from .setting import Setting
@@ -44,10 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
                 work=Path(work),
                 **_sizes(options),
             )
+            chosen = _chosen(groups(setting), options.only)
         except ValueError as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
-        report = _check(setting, options.report, limit_s=options.limit_s, group_s=options.group_s)
+        report = _check(setting, chosen, options)
     sys.stdout.write(f"\n{report.text()}")
     return 0 if all(row.passed for row in report.rows) else 1
 
@@ -58,11 +59,20 @@ def _sizes(options: argparse.Namespace) -> dict[str, Any]:
     return {**_SIZES[options.device], **{name: value for name, value in given.items() if value is not None}}
 
 
-def _check(setting: Setting, path: Path, *, limit_s: float, group_s: float) -> Report:
-    report = Report(path, machine(setting.device))
+def _chosen(known: list[Group], only: list[str] | None) -> list[Group]:
+    """The groups whose names begin with one of `only`; all of them without it. Raises ValueError where no group does."""
+    if unknown := [name for name in only or [] if not any(group.name.startswith(name) for group in known)]:
+        names = "; ".join(group.name for group in known)
+        raise ValueError(f"--only must begin the name of a group, got {', '.join(unknown)}\nhint: the groups are {names}")
+    return [group for group in known if only is None or group.name.startswith(tuple(only))]
+
+
+def _check(setting: Setting, chosen: list[Group], options: argparse.Namespace) -> Report:
+    limit_s, group_s = options.limit_s, options.group_s
+    report = Report(options.report, machine(setting.device))
     start = time.monotonic()
     start_server()
-    for group in groups(setting):
+    for group in chosen:
         left_s = start + limit_s - time.monotonic()
         limit = (
             f"the limit of {limit_s:g} s has passed" if left_s <= group_s else f"the group's limit of {group_s:g} s has passed"
@@ -79,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu runs the same code, to test it")
     parser.add_argument("--preset", action="append", help="a base preset; repeatable; default v2-0 and v2-mini")
+    parser.add_argument("--only", action="append", help="the start of a group's name, such as served; repeatable; default all")
     parser.add_argument("--limit-s", type=float, default=480.0, help="seconds after which nothing runs any more")
     parser.add_argument("--group-s", type=float, default=240.0, help="seconds after which one group of rows is ended")
     cuda, cpu = _SIZES["cuda"], _SIZES["cpu"]

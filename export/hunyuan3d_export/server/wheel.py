@@ -5,6 +5,7 @@ This file imports only the standard library, so that a small image can run `pyth
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import platform
 import shlex
@@ -53,6 +54,7 @@ def _find_server() -> tuple[Path, Path]:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ServerStartError(f"package nvidia-pytriton must be installed, found none\n{hint}")
+    _check_numpy()
     root = Path(spec.submodule_search_locations[0]) / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -60,6 +62,17 @@ def _find_server() -> tuple[Path, Path]:
         found = ", ".join(sorted(path.name for path in stub.parent.parent.glob("*"))) or "none"
         raise ServerStartError(f"the wheel must hold a stub for Python {version}, found {found}\n{hint}")
     return root, stub
+
+
+def _check_numpy() -> None:
+    """The stub reads every array of NumPy 2 as one of zero bytes, so the server would start and refuse each request."""
+    try:
+        version = importlib.metadata.version("numpy")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if int(version.partition(".")[0]) >= 2:
+        install = f"{shlex.quote(sys.executable)} -m pip install 'numpy<2'"
+        raise ServerStartError(f"numpy must be below 2 for the embedded server, found {version}\nhint: {install}")
 
 
 if __name__ == "__main__":

@@ -192,6 +192,19 @@ def test_a_gpu_compiles_every_path(setting: Setting, device: str, compilers: lis
     assert [evaluations._compiler(path) for path in (TWO_BATCH, *GUIDED)] == compilers
 
 
+def test_groups_can_be_chosen_by_the_start_of_their_names(
+    tmp_path: Path, setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_check.main(options(tmp_path, "--limit-s", "0", "--only", "served", "--only", "SDPA")) == 0
+    chosen = [job.name for group in groups(setting) if group.name in ("SDPA", "served, tiny") for job in group.jobs]
+    assert [row["name"] for row in rows_of(tmp_path)] == chosen
+    assert gpu_check.main(options(tmp_path, "--only", "served", "--only", "plans")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: --only must begin the name of a group, got plans\nhint: the groups are rooflines; torch, tiny;"
+    )
+
+
 def test_presets_with_guidance_embedded_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(["--device", "cpu", "--preset", "v2-0-turbo", "--report", str(tmp_path / "report.json")]) == 2
     assert "preset must be one of" in capsys.readouterr().err
