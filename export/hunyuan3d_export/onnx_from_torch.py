@@ -26,6 +26,8 @@ from .precisions import PRECISIONS, WIRE_DTYPES
 __all__ = ["Graph", "OnnxOptions", "export_onnx"]
 
 OPSET = 23  # the first opset with Attention and RMSNormalization
+# Smaller tensors stay in the graph's file: ONNX Runtime must see the sizes of a Split, 520 bytes for v2-0, to load a graph.
+_INLINE_BYTES = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +122,10 @@ def _write_model(graph: Graph, network: nn.Module, path: Path) -> None:
         return
     with _stage(f"{name}: trace and convert"):
         program = _trace(graph, graph.module(network))
+    import onnx_ir  # comes with onnxscript, which a machine for gpu-check may lack
+
     with _stage(f"{name}: write weights"):
-        program.save(str(path), external_data=True)
+        onnx_ir.save(program.model, path, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
 
 
 def _trace(graph: Graph, module: nn.Module) -> torch.onnx.ONNXProgram:

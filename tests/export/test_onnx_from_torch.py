@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 from onnx import numpy_helper
 
 from hunyuan3d_client import contract
+from hunyuan3d_export.dit import PRESETS, random_model, save_checkpoint
+from hunyuan3d_export.dit.network import example_inputs
 from hunyuan3d_export.dit.weights import Weights
 from hunyuan3d_export.files import ONNX_FILE
 from hunyuan3d_export.onnx_from_torch import OPSET, OnnxOptions, export_onnx
+from hunyuan3d_export.runners import OnnxRunner
 
 ARTIFACTS = [
     {"precision": "fp32"},
@@ -233,3 +237,15 @@ def test_distilled_weights_have_no_guided_graph(micro_distilled: Weights, tmp_pa
     with pytest.raises(ValueError, match="graph must be plain for guidance-distilled weights"):
         export_onnx(micro_distilled, tmp_path, graph="guided")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deep_network_loads(tmp_path: Path) -> None:
+    """As many blocks as v2-mini has, narrow: their modulation is split in more parts than the exporter keeps in the graph by itself."""
+    config = dataclasses.replace(PRESETS["tiny"].config, depth=8, depth_single_blocks=16)
+    save_checkpoint(random_model(config), tmp_path / "deep.safetensors")
+    source = Weights(checkpoint=tmp_path / "deep.safetensors")
+    (folder,) = export_onnx(source, tmp_path / "onnx", graph="plain", options=OnnxOptions(precision="fp32"))
+    graph = onnx.load(folder / ONNX_FILE, load_external_data=False).graph
+    outside = [np.prod(tensor.dims) for tensor in graph.initializer if tensor.external_data]
+    assert outside and min(outside) >= 1024 and max(len(node.output) for node in graph.node if node.op_type == "Split") > 32
+    OnnxRunner(tmp_path / "onnx").run(contract.DIT, example_inputs((1, 5, 3)))
