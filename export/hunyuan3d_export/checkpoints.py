@@ -52,9 +52,10 @@ def check_dtypes(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _is_finite(value: Tensor) -> bool:
-    """By NumPy and so in one thread: a server's models load at once, and their torch threads would hold each other up for minutes.
+    """Whether no element is NaN or infinite.
 
-    In parts, because the weights should stay the file's mapped pages.
+    NumPy computes it in one thread: a server's models load at once, and torch's threads would hold each other up for minutes. It is
+    done in parts, because the weights should stay the file's mapped pages.
     """
     integers, exponent = _EXPONENTS[value.dtype]
     bits = value.detach().reshape(-1).view(integers).numpy()
