@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,21 @@ def write(path: Path, made: Mesh | npt.NDArray[Any]) -> None:
         os.fsync(file.fileno())
 
 
+async def _ended(futures: Sequence[asyncio.Future[None]]) -> None:
+    """Wait until all have ended, however. Cancellations meanwhile do not cut this short: the last one is raised at the end."""
+    cancelled = None
+    while waiting := [future for future in futures if not future.done()]:
+        try:
+            await asyncio.wait(waiting)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    for future in futures:
+        if not future.cancelled():
+            future.exception()  # asyncio reports errors that nobody looked at
+    if cancelled is not None:
+        raise cancelled
+
+
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as the ledger gives them back: Python's numbers and lists in place of NumPy's and of tuples."""
     found: dict[str, Any] = json.loads(json.dumps(dict(options), default=lambda value: np.asarray(value).tolist()))
@@ -130,7 +145,7 @@ class Batch:
             finally:
                 for worker in self._workers:
                     worker.cancel()
-                await asyncio.gather(*self._workers, *self._writing, return_exceptions=True)
+                await _ended([*self._workers, *self._writing])
         self._summary.seconds = time.monotonic() - started
         return self._summary
 
@@ -208,7 +223,8 @@ class Batch:
 
     async def _finish(self, write_down: Callable[[], None]) -> None:
         """Write a result and its entry, both even if the batch is cancelled meanwhile."""
-        writing = asyncio.ensure_future(asyncio.to_thread(write_down))
+        # A future and not a task, which a loop that ends would cancel while its thread goes on.
+        writing = asyncio.get_running_loop().run_in_executor(None, write_down)
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
         await asyncio.shield(writing)

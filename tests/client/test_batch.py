@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 import hunyuan3d_client as h
-from hunyuan3d_client import contract
+from hunyuan3d_client import batch, contract
 from hunyuan3d_client.batch_inputs import Item, Shard, items_of
 from hunyuan3d_client.ledger import Entry, Ledger, entries
 from hunyuan3d_client.transport import Tensors
@@ -197,6 +198,32 @@ def test_a_cancelled_batch_resumes(pictures: Path, tmp_path: Path) -> None:
     with h.Client(transport=h.MockTransport()) as client:
         summary = client.generate_many(pictures, out=out)
     assert summary.done + summary.skipped == 3 and summary.skipped >= 1
+
+
+def test_what_is_being_written_reaches_the_ledger(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted Client cancels its call, and then every task of its loop."""
+    out, begun, write = tmp_path / "out", threading.Event(), batch.write
+
+    def slowly(path: Path, made: Any) -> None:
+        begun.set()
+        time.sleep(0.3)
+        write(path, made)
+
+    async def main() -> None:
+        async with h.AsyncClient(transport=h.MockTransport()) as client:
+            task = asyncio.create_task(client.generate_many(pictures, out=out, concurrency=3))
+            assert await asyncio.to_thread(begun.wait, 20)
+            for _ in range(3):
+                for each in asyncio.all_tasks() - {asyncio.current_task()}:
+                    each.cancel()
+                await asyncio.sleep(0.02)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    monkeypatch.setattr(batch, "write", slowly)
+    asyncio.run(main())
+    done = {line["output"] for line in lines(out)}
+    assert done and done == {path.relative_to(out).as_posix() for path in out.rglob("*.glb")}
 
 
 def test_a_slow_progress_callback_holds_nothing_up(pictures: Path, tmp_path: Path) -> None:
