@@ -15,10 +15,11 @@ from hunyuan3d_export.files import RTX_PLAN_FILE
 # The bounds on two cores: 10 minutes, and 10 GB of memory for fp32 or half of it for fp16.
 _MOST_SECONDS = 600
 _MOST_BYTES = {"fp32": 10e9, "fp16": 5e9}
-# The command line, which also reports its peak memory when it ends.
+# The command line, which also reports its peak memory when it ends. Not ru_maxrss, which a child inherits from the process that forks it.
 _EXPORT = """
-import atexit, resource, sys
-atexit.register(lambda: sys.stderr.write("peak_kib=%d" % resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+import atexit, sys
+peak_kib = lambda: next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+atexit.register(lambda: sys.stderr.write("peak_kib=" + peak_kib()))
 from hunyuan3d_export.__main__ import main
 main()
 """

@@ -19,6 +19,7 @@ from hunyuan3d_export.repository_from_artifacts import deploy
 from hunyuan3d_export.server.embedded import EmbeddedServer, Endpoints
 from hunyuan3d_export.shapes import TRAINED_PROMPTS, embed_prompt
 from hunyuan3d_export.shapes.sweep import sweep
+from hunyuan3d_export.shapevae.weights import ShapeVAESource
 
 pytestmark = pytest.mark.served
 TOLERANCE = 0.03  # the first of the two that docs/sampler.md recommends
@@ -28,7 +29,8 @@ TOLERANCE = 0.03  # the first of the two that docs/sampler.md recommends
 def shapes_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
     repository = tmp_path_factory.mktemp("forecast") / "repository"
     artifacts = Path(__file__).parents[2] / "build" / "test" / "shapes-fp32"
-    export_onnx(Weights(preset="shapes"), artifacts, options=OnnxOptions(precision="fp32"))
+    for source in (Weights(preset="shapes"), ShapeVAESource(preset="shapes")):
+        export_onnx(source, artifacts, options=OnnxOptions(precision="fp32"))
     deploy(artifacts, repository)
     with EmbeddedServer(repository) as endpoints:
         yield endpoints

@@ -135,18 +135,22 @@ def test_header_length_that_looks_like_a_pickle(narrow: DiTConfig, tmp_path: Pat
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
 from hunyuan3d_export.dit import DiTConfig, load_checkpoint
 
 def private_mib():
     lines = open("/proc/self/smaps_rollup").read().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Anonymous"))) / 2048
 
-before, peak = private_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_mib():  # not ru_maxrss, which a child inherits from the process that forks it
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+before, peak = private_mib(), peak_mib()
 model = load_checkpoint(sys.argv[1])
 loaded = private_mib()
 total = float(sum(parameter.double().sum() for parameter in model.parameters()))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+after = peak_mib()
 print(json.dumps({"private": loaded - before, "peak": after - peak, "total": total}))
 """
 
